@@ -1,0 +1,164 @@
+// safetensors_write.c - writing safetensors: the header first, then the data as it comes.
+#include <errno.h>
+#include <fcntl.h>
+#include <jansson.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "safetensors.h"
+
+struct SafetensorsWriter {
+    FILE *out;
+    char *path;
+    char **name;    // [n]
+    int64_t *bytes; // [n] of each tensor
+    int64_t n, turn, done; // the tensor being written and its bytes so far
+};
+
+static void writer_free(SafetensorsWriter *w) {
+    for (int64_t i = 0; i < w->n && w->name; i++) free(w->name[i]);
+    free(w->name);
+    free(w->bytes);
+    free(w->path);
+    free(w);
+}
+
+void safetensors_drop(SafetensorsWriter **w) {
+    if (!*w) return;
+    if ((*w)->out) {
+        fclose((*w)->out);
+        unlink((*w)->path);
+    }
+    writer_free(*w);
+    *w = NULL;
+}
+
+static Err decl_bytes(const char *path, const StDecl *d, int64_t *bytes) {
+    CHECK(d->ndim >= 0 && d->ndim <= ST_DIMS && d->dtype < ST_TYPES, E_INTERNAL,
+          "%s: tensor '%s': %d dimensions, type %d", path, d->name, d->ndim, (int)d->dtype);
+    *bytes = (int64_t)st_type_bytes(d->dtype);
+    for (int i = 0; i < d->ndim; i++) {
+        CHECK(d->shape[i] >= 0 && !__builtin_mul_overflow(*bytes, d->shape[i], bytes), E_INTERNAL,
+              "%s: tensor '%s': shape", path, d->name);
+    }
+    return OK;
+}
+
+static Err header_write(SafetensorsWriter *w, const StDecl *decl) {
+    json_t *header = json_object();
+    int64_t at = 0;
+    int rc = json_object_set_new(header, "__metadata__", json_pack("{s:s}", "format", "pt"));
+    for (int64_t i = 0; i < w->n && rc == 0; i++) {
+        json_t *shape = json_array();
+        for (int k = 0; k < decl[i].ndim; k++) {
+            rc |= json_array_append_new(shape, json_integer(decl[i].shape[k]));
+        }
+        if (json_object_get(header, decl[i].name)) rc = -1;
+        rc |= json_object_set_new(
+            header, decl[i].name,
+            json_pack("{s:s, s:o, s:[I,I]}", "dtype", st_type_name(decl[i].dtype), "shape", shape,
+                      "data_offsets", (json_int_t)at, (json_int_t)(at + w->bytes[i])));
+        at += w->bytes[i];
+    }
+    char *text = rc == 0 ? json_dumps(header, JSON_COMPACT) : NULL;
+    json_decref(header);
+    CHECK(text, E_INTERNAL, "%s: cannot make the header (a name given twice, or not UTF-8?)", w->path);
+    size_t n = strlen(text), padded = (n + 7) & ~(size_t)7;
+    uint8_t length[8];
+    for (int i = 0; i < 8; i++) length[i] = (uint8_t)((uint64_t)padded >> 8 * i);
+    bool ok = fwrite(length, 1, 8, w->out) == 8 && fwrite(text, 1, n, w->out) == n &&
+              fwrite("        ", 1, padded - n, w->out) == padded - n;
+    free(text);
+    CHECK(ok, E_OUTPUT, "%s: cannot write: %s", w->path, strerror(errno));
+    return OK;
+}
+
+Err safetensors_create(SafetensorsWriter **out, const char *path, const StDecl *decl, int64_t n) {
+    *out = NULL;
+    Err err = OK;
+    SafetensorsWriter *w = calloc(1, sizeof *w);
+    CHECK(w, E_INTERNAL, "%s: out of memory", path);
+    w->n = n;
+    w->path = strdup(path);
+    w->name = calloc((size_t)n + 1, sizeof *w->name);
+    w->bytes = calloc((size_t)n + 1, sizeof *w->bytes);
+    CHECK_OR(w->path && w->name && w->bytes, failed, E_INTERNAL, "%s: out of memory", path);
+    for (int64_t i = 0; i < n; i++) {
+        TRY_OR(decl_bytes(path, &decl[i], &w->bytes[i]), failed);
+        w->name[i] = strdup(decl[i].name);
+        CHECK_OR(w->name[i], failed, E_INTERNAL, "%s: out of memory", path);
+    }
+    w->out = fopen(path, "wbe");
+    CHECK_OR(w->out, failed, E_OUTPUT, "%s: cannot create: %s", path, strerror(errno));
+    TRY_OR(header_write(w, decl), failed);
+    *out = w;
+    return OK;
+failed:
+    safetensors_drop(&w);
+    return err;
+}
+
+// Tensors without bytes have no turn.
+static void turn_skip_empty(SafetensorsWriter *w) {
+    while (w->turn < w->n && w->done == w->bytes[w->turn]) {
+        w->turn++;
+        w->done = 0;
+    }
+}
+
+Err safetensors_put(SafetensorsWriter *w, const char *name, const void *data, size_t bytes) {
+    if (bytes == 0) return OK;
+    turn_skip_empty(w);
+    CHECK(w->turn < w->n && strcmp(w->name[w->turn], name) == 0, E_INTERNAL,
+          "%s: tensor '%s' written when it is the turn of '%s'", w->path, name,
+          w->turn < w->n ? w->name[w->turn] : "none");
+    CHECK(bytes <= (size_t)(w->bytes[w->turn] - w->done), E_INTERNAL,
+          "%s: tensor '%s': more than its %lld bytes", w->path, name, (long long)w->bytes[w->turn]);
+    CHECK(fwrite(data, 1, bytes, w->out) == bytes, E_OUTPUT, "%s: cannot write: %s", w->path,
+          strerror(errno));
+    w->done += (int64_t)bytes;
+    return OK;
+}
+
+Err safetensors_finish(SafetensorsWriter **out, bool is_sync) {
+    SafetensorsWriter *w = *out;
+    *out = NULL;
+    Err err = OK;
+    turn_skip_empty(w);
+    CHECK_OR(w->turn == w->n, failed, E_INTERNAL, "%s: tensor '%s' has %lld of %lld bytes", w->path,
+             w->name[w->turn], (long long)w->done, (long long)w->bytes[w->turn]);
+    CHECK_OR(fflush(w->out) == 0 && (!is_sync || fsync(fileno(w->out)) == 0), failed, E_OUTPUT,
+             "%s: cannot write: %s", w->path, strerror(errno));
+    int rc = fclose(w->out);
+    w->out = NULL;
+    CHECK_OR(rc == 0, failed, E_OUTPUT, "%s: cannot write: %s", w->path, strerror(errno));
+    writer_free(w);
+    return OK;
+failed:
+    safetensors_drop(&w);
+    return err;
+}
+
+Err safetensors_write_index(const char *path, const char *const *names, const char *const *files,
+                            int64_t n, int64_t total_size) {
+    json_t *map = json_object();
+    int rc = 0;
+    for (int64_t i = 0; i < n; i++) rc |= json_object_set_new(map, names[i], json_string(files[i]));
+    json_t *index = json_pack("{s:{s:I}, s:o}", "metadata", "total_size", (json_int_t)total_size,
+                              "weight_map", map);
+    CHECK(rc == 0 && index, E_INTERNAL, "%s: cannot make the index", path);
+    char *text = json_dumps(index, JSON_INDENT(2) | JSON_SORT_KEYS);
+    json_decref(index);
+    CHECK(text, E_INTERNAL, "%s: cannot make the index", path);
+    FILE *f = fopen(path, "wbe");
+    bool ok = f && fputs(text, f) >= 0 && fputc('\n', f) != EOF;
+    int saved = errno;
+    if (f && fclose(f) != 0) {
+        ok = false;
+        saved = errno;
+    }
+    free(text);
+    CHECK(ok, E_OUTPUT, "%s: cannot write: %s", path, strerror(saved));
+    return OK;
+}

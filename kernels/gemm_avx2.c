@@ -1,0 +1,99 @@
+// gemm_avx2.c - output tiles with AVX2 and FMA: FP32 multiply-adds, 6 x 16.
+// Compiled with its own flags and called only where the processor has them; without the flags (another
+// architecture) only names that are never called are left.
+#include "gemm_engine.h"
+
+#if defined(__AVX2__) && defined(__FMA__)
+#include <immintrin.h>
+
+typedef __m256 vf;
+#define VW 8
+#define MR 6
+#define NV 2
+#define KU 1
+#define GEMM_TILE gemm_tile_avx2
+#define GEMM_PEAK gemm_peak_avx2
+
+static inline vf vload(const float *p) {
+    return _mm256_loadu_ps(p);
+}
+static inline void vstore(float *p, vf x) {
+    _mm256_storeu_ps(p, x);
+}
+static inline vf vset1(float x) {
+    return _mm256_set1_ps(x);
+}
+static inline vf vmul(vf a, vf b) {
+    return _mm256_mul_ps(a, b);
+}
+static inline vf vadd(vf a, vf b) {
+    return _mm256_add_ps(a, b);
+}
+static inline vf vdot(vf a, vf b, vf c) {
+    return _mm256_fmadd_ps(a, b, c);
+}
+static inline vf vlanes_f32(const void *p) {
+    return _mm256_loadu_ps(p);
+}
+static inline vf vlanes_bf16(const void *p) {
+    __m256i x = _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)p));
+    return _mm256_castsi256_ps(_mm256_slli_epi32(x, 16));
+}
+// Exact, NaN included; the values below 2^-6 come from a table (subnormals are slow on some processors).
+static inline vf vlanes_e4m3(const void *p) {
+    const __m256 low = _mm256_setr_ps(0.0f, 0x1p-9f, 0x2p-9f, 0x3p-9f, 0x4p-9f, 0x5p-9f, 0x6p-9f, 0x7p-9f);
+    __m256i x = _mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)p));
+    __m256i mag = _mm256_and_si256(x, _mm256_set1_epi32(0x7F));
+    __m256i bits = _mm256_add_epi32(_mm256_slli_epi32(mag, 20), _mm256_set1_epi32(120 << 23));
+    __m256 is_low = _mm256_castsi256_ps(_mm256_cmpgt_epi32(_mm256_set1_epi32(8), mag));
+    __m256 is_nan = _mm256_castsi256_ps(_mm256_cmpeq_epi32(mag, _mm256_set1_epi32(0x7F)));
+    __m256 v = _mm256_blendv_ps(_mm256_castsi256_ps(bits), _mm256_permutevar8x32_ps(low, mag), is_low);
+    v = _mm256_blendv_ps(v, _mm256_set1_ps(__builtin_nanf("")), is_nan);
+    __m256i sign = _mm256_and_si256(x, _mm256_set1_epi32((int)0x80000000u));
+    return _mm256_or_ps(v, _mm256_castsi256_ps(sign));
+}
+static inline vf vunits_f32(const void *p) {
+    return vlanes_f32(p);
+}
+static inline vf vunits_bf16(const void *p) {
+    return vlanes_bf16(p);
+}
+static inline vf vunits_e4m3(const void *p) {
+    return vlanes_e4m3(p);
+}
+static inline vf vjoin(vf even, vf odd) {
+    (void)odd;
+    return even;
+}
+static inline __attribute__((always_inline)) void vtranspose(vf r[VW]) {
+    vf t[VW];
+#pragma GCC unroll 4
+    for (int i = 0; i < 8; i += 2) {
+        t[i] = _mm256_unpacklo_ps(r[i], r[i + 1]);
+        t[i + 1] = _mm256_unpackhi_ps(r[i], r[i + 1]);
+    }
+#pragma GCC unroll 2
+    for (int i = 0; i < 8; i += 4) {
+        r[i] = _mm256_shuffle_ps(t[i], t[i + 2], 0x44);
+        r[i + 1] = _mm256_shuffle_ps(t[i], t[i + 2], 0xEE);
+        r[i + 2] = _mm256_shuffle_ps(t[i + 1], t[i + 3], 0x44);
+        r[i + 3] = _mm256_shuffle_ps(t[i + 1], t[i + 3], 0xEE);
+    }
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; i++) {
+        vf a = r[i], b = r[i + 4];
+        r[i] = _mm256_permute2f128_ps(a, b, 0x20);
+        r[i + 4] = _mm256_permute2f128_ps(a, b, 0x31);
+    }
+}
+
+#include "gemm_tile.h"
+#else
+void gemm_tile_avx2(const GemmProblem *p, int64_t m0, int64_t mn, int64_t n0, int64_t nn, GemmWork *w) {
+    (void)p, (void)m0, (void)mn, (void)n0, (void)nn, (void)w;
+}
+double gemm_peak_avx2(int64_t n, float *sink) {
+    (void)n, (void)sink;
+    return 0;
+}
+#endif

@@ -1,0 +1,41 @@
+// ops.h - the table of operations of a backend, and the context every operation gets.
+//
+// An operation knows shapes and numbers, never a model, a rank or a configuration. Matrices of activations
+// may be F32 or BF16 (Mat.t decides; arithmetic is FP32 either way and results are rounded once on store).
+// Outputs are overwritten unless the contract says "adds to".
+#pragma once
+#include "adam.h"
+#include "arena.h"
+#include "attn.h"
+#include "permute.h"
+#include "quant.h"
+#include "rope.h"
+#include "route.h"
+#include "view.h"
+
+// What an operation may use besides its arguments.
+typedef struct OpCx {
+    Arena *scratch; // temporaries; marked and released inside one operation
+    int nthreads;   // OpenMP threads to use; never changes a bit of any result
+} OpCx;
+
+typedef struct Ops {
+    const char *backend; // "cpu", "null"
+    const char *isa;     // instruction set the CPU backend chose, for people
+#define OP(name, tolerance, args) Err(*name) args;
+#include "ops.def"
+#undef OP
+} Ops;
+
+#define OP(name, tolerance, args) Err name##_cpu args;
+#include "ops.def"
+#undef OP
+
+// ops_cpu: the CPU backend, its GEMM chosen once for this processor.
+const Ops *ops_cpu(void);
+// ops_null: every operation returns OK and touches nothing; the backend of measure mode.
+const Ops *ops_null(void);
+// ops_count / ops_name / ops_class: the list itself, for tests and reports.
+int ops_count(void);
+const char *ops_name(int i);
+const char *ops_class(int i);

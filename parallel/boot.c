@@ -1,0 +1,199 @@
+// boot.c - the start and the end of a process: launcher, MPI, groups, signals, cores.
+//
+// The one C file that reads environment variables, and only the launchers': a process that no
+// launcher started must not call MPI_Init, which would look for daemons, devices and temporary
+// directories it does not need.
+#include "boot.h"
+
+#include <errno.h>
+#include <sched.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "mpi_try.h"
+
+// ---- launchers --------------------------------------------------------------------------------
+
+// env_int: the variable as a whole number, or -1.
+static long env_int(const char *name) {
+    const char *text = getenv(name);
+    if (!text || !*text) return -1;
+    char *end = NULL;
+    errno = 0;
+    long v = strtol(text, &end, 10);
+    return errno == 0 && *end == '\0' && v >= 0 ? v : -1;
+}
+
+// slurm_tasks: tasks of the Slurm step that started this process, 0 outside of steps (a batch
+// script is none).
+static long slurm_tasks(void) {
+    if (env_int("SLURM_STEP_ID") < 0 || env_int("SLURM_PROCID") < 0) return 0;
+    long n = env_int("SLURM_STEP_NUM_TASKS");
+    if (n < 0) n = env_int("SLURM_NTASKS");
+    return n > 0 ? n : 0;
+}
+
+static bool has_pmi(void) {
+    return getenv("PMI_FD") || getenv("PMIX_NAMESPACE") || getenv("PMI_JOBID") ||
+           getenv("PMI_CONTROL_PORT");
+}
+
+// launched_size: ranks that the launcher promised; 0 if none was there, 1 if it does not say how
+// many.
+static long launched_size(void) {
+    long n = env_int("OMPI_COMM_WORLD_SIZE");
+    if (n > 0) return n;
+    n = env_int("PMI_SIZE");
+    if (n > 0 && env_int("PMI_RANK") >= 0) return n;
+    if (slurm_tasks() > 0 && has_pmi()) return slurm_tasks();
+    return env_int("PMIX_RANK") >= 0 ? 1 : 0;
+}
+
+bool boot_is_launched(void) {
+    return launched_size() > 0;
+}
+
+// ---- MPI --------------------------------------------------------------------------------------
+
+static Err start_mpi(Boot *b) {
+    int have = 0;
+    TRY_MPI(MPI_Init_thread(NULL, NULL, MPI_THREAD_SERIALIZED, &have));
+    b->is_mpi = true;
+    TRY_MPI(MPI_Comm_set_errhandler(MPI_COMM_WORLD, MPI_ERRORS_RETURN));
+    CHECK(have >= MPI_THREAD_SERIALIZED, E_PEER,
+          "this MPI library offers thread level %d; %d (serialized) is needed", have,
+          (int)MPI_THREAD_SERIALIZED);
+    MPI_Comm world = MPI_COMM_NULL;
+    TRY_MPI(MPI_Comm_rank(MPI_COMM_WORLD, &b->rank));
+    TRY_MPI(MPI_Comm_size(MPI_COMM_WORLD, &b->nranks));
+    CHECK(launched_size() <= b->nranks, E_PEER,
+          "the launcher started %ld ranks, but MPI sees %d: mpirun or srun does not belong to the "
+          "MPI library that "
+          "this program was built with (Slurm: try srun --mpi=pmix)",
+          launched_size(), b->nranks);
+    MPI_Comm node = MPI_COMM_NULL;
+    TRY_MPI(
+        MPI_Comm_split_type(MPI_COMM_WORLD, MPI_COMM_TYPE_SHARED, b->rank, MPI_INFO_NULL, &node));
+    TRY_MPI(MPI_Comm_rank(node, &b->local_rank));
+    TRY_MPI(MPI_Comm_size(node, &b->local_nranks));
+    TRY_MPI(MPI_Comm_free(&node));
+    TRY_MPI(MPI_Comm_dup(MPI_COMM_WORLD, &world));
+    TRY(comm_mpi(&b->world, "world", world, b->rank));
+    return OK;
+}
+
+Err boot_init(Boot *b) {
+    memset(b, 0, sizeof *b);
+    b->nranks = b->local_nranks = 1;
+    if (gethostname(b->host, sizeof b->host) != 0) snprintf(b->host, sizeof b->host, "unknown");
+    b->host[sizeof b->host - 1] = '\0';
+    if (boot_is_launched()) {
+        TRY(start_mpi(b));
+        return OK;
+    }
+    CHECK(slurm_tasks() <= 1, E_PEER,
+          "srun started %ld tasks without MPI support, so each would train on its own: use srun "
+          "--mpi=pmix, or "
+          "srun -n 1 for a single rank",
+          slurm_tasks());
+    TRY(comm_self(&b->world, "world"));
+    return OK;
+}
+
+// make_group: the ranks with the same colour, as a Comm. Collective over the world.
+static Err make_group(Boot *b, Comm **out, const char *name, int colour) {
+    comm_destroy(out);
+    if (b->nranks > 1) {
+        MPI_Comm group = MPI_COMM_NULL;
+        int n = 0;
+        TRY_MPI(MPI_Comm_split(MPI_COMM_WORLD, colour, b->rank, &group));
+        TRY_MPI(MPI_Comm_size(group, &n));
+        if (n > 1) {
+            TRY(comm_mpi(out, name, group, b->rank));
+            return OK;
+        }
+        TRY_MPI(MPI_Comm_free(&group)); // alone: no need for a library
+    }
+    TRY(comm_self(out, name));
+    (*out)->world_rank = b->rank;
+    return OK;
+}
+
+Err boot_groups(Boot *b, const Mesh *m, const char *kind) {
+    bool is_self = strcmp(kind, "self") == 0;
+    bool is_mpi = strcmp(kind, "mpi") == 0;
+    CHECK(is_self || is_mpi || strcmp(kind, "auto") == 0, E_CONFIG,
+          "parallel.comm is \"%s\"; it can be auto, self or mpi", kind);
+    CHECK(!is_self || b->nranks == 1, E_CONFIG,
+          "parallel.comm is self, which is one rank, but %d ranks were started: use auto or mpi, "
+          "or start one rank",
+          b->nranks);
+    CHECK(!is_mpi || b->is_mpi, E_CONFIG,
+          "parallel.comm is mpi, but no launcher started this program: use mpirun or srun, or "
+          "parallel.comm=auto");
+    CHECK(m->world == b->nranks && m->rank == b->rank, E_INTERNAL,
+          "mesh of rank %d of %d on rank %d of %d", m->rank, m->world, b->rank, b->nranks);
+    TRY(make_group(b, &b->ep, "ep", m->dp_rank));
+    TRY(make_group(b, &b->edp, "edp", m->ep_rank));
+    return OK;
+}
+
+void boot_finish(Boot *b) {
+    comm_destroy(&b->edp);
+    comm_destroy(&b->ep);
+    comm_destroy(&b->world);
+    if (b->is_mpi) MPI_Finalize();
+    b->is_mpi = false;
+}
+
+void boot_abort(Boot *b, int code) {
+    if (b->is_mpi) MPI_Abort(MPI_COMM_WORLD, code);
+}
+
+// ---- signals and cores ------------------------------------------------------------------------
+
+static volatile sig_atomic_t signalled;
+static const int stop_signals[] = {SIGUSR1, SIGTERM, SIGINT};
+static volatile sig_atomic_t seen[3];
+
+static void on_signal(int sig) {
+    for (int i = 0; i < 3; i++) {
+        if (stop_signals[i] != sig) continue;
+        if (seen[i]) _exit(E_STOPPED);
+        seen[i] = 1;
+    }
+    if (!signalled) signalled = sig;
+}
+
+void boot_signals(void) {
+    struct sigaction action;
+    memset(&action, 0, sizeof action);
+    action.sa_handler = on_signal;
+    action.sa_flags = SA_RESTART; // system calls of a step go on; the flag is looked at between
+                                  // steps
+    sigemptyset(&action.sa_mask);
+    for (int i = 0; i < 3; i++) sigaddset(&action.sa_mask, stop_signals[i]);
+    for (int i = 0; i < 3; i++) sigaction(stop_signals[i], &action, NULL);
+}
+
+int boot_signalled(void) {
+    return (int)signalled;
+}
+
+int boot_cores(void) {
+    cpu_set_t set;
+    CPU_ZERO(&set);
+    if (sched_getaffinity(0, sizeof set, &set) == 0) return CPU_COUNT(&set);
+    long n = sysconf(_SC_NPROCESSORS_ONLN); // more CPUs than a cpu_set_t holds
+    return n > 0 ? (int)n : 1;
+}
+
+const char *boot_mpi_version(void) {
+    static char text[MPI_MAX_LIBRARY_VERSION_STRING];
+    int n = 0;
+    if (MPI_Get_library_version(text, &n) != MPI_SUCCESS) return "unknown";
+    text[strcspn(text, ",\n")] = '\0'; // the rest is who packaged it
+    return text;
+}

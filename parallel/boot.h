@@ -1,0 +1,42 @@
+// boot.h - how ranks come to be: MPI where a launcher started us, else one rank without touching
+// MPI.
+#pragma once
+#include "comm.h"
+#include "mesh.h"
+
+typedef struct Boot {
+    int rank, nranks;             // of the world
+    int local_rank, local_nranks; // on this node
+    char host[64];
+    bool is_mpi;
+    Comm *world;
+    Comm *ep;  // expert group; NULL before boot_groups
+    Comm *edp; // ranks with the same experts
+} Boot;
+
+// boot_is_launched: true if mpirun or srun (PMI/PMIx/Open MPI variables with a size above 0)
+// started this process. Local.
+bool boot_is_launched(void);
+// boot_init: start MPI if launched (MPI_THREAD_SERIALIZED, MPI_ERRORS_RETURN), fill everything but
+// the groups. Collective over the world. Errors: E_PEER.
+Err boot_init(Boot *b) MUST_CHECK;
+// boot_groups: split the world into expert groups and their copies. kind "auto"/"mpi"/"self":
+// E_CONFIG if it does not fit the launch (self with several ranks, mpi without launcher).
+// Collective over the world.
+Err boot_groups(Boot *b, const Mesh *m, const char *kind) MUST_CHECK;
+// boot_finish: finalise; every rank calls it with its result. Collective over the world.
+void boot_finish(Boot *b);
+// boot_abort: a one-sided error: end the whole job with this exit code. Local; does not return
+// under MPI.
+void boot_abort(Boot *b, int code);
+
+// boot_signals: from now on SIGUSR1, SIGTERM and SIGINT only raise a flag (a second one of the same
+// process ends it at once with code 75). boot_signalled: the flag (the signal's number, 0 if none)
+// of this process. Local.
+void boot_signals(void);
+int boot_signalled(void);
+// boot_cores: cores of this node that this process may use (sched_getaffinity). Local.
+int boot_cores(void);
+// boot_mpi_version: the MPI library this program runs with ("Open MPI v4.1.4"); needs no boot_init.
+// Local.
+const char *boot_mpi_version(void);

@@ -1,0 +1,98 @@
+// comm.c - what every group can do with its function table alone: sums in rank order, a maximum,
+// and agreeing on one result so that all ranks stop together.
+#include "comm.h"
+
+#include <string.h>
+
+// For each piece of x that fits a chunk: gather it from all ranks into scratch, then fold in rank
+// order.
+typedef enum Fold { FOLD_SUM_F64, FOLD_SUM_I64, FOLD_MAX_I64 } Fold;
+
+static void fold_piece(Fold how, void *x, const void *all, int n, int nranks) {
+    const double *f = all;
+    const int64_t *v = all;
+    for (int i = 0; i < n; i++) {
+        double sum = 0.0;
+        int64_t isum = 0;
+        int64_t top = INT64_MIN;
+        for (int r = 0; r < nranks; r++) {
+            int64_t at = (int64_t)r * n + i;
+            if (how == FOLD_SUM_F64) sum = r == 0 ? f[at] : sum + f[at];
+            if (how == FOLD_SUM_I64) isum += v[at];
+            if (how == FOLD_MAX_I64) top = max_i64(top, v[at]);
+        }
+        if (how == FOLD_SUM_F64) ((double *)x)[i] = sum;
+        if (how == FOLD_SUM_I64) ((int64_t *)x)[i] = isum;
+        if (how == FOLD_MAX_I64) ((int64_t *)x)[i] = top;
+    }
+}
+
+static Err fold(Comm *c, Fold how, void *x, int n) {
+    CHECK(n >= 0 && n <= 65536, E_INTERNAL, "comm %s: a sum of %d numbers; the most is 65536",
+          c->name, n);
+    if (c->is_null || c->nranks == 1) return OK;
+    const int step = COMM_CHUNK / 8; // numbers are 8 bytes
+    for (int i = 0; i < n; i += step) {
+        int m = n - i < step ? n - i : step;
+        char *piece = (char *)x + (size_t)i * 8;
+        TRY(c->all_gather(c, c->scratch, piece, (size_t)m * 8));
+        fold_piece(how, piece, c->scratch, m, c->nranks);
+    }
+    return OK;
+}
+
+Err comm_sum(Comm *c, double *x, int n) {
+    TRY(fold(c, FOLD_SUM_F64, x, n));
+    return OK;
+}
+
+Err comm_sum_i64(Comm *c, int64_t *x, int n) {
+    TRY(fold(c, FOLD_SUM_I64, x, n));
+    return OK;
+}
+
+Err comm_max_i64(Comm *c, int64_t *x, int n) {
+    TRY(fold(c, FOLD_MAX_I64, x, n));
+    return OK;
+}
+
+// ---- agreement --------------------------------------------------------------------------------
+
+#define AGREE_TEXT 1024
+
+// has_rank: the message already names its rank, from an earlier agreement in a smaller group.
+static bool has_rank(const char *text) {
+    if (strncmp(text, "rank ", 5) != 0) return false;
+    size_t digits = strspn(text + 5, "0123456789");
+    return digits > 0 && text[5 + digits] == ':';
+}
+
+Err comm_agree(Comm *c, Err mine) {
+    if (c->is_null || c->nranks == 1) return mine == OK ? OK : fail_frame(mine, __FILE__, __LINE__);
+    char text[AGREE_TEXT] = "";
+    if (mine != OK) {
+        fail_frame(mine, __FILE__, __LINE__);
+        const char *message = fail_message();
+        if (has_rank(message)) {
+            snprintf(text, sizeof text, "%s", message);
+        } else {
+            snprintf(text, sizeof text, "rank %d: %s", c->world_rank, message);
+        }
+    }
+    int32_t code = (int32_t)mine;
+    int32_t *codes = c->scratch;
+    Err err = c->all_gather(c, codes, &code, sizeof code);
+    if (err != OK && mine != OK)
+        FAIL(mine, "%s", text); // the own error explains more than the lost group
+    TRY(err);
+    int worst = 0;
+    for (int r = 1; r < c->nranks; r++) {
+        if (codes[r] > codes[worst]) worst = r;
+    }
+    if (codes[worst] == OK) return OK;
+    Err agreed = (Err)codes[worst];
+    TRY(c->broadcast(c, text, sizeof text, worst));
+    text[sizeof text - 1] = '\0';
+    if (c->rank == worst) return agreed;
+    FAIL(agreed, "%s", text);
+}

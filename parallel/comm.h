@@ -1,0 +1,61 @@
+// comm.h - the ranks of one group, and the few things they do together: one of the three function
+// tables.
+//
+// A Comm is a group of ranks (the world, the expert-parallel group, the ranks that hold the same
+// experts). All data are bytes: sums are done by the callers in rank order, because MPI's own
+// reduction order is not a promise. Every call is Collective over the group and must be entered by
+// all its ranks in the same order.
+#pragma once
+#include "view.h"
+
+#define COMM_CHUNK 8192 // bytes per rank that a sum gathers at a time
+
+typedef struct Comm Comm;
+struct Comm {
+    const char *name;    // "world", "ep", "edp"
+    int rank, nranks;    // of this group
+    int world_rank;      // of this process, for messages
+    bool is_null;        // measure mode: pretends, touches nothing
+    bool is_balanced;    // measure mode: plan for perfect balance instead of the worst case
+    int64_t round_bytes; // most bytes one message carries, at most 2^31 - 1; longer blocks go in
+                         // rounds. The same on every rank; tests lower it.
+    void *scratch; // [nranks * COMM_CHUNK] bytes for the sums below
+    void *impl;    // backend state
+    // barrier: everybody is here. Collective over the group.
+    Err (*barrier)(Comm *c);
+    // all_gather: dst [nranks][bytes] = every rank's src [bytes], in rank order. Collective over
+    // the group.
+    Err (*all_gather)(Comm *c, void *dst, const void *src, size_t bytes);
+    // all_to_all: dst block r = block `rank` of rank r's src; blocks of `bytes`. Collective over
+    // the group.
+    Err (*all_to_all)(Comm *c, void *dst, const void *src, size_t bytes);
+    // all_to_all_v: rows of row_bytes; scount/soff, rcount/roff [nranks] in rows. Any int64 sizes
+    // (split inside). Collective over the group.
+    Err (*all_to_all_v)(Comm *c, void *dst, const int64_t *rcount, const int64_t *roff,
+                        const void *src, const int64_t *scount, const int64_t *soff,
+                        size_t row_bytes);
+    // broadcast: bytes from rank `root` to all. Collective over the group.
+    Err (*broadcast)(Comm *c, void *buf, size_t bytes, int root);
+    void (*destroy)(Comm *c);
+};
+
+// comm_new: for backends: a Comm with everything but the functions and `impl` (all zero). Local.
+Err comm_new(Comm **out, const char *name, int rank, int nranks) MUST_CHECK;
+// comm_self: the group of one rank; copies memory, never touches MPI. Local.
+Err comm_self(Comm **out, const char *name) MUST_CHECK;
+// comm_null: the group of measure mode: pretends to be `rank` of `nranks`, does nothing, returns
+// OK. The sums below leave their values as they are and comm_agree returns its argument. Local.
+Err comm_null(Comm **out, const char *name, int rank, int nranks) MUST_CHECK;
+// comm_destroy: free it; *c = NULL. Accepts NULL. Collective over the group under MPI.
+void comm_destroy(Comm **c);
+
+// comm_sum: x[i] = sum over ranks in rank order, in double. Collective over the group. n <= 65536.
+Err comm_sum(Comm *c, double *x, int n) MUST_CHECK;
+// comm_sum_i64 / comm_max_i64: exact integer sum and maximum, in place. Collective over the group.
+Err comm_sum_i64(Comm *c, int64_t *x, int n) MUST_CHECK;
+Err comm_max_i64(Comm *c, int64_t *x, int n) MUST_CHECK;
+// comm_agree: every rank passes its own result; all return the worst (the largest code), so that
+// all stop together. The message of the lowest rank with that code is copied to the others, with
+// its rank in the world in front ("rank 3: ..."); that rank keeps its own message and trace.
+// Collective over the group.
+Err comm_agree(Comm *c, Err mine) MUST_CHECK;

@@ -1,0 +1,87 @@
+// test_args.c - the flag parser: both spellings, repeats, defaults, and what wrong usage is told.
+#include "../tools/args.c"
+
+#include <setjmp.h>
+#include <stdarg.h>
+#include <cmocka.h>
+
+static const Flag flags[] = {
+    {"config", "FILE", NULL, FLAG_REQUIRED, "the file"},
+    {"set", "KEY=VALUE", NULL, FLAG_REPEAT, "override"},
+    {"device", "auto|cpu|cuda", "auto", 0, "where"},
+    {"steps", "N", "10", 0, "how many"},
+    {"dry-run", NULL, NULL, 0, "stop early"},
+};
+static const Command command = {"tessera try", "INPUT...", "Tries.", flags, COUNT_OF(flags), 1, 2};
+
+#define PARSE(a, ...)                                                                              \
+    args_parse((a), &command, COUNT_OF(((const char *[]){"try", __VA_ARGS__})),                    \
+               (char **)(const char *[]){"try", __VA_ARGS__})
+
+static void test_accepts(void **state) {
+    (void)state;
+    Args a;
+    assert_int_equal(
+        PARSE(&a, "x", "--config", "f", "--set=a=b", "--set", "c=d", "--dry-run", "--", "--y"), OK);
+    assert_string_equal(args_get(&a, "config"), "f");
+    assert_int_equal(args_count(&a, "set"), 2);
+    assert_string_equal(args_nth(&a, "set", 0), "a=b");
+    assert_string_equal(args_nth(&a, "set", 1), "c=d");
+    assert_null(args_nth(&a, "set", 2));
+    assert_true(args_has(&a, "dry-run"));
+    assert_false(args_has(&a, "device"));
+    assert_string_equal(args_get(&a, "device"), "auto");
+    assert_int_equal(a.noperands, 2);
+    assert_string_equal(a.operands[0], "x");
+    assert_string_equal(a.operands[1], "--y");
+    int64_t steps = 0;
+    assert_int_equal(args_int(&a, "steps", 0, 100, &steps), OK);
+    assert_int_equal(steps, 10);
+    args_free(&a);
+
+    assert_int_equal(PARSE(&a, "--config=f", "--steps", "-3", "-", "--device=cpu"), OK);
+    assert_int_equal(args_int(&a, "steps", -5, 100, &steps), OK);
+    assert_int_equal(steps, -3);
+    assert_int_equal(args_int(&a, "steps", 0, 100, &steps), E_USAGE);
+    double number = 0;
+    assert_int_equal(args_float(&a, "steps", -5, 100, &number), OK);
+    assert_true(number == -3);
+    assert_string_equal(args_get(&a, "device"), "cpu");
+    args_free(&a);
+}
+
+static void test_refuses(void **state) {
+    (void)state;
+    Args a;
+    assert_int_equal(PARSE(&a, "x", "--confg=f"), E_USAGE);
+    assert_non_null(strstr(fail_message(), "did you mean --config?"));
+    assert_int_equal(PARSE(&a, "x", "--zzzzzzzz"), E_USAGE);
+    assert_null(strstr(fail_message(), "did you mean"));
+    assert_int_equal(PARSE(&a, "x"), E_USAGE);
+    assert_non_null(strstr(fail_message(), "--config is missing"));
+    assert_int_equal(PARSE(&a, "x", "--config"), E_USAGE);
+    assert_non_null(strstr(fail_message(), "type --config FILE"));
+    assert_int_equal(PARSE(&a, "x", "--config", "--dry-run"), E_USAGE);
+    assert_int_equal(PARSE(&a, "x", "--config=f", "--dry-run=1"), E_USAGE);
+    assert_int_equal(PARSE(&a, "x", "--config=f", "--device=tpu"), E_USAGE);
+    assert_non_null(strstr(fail_message(), "auto|cpu|cuda"));
+    assert_int_equal(PARSE(&a, "x", "--config=f", "--device=aut"), E_USAGE);
+    assert_int_equal(PARSE(&a, "x", "--config=f", "--config=g"), E_USAGE);
+    assert_int_equal(PARSE(&a, "x", "--config=f", "-q"), E_USAGE);
+    assert_int_equal(PARSE(&a, "--config=f"), E_USAGE);
+    assert_int_equal(PARSE(&a, "x", "y", "z", "--config=f"), E_USAGE);
+    assert_non_null(strstr(fail_message(), "'z'"));
+    int64_t steps = 0;
+    assert_int_equal(PARSE(&a, "x", "--config=f", "--steps=1x"), OK);
+    assert_int_equal(args_int(&a, "steps", 0, 100, &steps), E_USAGE);
+    args_free(&a);
+    assert_int_equal(PARSE(&a, "x", "--config=f", "--steps=99999999999999999999"), OK);
+    assert_int_equal(args_int(&a, "steps", 0, INT64_MAX, &steps), E_USAGE);
+    args_free(&a);
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_accepts),
+                                       cmocka_unit_test(test_refuses)};
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}

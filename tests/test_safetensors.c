@@ -1,0 +1,350 @@
+// test_safetensors.c - safetensors: round trips, conversions against a second decoder, bad headers, and
+// fuzzed files, which must never crash the reader.
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <cmocka.h>
+
+#include <math.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/resource.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "fp8.h"
+#include "rng.h"
+#include "safetensors.h"
+
+static char dir[64];
+
+static const char *at(const char *name) {
+    static char path[8][128];
+    static int next;
+    next = (next + 1) % 8;
+    snprintf(path[next], sizeof path[next], "%s/%s", dir, name);
+    return path[next];
+}
+
+static void must(Err err) {
+    if (err != OK) fail_msg("error %d: %s", (int)err, fail_message());
+}
+
+static int setup(void **state) {
+    (void)state;
+    strcpy(dir, "/tmp/test_safetensors.XXXXXX");
+    return mkdtemp(dir) ? 0 : -1;
+}
+
+static int teardown(void **state) {
+    (void)state;
+    char cmd[128];
+    snprintf(cmd, sizeof cmd, "rm -rf %s", dir);
+    return system(cmd);
+}
+
+// Write a file from a header text and n data bytes (value = index).
+static void put_file(const char *path, const char *header, size_t n) {
+    FILE *f = fopen(path, "wb");
+    uint64_t len = strlen(header);
+    fwrite(&len, 8, 1, f);
+    fwrite(header, 1, len, f);
+    for (size_t i = 0; i < n; i++) fputc((int)(i & 255), f);
+    fclose(f);
+}
+
+static void round_trip(void **state) {
+    (void)state;
+    const StDecl decl[] = {
+        {"long", ST_I64, 1, {3}},        {"b \"quoted\"", ST_F32, 2, {2, 3}}, {"scalar", ST_F32, 0, {0}},
+        {"none", ST_F32, 2, {0, 7}},     {"h", ST_BF16, 3, {2, 2, 2}},        {"codes", ST_F8_E4M3, 2, {3, 5}},
+        {"last empty", ST_U8, 1, {0}},
+    };
+    const int64_t l[] = {1, -2, INT64_MAX};
+    const float b[] = {1, 2, 3, 4, 5, 6.5f}, s = -0.0f;
+    const uint16_t h[] = {0x3F80, 0x4000, 0, 0x8000, 0x7F80, 0xFF80, 1, 0x4049};
+    uint8_t codes[15];
+    for (int i = 0; i < 15; i++) codes[i] = (uint8_t)(i * 9);
+    SafetensorsWriter *w;
+    must(safetensors_create(&w, at("a.safetensors"), decl, 7));
+    must(safetensors_put(w, "long", l, 8));
+    must(safetensors_put(w, "long", l + 1, 16));
+    assert_int_equal(safetensors_put(w, "scalar", &s, 4), E_INTERNAL); // not its turn
+    must(safetensors_put(w, "b \"quoted\"", b, sizeof b));
+    must(safetensors_put(w, "scalar", &s, 4));
+    assert_int_equal(safetensors_put(w, "h", h, 17), E_INTERNAL);
+    must(safetensors_put(w, "h", h, sizeof h));
+    must(safetensors_put(w, "codes", codes, sizeof codes));
+    must(safetensors_finish(&w, true));
+    assert_null(w);
+    FILE *f = fopen(at("a.safetensors"), "rb");
+    uint64_t n;
+    assert_int_equal(fread(&n, 8, 1, f), 1);
+    assert_int_equal(n % 8, 0);
+    fclose(f);
+
+    Safetensors *st;
+    must(safetensors_open(&st, at("a.safetensors")));
+    assert_int_equal(safetensors_count(st), 7);
+    for (int i = 1; i < 7; i++) {
+        assert_true(strcmp(safetensors_at(st, i - 1)->name, safetensors_at(st, i)->name) < 0);
+    }
+    const StTensor *t;
+    must(safetensors_get(st, "long", &t));
+    assert_int_equal(t->dtype, ST_I64);
+    assert_int_equal(t->rows, 3);
+    assert_int_equal(t->cols, 1);
+    assert_memory_equal(t->data, l, sizeof l);
+    float out[8];
+    must(safetensors_read_f32(st, "b \"quoted\"", 1, 1, out));
+    assert_memory_equal(out, b + 3, 12);
+    must(safetensors_read_f32(st, "scalar", 0, 1, out));
+    assert_memory_equal(out, &s, 4);
+    must(safetensors_read_f32(st, "none", 0, 0, out));
+    must(safetensors_read_f32(st, "h", 0, 4, out));
+    for (int i = 0; i < 8; i++) assert_true(f32_bits(out[i]) == (uint32_t)h[i] << 16);
+    assert_int_equal(safetensors_read_f32(st, "h", 3, 2, out), E_INPUT);
+    assert_int_equal(safetensors_read_f32(st, "h", -1, 2, out), E_INPUT);
+    assert_int_equal(safetensors_read_f32(st, "long", 0, 1, out), E_INPUT);
+    assert_int_equal(safetensors_read_f32(st, "absent", 0, 1, out), E_INPUT);
+    assert_non_null(strstr(fail_message(), "absent"));
+    safetensors_close(&st);
+    assert_null(st);
+
+    must(safetensors_create(&w, at("b.safetensors"), decl, 7));
+    must(safetensors_put(w, "long", l, 16));
+    assert_int_equal(safetensors_finish(&w, false), E_INTERNAL); // incomplete: removed
+    assert_int_not_equal(access(at("b.safetensors"), F_OK), 0);
+    const StDecl twice[] = {{"x", ST_U8, 1, {1}}, {"x", ST_U8, 1, {1}}};
+    assert_int_equal(safetensors_create(&w, at("b.safetensors"), twice, 2), E_INTERNAL);
+}
+
+// A decoder by the definition: sign * 2^(e-bias) * (1 + m/2^bits), for all codes.
+static double decode(uint32_t code, int ebits, int mbits) {
+    uint32_t m = code & ((1u << mbits) - 1), e = code >> mbits & ((1u << ebits) - 1);
+    int bias = (1 << (ebits - 1)) - 1;
+    double v = e == 0 ? ldexp(m, 1 - bias - mbits) : ldexp(1 + ldexp(m, -mbits), (int)e - bias);
+    if (e == (1u << ebits) - 1) v = m ? NAN : INFINITY;
+    return code >> (ebits + mbits) & 1 ? -v : v;
+}
+
+static void conversions(void **state) {
+    (void)state;
+    static uint16_t all[65536];
+    static float out[65536];
+    uint8_t bytes[256];
+    double d[2] = {1.0 / 3, -1e300};
+    for (int i = 0; i < 65536; i++) all[i] = (uint16_t)i;
+    for (int i = 0; i < 256; i++) bytes[i] = (uint8_t)i;
+    const StDecl decl[] = {{"d", ST_F64, 1, {2}}, {"h", ST_F16, 2, {256, 256}}, {"e5", ST_F8_E5M2, 1, {256}},
+                           {"e4", ST_F8_E4M3, 1, {256}}};
+    SafetensorsWriter *w;
+    must(safetensors_create(&w, at("c.safetensors"), decl, 4));
+    must(safetensors_put(w, "d", d, sizeof d));
+    must(safetensors_put(w, "h", all, sizeof all));
+    must(safetensors_put(w, "e5", bytes, 256));
+    must(safetensors_put(w, "e4", bytes, 256));
+    must(safetensors_finish(&w, false));
+    Safetensors *st;
+    must(safetensors_open(&st, at("c.safetensors")));
+    must(safetensors_read_f32(st, "d", 0, 2, out));
+    assert_true(out[0] == (float)d[0] && out[1] == -INFINITY);
+    must(safetensors_read_f32(st, "h", 0, 256, out));
+    for (uint32_t i = 0; i < 65536; i++) {
+        double want = decode(i, 5, 10);
+        assert_true(isnan(want) ? isnan(out[i]) : out[i] == want && !signbit(out[i]) == !signbit(want));
+    }
+    must(safetensors_read_f32(st, "e5", 0, 256, out));
+    for (uint32_t i = 0; i < 256; i++) {
+        double want = decode(i, 5, 2);
+        assert_true(isnan(want) ? isnan(out[i]) : out[i] == want);
+    }
+    must(safetensors_read_f32(st, "e4", 0, 256, out));
+    for (uint32_t i = 0; i < 256; i++) {
+        double want = (i & 0x78) == 0x78 ? ((i & 7) == 7 ? NAN : ldexp(1 + (i & 7) / 8.0, 8) * (i >> 7 ? -1 : 1))
+                                         : decode(i, 4, 3);
+        assert_true(isnan(want) ? isnan(out[i]) : out[i] == want);
+    }
+    safetensors_close(&st);
+}
+
+static void bad_headers(void **state) {
+    (void)state;
+#define T(name, dtype, shape, range) "\"" name "\":{\"dtype\":\"" dtype "\",\"shape\":" shape ",\"data_offsets\":" range "}"
+    static const struct {
+        const char *header;
+        size_t data;
+        const char *why; // in the message; NULL = must be accepted
+    } cases[] = {
+        {"{" T("a", "F32", "[2]", "[0,8]") "}", 8, NULL},
+        {"{" T("a", "F32", "[2]", "[0,8]") "}   ", 8, NULL},
+        {"{}", 0, NULL},
+        {"{\"__metadata__\":{\"format\":\"pt\"}," T("b", "U8", "[]", "[0,1]") "," T("a", "U8", "[0]", "[1,1]") "}", 1, NULL},
+        {"{" T("b", "U8", "[2]", "[1,3]") "," T("a", "U8", "[1]", "[0,1]") "," T("e", "U8", "[0]", "[1,1]") "}", 3, NULL},
+        {"{" T("a", "F32", "[2]", "[0,8]") "}", 7, "outside"},
+        {"{" T("a", "F32", "[2]", "[0,8]") "}", 9, "after the last"},
+        {"{" T("a", "F32", "[3]", "[0,8]") "}", 8, "do not make"},
+        {"{" T("a", "F33", "[2]", "[0,8]") "}", 8, "F33"},
+        {"{" T("a", "F32", "[2]", "[8,0]") "}", 8, "outside"},
+        {"{" T("a", "F32", "[2]", "[-8,0]") "}", 8, "outside"},
+        {"{" T("a", "F32", "[-2]", "[0,8]") "}", 8, "not a count"},
+        {"{" T("a", "F32", "[2.0]", "[0,8]") "}", 8, "not a count"},
+        {"{" T("a", "F32", "[2]", "[0.0,8.0]") "}", 8, "not integers"},
+        {"{" T("a", "F32", "[2]", "[0,8,8]") "}", 8, "expected dtype"},
+        {"{" T("a", "F32", "2", "[0,8]") "}", 8, "expected dtype"},
+        {"{\"a\":7}", 0, "expected dtype"},
+        {"{" T("a", "U8", "[4611686018427387904,4]", "[0,0]") "}", 0, "too many"},
+        {"{" T("a", "F64", "[4611686018427387904]", "[0,0]") "}", 0, "do not make"},
+        {"{" T("a", "U8", "[1,1,1,1,1,1,1,1,1]", "[0,1]") "}", 1, "dimensions"},
+        {"{" T("a", "U8", "[2]", "[0,2]") "," T("b", "U8", "[2]", "[3,5]") "}", 5, "gap"},
+        {"{" T("a", "U8", "[2]", "[0,2]") "," T("b", "U8", "[2]", "[1,3]") "}", 3, "overlap"},
+        {"{" T("a", "U8", "[2]", "[1,3]") "}", 3, "gap"},
+        {"{" T("a", "U8", "[1]", "[0,1]") "," T("a", "U8", "[1]", "[1,2]") "}", 2, "duplicate"},
+        {"[1]", 0, "'{'"},
+        {" {}", 0, "'{'"},
+        {"{\"a\":", 0, "header"},
+        {"{} x", 0, "header"},
+        {"", 0, "'{'"},
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        put_file(at("x.safetensors"), cases[i].header, cases[i].data);
+        Safetensors *st;
+        Err err = safetensors_open(&st, at("x.safetensors"));
+        if (cases[i].why) {
+            assert_int_equal(err, E_INPUT);
+            assert_null(st);
+            assert_non_null(strstr(fail_message(), "x.safetensors"));
+            if (!strstr(fail_message(), cases[i].why)) fail_msg("case %zu: %s", i, fail_message());
+        } else {
+            must(err);
+            safetensors_close(&st);
+        }
+    }
+    Safetensors *st;
+    assert_int_equal(safetensors_open(&st, at("no such file")), E_INPUT);
+    assert_int_equal(safetensors_open(&st, dir), E_INPUT); // a directory without a model
+}
+
+static void shards(void **state) {
+    (void)state;
+    const char *names[] = {"model.layers.0.w", "model.layers.1.w", "lm_head.weight"};
+    const char *files[] = {"model-00001-of-00002.safetensors", "model-00001-of-00002.safetensors",
+                           "model-00002-of-00002.safetensors"};
+    char sub[96];
+    snprintf(sub, sizeof sub, "%s/hf", dir);
+    mkdir(sub, 0700);
+    for (int i = 0; i < 3; i += 2) {
+        StDecl decl[2] = {{names[i], ST_F32, 1, {2}}, {names[i == 0], ST_F32, 1, {2}}};
+        SafetensorsWriter *w;
+        char path[160];
+        snprintf(path, sizeof path, "%s/%s", sub, files[i]);
+        must(safetensors_create(&w, path, decl, i == 0 ? 2 : 1));
+        for (int k = 0; k < (i == 0 ? 2 : 1); k++) {
+            float x[2] = {(float)(i + k), 10};
+            must(safetensors_put(w, decl[k].name, x, 8));
+        }
+        must(safetensors_finish(&w, false));
+    }
+    Safetensors *st;
+    must(safetensors_write_index(at("hf/model.safetensors.index.json"), names, files, 3, 24));
+    must(safetensors_open(&st, sub));
+    assert_int_equal(safetensors_count(st), 3);
+    for (int i = 0; i < 3; i++) {
+        float x[2];
+        must(safetensors_read_f32(st, names[i], 0, 2, x));
+        assert_true(x[0] == (float)i && x[1] == 10);
+        assert_non_null(strstr(safetensors_find(st, names[i])->file, files[i]));
+    }
+    safetensors_close(&st);
+    const char *wrong[] = {files[0], files[2], files[2]}; // the index lies
+    must(safetensors_write_index(at("hf/model.safetensors.index.json"), names, wrong, 3, 24));
+    assert_int_equal(safetensors_open(&st, sub), E_INPUT);
+    assert_non_null(strstr(fail_message(), "should be in"));
+    const char *absent[] = {files[0], files[0], "gone.safetensors"};
+    must(safetensors_write_index(at("hf/model.safetensors.index.json"), names, absent, 3, 24));
+    assert_int_equal(safetensors_open(&st, sub), E_INPUT);
+    assert_non_null(strstr(fail_message(), "gone.safetensors"));
+    const char *outside[] = {files[0], files[0], "../x.safetensors"};
+    must(safetensors_write_index(at("hf/model.safetensors.index.json"), names, outside, 3, 24));
+    assert_int_equal(safetensors_open(&st, sub), E_INPUT);
+    FILE *f = fopen(at("hf/model.safetensors.index.json"), "w");
+    fputs("{\"weight_map\":", f);
+    fclose(f);
+    assert_int_equal(safetensors_open(&st, sub), E_INPUT);
+}
+
+static void fuzz(void **state) {
+    (void)state;
+    const char *header = "{\"__metadata__\":{\"format\":\"pt\"}," T("model.a", "F32", "[3,4]", "[0,48]") "," T(
+        "b", "BF16", "[5]", "[48,58]") "," T("c", "I64", "[]", "[58,66]") "}";
+    size_t n = 8 + strlen(header) + 66;
+    put_file(at("good.safetensors"), header, 66);
+    char *image = malloc(n), *copy = malloc(n);
+    FILE *f = fopen(at("good.safetensors"), "rb");
+    assert_int_equal(fread(image, 1, n, f), n);
+    fclose(f);
+    int refused = 0;
+    const int trials = 3000;
+    for (int trial = 0; trial < trials; trial++) {
+        Philox r = philox(1, 1, (uint64_t)trial);
+        size_t len = n;
+        memcpy(copy, image, n);
+        if (trial % 3 == 0) len = r.v[0] % n;
+        else for (uint32_t k = 0; k <= r.v[3] % 3; k++) {
+            uint32_t where = (uint32_t)(philox(2, k, (uint64_t)trial).v[0] % (n - 66));
+            copy[where] ^= (char)(1 << philox(2, k, (uint64_t)trial).v[1] % 8);
+        }
+        f = fopen(at("fuzz.safetensors"), "wb");
+        fwrite(copy, 1, len, f);
+        fclose(f);
+        Safetensors *st;
+        Err err = safetensors_open(&st, at("fuzz.safetensors"));
+        if (err != OK) {
+            assert_int_equal(err, E_INPUT);
+            assert_null(st);
+            refused++;
+            continue;
+        }
+        for (int64_t i = 0; i < safetensors_count(st); i++) { // every byte must be readable
+            const StTensor *t = safetensors_at(st, i);
+            volatile uint8_t sum = 0;
+            for (size_t k = 0; k < t->bytes; k++) sum ^= ((const uint8_t *)t->data)[k];
+        }
+        safetensors_close(&st);
+    }
+    assert_true(refused > trials / 2);
+    free(image);
+    free(copy);
+}
+
+static void disk_full(void **state) {
+    (void)state;
+    signal(SIGXFSZ, SIG_IGN);
+    struct rlimit old, small;
+    getrlimit(RLIMIT_FSIZE, &old);
+    static uint8_t x[20000];
+    const StDecl decl[] = {{"x", ST_U8, 1, {20000}}};
+    for (int trial = 0; trial < 3; trial++) {
+        small = old;
+        small.rlim_cur = (rlim_t)(trial * 9000);
+        setrlimit(RLIMIT_FSIZE, &small);
+        SafetensorsWriter *w;
+        Err err = safetensors_create(&w, at("full.safetensors"), decl, 1);
+        if (err == OK) err = safetensors_put(w, "x", x, sizeof x);
+        if (err == OK) err = safetensors_finish(&w, true);
+        setrlimit(RLIMIT_FSIZE, &old);
+        assert_int_equal(err, E_OUTPUT);
+        assert_non_null(strstr(fail_message(), "full.safetensors"));
+        safetensors_drop(&w);
+        assert_int_not_equal(access(at("full.safetensors"), F_OK), 0);
+    }
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(round_trip), cmocka_unit_test(conversions), cmocka_unit_test(bad_headers),
+        cmocka_unit_test(shards),     cmocka_unit_test(fuzz),        cmocka_unit_test(disk_full),
+    };
+    return cmocka_run_group_tests(tests, setup, teardown);
+}

@@ -1,0 +1,227 @@
+// args.c - parsing of long flags against a table, with messages that say what to type.
+#include "args.h"
+
+#include <ctype.h>
+#include <errno.h>
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "nearest.h"
+
+#define MAX_FLAGS 64 // of one command, for the table of names in args_nearest
+
+const char *args_nearest(const char *word, const char *const *candidates, int n) {
+    return word_nearest(word, candidates, n);
+}
+
+static const Flag *flag_find(const Command *c, const char *name, size_t length) {
+    for (int i = 0; i < c->nflags; i++) {
+        if (strlen(c->flags[i].name) == length && !memcmp(c->flags[i].name, name, length)) {
+            return &c->flags[i];
+        }
+    }
+    return NULL;
+}
+
+// The text after "usage: ": required flags first as they must be typed, then the rest in brackets.
+static void usage_line(const Command *c, FILE *out) {
+    fprintf(out, "%s", c->name);
+    for (int pass = 0; pass < 2; pass++) {
+        for (int i = 0; i < c->nflags; i++) {
+            const Flag *f = &c->flags[i];
+            bool is_required = f->is & FLAG_REQUIRED;
+            if (is_required != (pass == 0)) continue;
+            fprintf(out, is_required ? " --%s" : " [--%s", f->name);
+            if (f->value) fprintf(out, " %s", f->value);
+            if (!is_required) fprintf(out, "]");
+            if (f->is & FLAG_REPEAT) fprintf(out, "...");
+        }
+    }
+    if (c->operands[0]) fprintf(out, " %s", c->operands);
+    fprintf(out, "\n");
+}
+
+void args_help(const Command *c, FILE *out) {
+    fprintf(out, "usage: ");
+    usage_line(c, out);
+    fprintf(out, "\n%s\n\n", c->about);
+    int width = (int)strlen("help");
+    for (int i = 0; i < c->nflags; i++) {
+        const Flag *f = &c->flags[i];
+        int n = (int)strlen(f->name) + (f->value ? 1 + (int)strlen(f->value) : 0);
+        if (n > width) width = n;
+    }
+    for (int i = 0; i < c->nflags; i++) {
+        const Flag *f = &c->flags[i];
+        int n = fprintf(out, "  --%s%s%s", f->name, f->value ? " " : "", f->value ? f->value : "");
+        fprintf(out, "%*s  %s", width + 4 - n, "", f->help);
+        if (f->is & FLAG_REQUIRED) fprintf(out, " (required)");
+        if (f->is & FLAG_REPEAT) fprintf(out, " (may be repeated)");
+        if (f->fallback) fprintf(out, " (default %s)", f->fallback);
+        fprintf(out, "\n");
+    }
+    fprintf(out, "  --help%*s  this text\n", width - (int)strlen("help"), "");
+}
+
+// Is `text` one of the words of "a|b|c"?
+static bool choice_has(const char *choices, const char *text) {
+    size_t n = strlen(text);
+    for (const char *p = choices; p; p = strchr(p, '|') ? strchr(p, '|') + 1 : NULL) {
+        if (strcspn(p, "|") == n && !memcmp(p, text, n)) return true;
+    }
+    return false;
+}
+
+static Err unknown_flag(const Command *c, const char *name, size_t length) {
+    const char *names[MAX_FLAGS + 1];
+    int n = 0;
+    for (; n < c->nflags && n < MAX_FLAGS; n++) names[n] = c->flags[n].name;
+    names[n++] = "help";
+    char word[NEAREST_MAX + 2];
+    snprintf(word, sizeof word, "%.*s", (int)length, name);
+    const char *near = args_nearest(word, names, n);
+    CHECK(near, E_USAGE, "%s: unknown flag --%s; see '%s --help'", c->name, word, c->name);
+    FAIL(E_USAGE, "%s: unknown flag --%s; did you mean --%s? See '%s --help'", c->name, word, near,
+         c->name);
+}
+
+// One word that begins with "--"; *i moves on if the value is the next word.
+static Err parse_flag(Args *a, int argc, char **argv, int *i) {
+    const Command *c = a->command;
+    const char *name = argv[*i] + 2;
+    size_t length = strcspn(name, "=");
+    const Flag *f = flag_find(c, name, length);
+    if (!f) return unknown_flag(c, name, length);
+    const char *text = NULL;
+    if (!f->value) {
+        CHECK(name[length] == '\0', E_USAGE, "%s: --%s takes no value, found '%s'", c->name,
+              f->name, argv[*i]);
+    } else if (name[length] == '=') {
+        text = name + length + 1;
+    } else {
+        bool has_next = *i + 1 < argc && strncmp(argv[*i + 1], "--", 2) != 0;
+        CHECK(has_next, E_USAGE, "%s: --%s needs a value: type --%s %s", c->name, f->name, f->name,
+              f->value);
+        text = argv[++*i];
+    }
+    if (f->value && strchr(f->value, '|')) {
+        CHECK(choice_has(f->value, text), E_USAGE, "%s: --%s must be one of %s, found '%s'",
+              c->name, f->name, f->value, text);
+    }
+    if (f->value && !(f->is & FLAG_REPEAT) && args_has(a, f->name)) {
+        CHECK(!strcmp(args_get(a, f->name), text), E_USAGE,
+              "%s: --%s is given twice, as '%s' and as '%s'; leave one out", c->name, f->name,
+              args_get(a, f->name), text);
+    }
+    a->values[a->nvalues++] = (ArgValue){f, text};
+    return OK;
+}
+
+static Err parse_words(Args *a, int argc, char **argv) {
+    const Command *c = a->command;
+    bool has_ended = false;
+    for (int i = 1; i < argc; i++) {
+        const char *word = argv[i];
+        if (!has_ended && !strcmp(word, "--")) {
+            has_ended = true;
+        } else if (!has_ended && !strncmp(word, "--", 2)) {
+            TRY(parse_flag(a, argc, argv, &i));
+        } else {
+            bool is_short = !has_ended && word[0] == '-' && isalpha((unsigned char)word[1]);
+            CHECK(!is_short, E_USAGE, "%s: unknown flag %s; flags are long, as in --help", c->name,
+                  word);
+            a->operands[a->noperands++] = word;
+        }
+    }
+    for (int i = 0; i < c->nflags; i++) {
+        const Flag *f = &c->flags[i];
+        CHECK(!(f->is & FLAG_REQUIRED) || args_has(a, f->name), E_USAGE,
+              "%s: --%s is missing: type --%s %s; see '%s --help'", c->name, f->name, f->name,
+              f->value ? f->value : "", c->name);
+    }
+    CHECK(a->noperands >= c->min_operands, E_USAGE, "%s: expected %s, found %d; see '%s --help'",
+          c->name, c->operands, a->noperands, c->name);
+    CHECK(c->max_operands < 0 || a->noperands <= c->max_operands, E_USAGE,
+          "%s: unexpected '%s'; see '%s --help'", c->name, a->operands[c->max_operands], c->name);
+    return OK;
+}
+
+Err args_parse(Args *a, const Command *command, int argc, char **argv) {
+    *a = (Args){.command = command};
+    for (int i = 1; i < argc && strcmp(argv[i], "--") != 0; i++) {
+        if (!strcmp(argv[i], "--help") || !strcmp(argv[i], "-h")) {
+            args_help(command, stdout);
+            a->is_help = true;
+            return OK;
+        }
+    }
+    a->operands = calloc((size_t)argc + 1, sizeof *a->operands);
+    a->values = calloc((size_t)argc + 1, sizeof *a->values);
+    Err err = OK;
+    CHECK_OR(a->operands && a->values, failed, E_INTERNAL, "out of memory: command line");
+    TRY_OR(parse_words(a, argc, argv), failed);
+    return OK;
+failed:
+    args_free(a);
+    return err;
+}
+
+void args_free(Args *a) {
+    free(a->operands);
+    free(a->values);
+    a->operands = NULL;
+    a->values = NULL;
+    a->noperands = a->nvalues = 0;
+}
+
+int args_count(const Args *a, const char *name) {
+    int n = 0;
+    for (int i = 0; i < a->nvalues; i++) n += !strcmp(a->values[i].flag->name, name);
+    return n;
+}
+
+const char *args_nth(const Args *a, const char *name, int nth) {
+    for (int i = 0; i < a->nvalues; i++) {
+        if (!strcmp(a->values[i].flag->name, name) && nth-- == 0) return a->values[i].text;
+    }
+    return NULL;
+}
+
+bool args_has(const Args *a, const char *name) {
+    return args_count(a, name) > 0;
+}
+
+const char *args_get(const Args *a, const char *name) {
+    int n = args_count(a, name);
+    if (n > 0) return args_nth(a, name, n - 1);
+    const Flag *f = flag_find(a->command, name, strlen(name));
+    return f ? f->fallback : NULL;
+}
+
+Err args_int(const Args *a, const char *name, int64_t min, int64_t max, int64_t *out) {
+    const char *text = args_get(a, name);
+    if (!text) return OK;
+    char *end = NULL;
+    errno = 0;
+    long long value = strtoll(text, &end, 10);
+    bool is_number = text[0] && !*end && errno == 0;
+    CHECK(is_number && value >= min && value <= max, E_USAGE,
+          "%s: --%s must be a whole number from %lld to %lld, found '%s'", a->command->name, name,
+          (long long)min, (long long)max, text);
+    *out = value;
+    return OK;
+}
+
+Err args_float(const Args *a, const char *name, double min, double max, double *out) {
+    const char *text = args_get(a, name);
+    if (!text) return OK;
+    char *end = NULL;
+    double value = strtod(text, &end);
+    bool is_number = text[0] && !*end && isfinite(value);
+    CHECK(is_number && value >= min && value <= max, E_USAGE,
+          "%s: --%s must be a number from %g to %g, found '%s'", a->command->name, name, min, max,
+          text);
+    *out = value;
+    return OK;
+}

@@ -1,0 +1,72 @@
+// main.c - `tessera <command> ...`: find the command, run it, end with its code.
+//
+// The only place that prints an error (once) and the only one whose return value ends the process:
+// see fail.h for the exit codes.
+#include <errno.h>
+#include <string.h>
+
+#include "args.h"
+#include "commands.h"
+#include "log.h"
+#include "nearest.h"
+
+typedef struct Subcommand {
+    const char *name;
+    const char *help;
+    Err (*run)(int argc, char **argv);
+} Subcommand;
+
+static const Subcommand commands[] = {
+    {"tokenizer", "train a byte-level BPE tokenizer, encode and decode with one", cmd_tokenizer},
+    {"prepare", "turn text into token shards", cmd_prepare},
+    {"doctor", "describe this machine, its ranks and the libraries", cmd_doctor},
+};
+
+static void print_help(FILE *out) {
+    fprintf(out, "usage: tessera COMMAND [FLAGS]\n\n"
+                 "Trains DeepSeek-V3-shaped Mixture-of-Experts language models in FP8.\n\n");
+    for (int i = 0; i < COUNT_OF(commands); i++) {
+        fprintf(out, "  %-10s  %s\n", commands[i].name, commands[i].help);
+    }
+    fprintf(out, "\n'tessera COMMAND --help' lists the flags of a command; 'tessera --version' "
+                 "what this is.\n");
+}
+
+static Err unknown_command(const char *word) {
+    const char *names[COUNT_OF(commands)];
+    for (int i = 0; i < COUNT_OF(commands); i++) names[i] = commands[i].name;
+    const char *near = word_nearest(word, names, COUNT_OF(commands));
+    if (near) FAIL(E_USAGE, "unknown command '%.60s'; did you mean '%s'?", word, near);
+    FAIL(E_USAGE, "unknown command '%.60s'; see 'tessera --help'", word);
+}
+
+static Err run(int argc, char **argv) {
+    if (argc < 2) {
+        print_help(stderr);
+        FAIL(E_USAGE, "no command");
+    }
+    const char *word = argv[1];
+    if (!strcmp(word, "--help") || !strcmp(word, "-h") || !strcmp(word, "help")) {
+        print_help(stdout);
+        return OK;
+    }
+    if (!strcmp(word, "--version")) {
+        version_print(stdout);
+        return OK;
+    }
+    for (int i = 0; i < COUNT_OF(commands); i++) {
+        if (!strcmp(word, commands[i].name)) return commands[i].run(argc - 1, argv + 1);
+    }
+    return unknown_command(word);
+}
+
+int main(int argc, char **argv) {
+    Err err = run(argc, argv);
+    // What was promised on standard output must have arrived there.
+    if (fflush(stdout) != 0 || ferror(stdout)) {
+        if (err == OK)
+            err = fail_at(E_OUTPUT, __FILE__, __LINE__, "standard output: %s", strerror(errno));
+    }
+    if (err != OK) log_error();
+    return err;
+}

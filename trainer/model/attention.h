@@ -1,0 +1,32 @@
+// attention.h - the attention half of a block: x + W_O attention(RMSNorm(x)), multi-head latent attention.
+// DeepSeek-V3 report 2.1.1, eqs. 1-11.
+#pragma once
+#include "linear.h"
+
+typedef struct AttentionParams {
+    Param *norm, *q, *q_a, *q_a_norm, *q_b, *kv_a, *kv_a_norm, *kv_b, *o; // q alone, or q_a..q_b
+} AttentionParams;
+
+// What forward saves for backward, and backward's input half for its weight half. All in cx->acts.
+typedef struct AttentionSaved {
+    int64_t nseq, S;
+    const float *rope;        // [S, Dr/2, 2]
+    const int32_t *doc_start; // [T] or NULL
+    Mat x;                    // [T,D] input of the half (the residual stream)
+    float *rstd, *rstd_q, *rstd_kv, *lse;
+    Operand n, cq, ckv, o;    // inputs of q_a/kv_a, q_b, kv_b, o
+    Mat cq_raw, kva;          // [T,Rq], [T,Rkv+Dr] (latent | rotated shared key)
+    Mat q, kv, o_x;           // [T,H*(Dn+Dr)], [T,H*(Dn+Dv)], [T,H*Dv]
+    // output gradients of the linears, kept by bwd_input for bwd_weight
+    Mat dy, dq, dkv, dcq_raw, dkva;
+} AttentionSaved;
+
+AttentionParams attention_params(const Params *p, int64_t layer);
+// attention_fwd: y [T,D] = x + attention(x). Local.
+Err attention_fwd(const Shape *s, Cx *cx, const AttentionParams *p, AttentionSaved *a, Mat y, Mat x,
+                  int64_t nseq, int64_t S, const float *rope, const int32_t *doc_start) MUST_CHECK;
+// attention_bwd_input: dx [T,D] from dy [T,D] (gradient of y; kept until bwd_weight). dx != dy. Adds to the
+// norms' gradients. Local.
+Err attention_bwd_input(const Shape *s, Cx *cx, const AttentionParams *p, AttentionSaved *a, Mat dx, Mat dy) MUST_CHECK;
+// attention_bwd_weight: adds to the gradients of the linears. Local.
+Err attention_bwd_weight(const Shape *s, Cx *cx, const AttentionParams *p, AttentionSaved *a) MUST_CHECK;

@@ -1,0 +1,106 @@
+// dense.c - the gated FFN of dense blocks and of the shared expert.
+#include "dense.h"
+
+#include "prof.h"
+
+DenseParams dense_params(const Params *p, int64_t layer) {
+    DenseParams d = {params_find(p, P_FFN_NORM, layer), params_find(p, P_GATE, layer), params_find(p, P_UP, layer),
+                     params_find(p, P_DOWN, layer)};
+    return d;
+}
+
+Err ffn_fwd(const Shape *s, Cx *cx, const DenseParams *p, DenseSaved *a, Mat y, const Operand *n, int64_t T) {
+    Groups all = groups_none();
+    int64_t F = p->gate->rows;
+    TRY(arena_mat(cx->acts, &a->g, s->act, T, F, "ffn.g"));
+    TRY(arena_mat(cx->acts, &a->u, s->act, T, F, "ffn.u"));
+    TRY(linear_fprop(s, cx, a->g, n, p->gate, all));
+    TRY(linear_fprop(s, cx, a->u, n, p->up, all));
+    size_t mark = arena_mark(cx->scratch);
+    Mat h;
+    TRY(arena_mat(s->mode == MODE_FP8 ? cx->scratch : cx->acts, &h, s->act, T, F, "ffn.h"));
+    prof_enter(PROF_ELEMENTWISE);
+    TRY(cx->ops->swiglu_fwd(&cx->op, h, a->g, a->u, NULL));
+    prof_leave();
+    TRY(operand_make(s, cx, &a->h, cx->acts, h, false));
+    arena_release(cx->scratch, mark);
+    return linear_fprop(s, cx, y, &a->h, p->down, all);
+}
+
+Err ffn_bwd_core(const Shape *s, Cx *cx, const DenseParams *p, DenseSaved *a, const Operand *dyq, Mat dy) {
+    a->dy = dy;
+    TRY(arena_mat(cx->acts, &a->dg, s->act, dy.rows, a->g.cols, "ffn.dg"));
+    TRY(arena_mat(cx->acts, &a->du, s->act, dy.rows, a->g.cols, "ffn.du"));
+    size_t mark = arena_mark(cx->scratch);
+    Mat dh;
+    TRY(arena_mat(cx->scratch, &dh, s->act, dy.rows, a->g.cols, "ffn.dh"));
+    TRY(linear_dgrad(s, cx, dh, dyq, p->down, groups_none(), false));
+    prof_enter(PROF_ELEMENTWISE);
+    TRY(cx->ops->swiglu_bwd(&cx->op, a->dg, a->du, NULL, dh, a->g, a->u, NULL));
+    prof_leave();
+    arena_release(cx->scratch, mark);
+    return OK;
+}
+
+Err ffn_bwd_weight(const Shape *s, Cx *cx, const DenseParams *p, DenseSaved *a, const Turned *n) {
+    Groups all = groups_none();
+    size_t mark = arena_mark(cx->scratch);
+    Turned x, dy;
+    TRY(turn_codes(s, cx, &x, &a->h, all));
+    TRY(turn_fresh(s, cx, &dy, a->dy, all));
+    TRY(linear_wgrad(s, cx, p->down, &dy, &x, all));
+    arena_release(cx->scratch, mark);
+    TRY(turn_fresh(s, cx, &dy, a->dg, all));
+    TRY(linear_wgrad(s, cx, p->gate, &dy, n, all));
+    arena_release(cx->scratch, mark);
+    TRY(turn_fresh(s, cx, &dy, a->du, all));
+    TRY(linear_wgrad(s, cx, p->up, &dy, n, all));
+    arena_release(cx->scratch, mark);
+    return OK;
+}
+
+Err dense_fwd(const Shape *s, Cx *cx, const DenseParams *p, DenseSaved *a, Mat y, Mat x) {
+    DenseSaved saved = {.x = x};
+    *a = saved;
+    ARENA_NEW(cx->acts, a->rstd, x.rows);
+    size_t mark = arena_mark(cx->scratch);
+    Mat n, out;
+    TRY(arena_mat(s->mode == MODE_FP8 ? cx->scratch : cx->acts, &n, s->act, x.rows, s->D, "dense.n"));
+    prof_enter(PROF_ELEMENTWISE);
+    TRY(cx->ops->norm_rms_fwd(&cx->op, n, a->rstd, x, p->norm->w.p, s->eps));
+    prof_leave();
+    TRY(operand_make(s, cx, &a->n, cx->acts, n, false));
+    TRY(arena_mat(cx->scratch, &out, s->act, x.rows, s->D, "dense.out"));
+    TRY(ffn_fwd(s, cx, p, a, out, &a->n, x.rows));
+    prof_enter(PROF_ELEMENTWISE);
+    TRY(cx->ops->add(&cx->op, y, x, out));
+    prof_leave();
+    arena_release(cx->scratch, mark);
+    return OK;
+}
+
+Err dense_bwd_input(const Shape *s, Cx *cx, const DenseParams *p, DenseSaved *a, Mat dx, Mat dy) {
+    size_t mark = arena_mark(cx->scratch);
+    Operand dyq, dg, du;
+    Mat dn;
+    TRY(operand_make(s, cx, &dyq, cx->scratch, dy, false));
+    TRY(ffn_bwd_core(s, cx, p, a, &dyq, dy));
+    TRY(operand_make(s, cx, &dg, cx->scratch, a->dg, false));
+    TRY(operand_make(s, cx, &du, cx->scratch, a->du, false));
+    TRY(arena_mat(cx->scratch, &dn, s->act, dy.rows, s->D, "dense.dn"));
+    TRY(linear_dgrad_pair(s, cx, dn, &dg, p->gate, &du, p->up, groups_none()));
+    prof_enter(PROF_ELEMENTWISE);
+    TRY(cx->ops->norm_rms_bwd(&cx->op, dx, p->norm->grad.p, dn, a->x, p->norm->w.p, a->rstd, dy));
+    prof_leave();
+    arena_release(cx->scratch, mark);
+    return OK;
+}
+
+Err dense_bwd_weight(const Shape *s, Cx *cx, const DenseParams *p, DenseSaved *a) {
+    size_t mark = arena_mark(cx->scratch);
+    Turned n;
+    TRY(turn_codes(s, cx, &n, &a->n, groups_none()));
+    TRY(ffn_bwd_weight(s, cx, p, a, &n));
+    arena_release(cx->scratch, mark);
+    return OK;
+}

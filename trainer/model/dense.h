@@ -1,0 +1,29 @@
+// dense.h - a gated FFN (gate, up, down): the second half of a dense block, and the shared expert of a MoE block.
+#pragma once
+#include "linear.h"
+
+typedef struct DenseParams {
+    Param *norm, *gate, *up, *down; // norm: of the dense half only
+} DenseParams;
+
+typedef struct DenseSaved {
+    Mat x;            // [T,D] residual input (dense half only)
+    float *rstd;
+    Operand n;        // input of gate and up (dense half only: the shared expert borrows the MoE half's)
+    Mat g, u;         // [T,F]
+    Operand h;        // input of down
+    Mat dy, dg, du;   // kept by bwd_input for bwd_weight
+} DenseSaved;
+
+// ffn_fwd: y [T,D] (act type or f32) = W_down( silu(W_gate n) * W_up n ). Local.
+Err ffn_fwd(const Shape *s, Cx *cx, const DenseParams *p, DenseSaved *a, Mat y, const Operand *n, int64_t T) MUST_CHECK;
+// ffn_bwd_core: dg, du (kept in `a`) from the gradient of y: dyq its operand form, dy its matrix (kept). Local.
+Err ffn_bwd_core(const Shape *s, Cx *cx, const DenseParams *p, DenseSaved *a, const Operand *dyq, Mat dy) MUST_CHECK;
+// ffn_bwd_weight: adds to the gradients of gate, up, down; n: the input's turned codes. Local.
+Err ffn_bwd_weight(const Shape *s, Cx *cx, const DenseParams *p, DenseSaved *a, const Turned *n) MUST_CHECK;
+
+DenseParams dense_params(const Params *p, int64_t layer);
+// dense_fwd: y = x + ffn(RMSNorm(x)). dense_bwd_input / dense_bwd_weight as in attention.h. Local.
+Err dense_fwd(const Shape *s, Cx *cx, const DenseParams *p, DenseSaved *a, Mat y, Mat x) MUST_CHECK;
+Err dense_bwd_input(const Shape *s, Cx *cx, const DenseParams *p, DenseSaved *a, Mat dx, Mat dy) MUST_CHECK;
+Err dense_bwd_weight(const Shape *s, Cx *cx, const DenseParams *p, DenseSaved *a) MUST_CHECK;

@@ -1,0 +1,121 @@
+// linear.c - the FP8 policy of one linear layer, and its BF16 and FP32 forms.
+#include "linear.h"
+
+#include "prof.h"
+
+Err operand_make(const Shape *s, Cx *cx, Operand *o, Arena *arena, Mat x, bool keep_x) {
+    Operand r = {0};
+    if (s->mode != MODE_FP8) {
+        r.x = x;
+        *o = r;
+        return OK;
+    }
+    if (keep_x) r.x = x;
+    TRY(arena_matq_rows(arena, &r.q, s->scale, x.rows, x.cols, "operand codes"));
+    prof_enter(PROF_QUANT);
+    TRY(cx->ops->quant_tile(&cx->op, r.q, x, &cx->quant));
+    prof_leave();
+    *o = r;
+    return OK;
+}
+
+int64_t operand_row_bytes(const Shape *s, int64_t cols) {
+    return s->mode == MODE_FP8 ? matq_row_bytes(s->scale, cols) : cols * (int64_t)dtype_bytes(s->act);
+}
+
+Operand operand_wire(const Shape *s, void *p, int64_t rows, int64_t cols) {
+    Operand o = {0};
+    if (s->mode == MODE_FP8) {
+        o.q = matq_wire(p, s->scale, rows, cols);
+    } else {
+        o.x = mat(p, s->act, rows, cols);
+    }
+    return o;
+}
+
+void *operand_data(const Shape *s, const Operand *o) {
+    return s->mode == MODE_FP8 ? (void *)o->q.q : o->x.p;
+}
+
+Err linear_fprop(const Shape *s, Cx *cx, Mat y, const Operand *x, const Param *w, Groups g) {
+    prof_enter(g.n ? PROF_EXPERT : PROF_LINEAR);
+    if (s->mode == MODE_FP8) {
+        if (g.n) TRY(cx->ops->ggemm_fp8_fprop(&cx->op, y, x->q, w->q, g, false));
+        else TRY(cx->ops->gemm_fp8_fprop(&cx->op, y, x->q, w->q, false));
+    } else {
+        if (g.n) TRY(cx->ops->ggemm_nt(&cx->op, y, x->x, w->w, g, false));
+        else TRY(cx->ops->gemm_nt(&cx->op, y, x->x, w->w, false));
+    }
+    prof_leave();
+    return OK;
+}
+
+Err linear_dgrad(const Shape *s, Cx *cx, Mat dx, const Operand *dy, const Param *w, Groups g, bool acc) {
+    prof_enter(g.n ? PROF_EXPERT : PROF_LINEAR);
+    if (s->mode == MODE_FP8) {
+        if (g.n) TRY(cx->ops->ggemm_fp8_dgrad(&cx->op, dx, dy->q, w->q, g, acc));
+        else TRY(cx->ops->gemm_fp8_dgrad(&cx->op, dx, dy->q, w->q, acc));
+    } else {
+        if (g.n) TRY(cx->ops->ggemm_nn(&cx->op, dx, dy->x, w->w, g, acc));
+        else TRY(cx->ops->gemm_nn(&cx->op, dx, dy->x, w->w, acc));
+    }
+    prof_leave();
+    return OK;
+}
+
+Err linear_dgrad_pair(const Shape *s, Cx *cx, Mat dx, const Operand *dya, const Param *wa, const Operand *dyb,
+                      const Param *wb, Groups g) {
+    size_t mark = arena_mark(cx->scratch);
+    Mat sum;
+    TRY(arena_mat(cx->scratch, &sum, DT_F32, dx.rows, dx.cols, "dgrad sum"));
+    TRY(linear_dgrad(s, cx, sum, dya, wa, g, false));
+    TRY(linear_dgrad(s, cx, sum, dyb, wb, g, true));
+    TRY(cx->ops->cast(&cx->op, dx, sum));
+    arena_release(cx->scratch, mark);
+    return OK;
+}
+
+// turned_codes_memory: room for the 128x1 form of [tokens, channels].
+static Err turned_memory(const Shape *s, Cx *cx, Turned *t, int64_t tokens, int64_t channels, Groups g) {
+    int64_t n = g.n ? g.n : 1;
+    return arena_matq_cols(cx->scratch, &t->t, s->scale, channels, tokens, n, "turned codes");
+}
+
+Err turn_codes(const Shape *s, Cx *cx, Turned *t, const Operand *o, Groups g) {
+    Turned r = {0};
+    r.x = o->x;
+    if (s->mode == MODE_FP8) {
+        TRY(turned_memory(s, cx, &r, o->q.rows, o->q.cols, g));
+        prof_enter(PROF_QUANT);
+        TRY(cx->ops->requant_tile_t(&cx->op, r.t, o->q, g, &cx->quant));
+        prof_leave();
+    }
+    *t = r;
+    return OK;
+}
+
+Err turn_fresh(const Shape *s, Cx *cx, Turned *t, Mat x, Groups g) {
+    Turned r = {0};
+    r.x = x;
+    if (s->mode == MODE_FP8) {
+        TRY(turned_memory(s, cx, &r, x.rows, x.cols, g));
+        prof_enter(PROF_QUANT);
+        TRY(cx->ops->quant_tile_t(&cx->op, r.t, x, g, &cx->quant));
+        prof_leave();
+    }
+    *t = r;
+    return OK;
+}
+
+Err linear_wgrad(const Shape *s, Cx *cx, Param *w, const Turned *dy, const Turned *x, Groups g) {
+    prof_enter(g.n ? PROF_EXPERT : PROF_LINEAR);
+    if (s->mode == MODE_FP8) {
+        if (g.n) TRY(cx->ops->ggemm_fp8_wgrad(&cx->op, w->grad, dy->t, x->t, g, true));
+        else TRY(cx->ops->gemm_fp8_wgrad(&cx->op, w->grad, dy->t, x->t, true));
+    } else {
+        if (g.n) TRY(cx->ops->ggemm_tn(&cx->op, w->grad, dy->x, x->x, g, true));
+        else TRY(cx->ops->gemm_tn(&cx->op, w->grad, dy->x, x->x, true));
+    }
+    prof_leave();
+    return OK;
+}

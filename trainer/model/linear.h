@@ -1,0 +1,48 @@
+// linear.h - a linear layer in the three precision modes: Fprop, Dgrad, Wgrad, dense or per expert.
+//
+// In fp8 mode the input is quantised once in 1x128 tiles (Operand), the weight lives in 128x128 blocks, the
+// output gradient is quantised in 1x128 tiles for Dgrad; for Wgrad the input's codes are re-tiled 128x1 along
+// the tokens and the output gradient is quantised 128x1 from BF16 where it is local, from its dispatched codes where
+// it came over the wire. In bf16 and fp32 mode an Operand is the matrix itself. DeepSeek-V3 report 3.3.
+#pragma once
+#include "params.h"
+
+// One side of a GEMM that tokens run along: an activation or an output gradient.
+typedef struct Operand {
+    Mat x;   // [M,K] act type; in fp8 mode NULL if only the codes are here
+    MatQ q;  // [M,K] 1x128 codes in wire layout; fp8 mode only
+} Operand;
+
+// operand_make: quantise x in fp8 mode (codes pushed on `arena`), else a view of x. In fp8 mode `keep_x` says whether
+// the view of x stays in the operand (the caller keeps its memory).
+Err operand_make(const Shape *s, Cx *cx, Operand *o, Arena *arena, Mat x, bool keep_x) MUST_CHECK;
+// operand_row_bytes: bytes of a row on the wire. operand_wire: the operand whose rows lie at p in wire layout.
+int64_t operand_row_bytes(const Shape *s, int64_t cols);
+Operand operand_wire(const Shape *s, void *p, int64_t rows, int64_t cols);
+// operand_data: the first byte of the rows in wire layout (rows contiguous).
+void *operand_data(const Shape *s, const Operand *o);
+
+// linear_fprop: y [M,N] = x W^T (per group where g.n > 0). y act type or f32.
+Err linear_fprop(const Shape *s, Cx *cx, Mat y, const Operand *x, const Param *w, Groups g) MUST_CHECK;
+// linear_dgrad: dx [M,K] = dy W, or dx += with acc (then dx is f32).
+Err linear_dgrad(const Shape *s, Cx *cx, Mat dx, const Operand *dy, const Param *w, Groups g, bool acc) MUST_CHECK;
+
+// The 128x1 side of Wgrad, pushed on scratch: made once, used by every linear that shares the operand.
+typedef struct Turned {
+    Mat x;
+    MatQ t;
+} Turned;
+// turn_codes: from an operand's codes (inputs; dispatched gradients). turn_fresh: from the matrix (local gradients).
+Err turn_codes(const Shape *s, Cx *cx, Turned *t, const Operand *o, Groups g) MUST_CHECK;
+Err turn_fresh(const Shape *s, Cx *cx, Turned *t, Mat x, Groups g) MUST_CHECK;
+// linear_wgrad: w->grad += dy^T x (per group). FP32.
+Err linear_wgrad(const Shape *s, Cx *cx, Param *w, const Turned *dy, const Turned *x, Groups g) MUST_CHECK;
+
+// linear_dgrad_pair: round( dya Wa + dyb Wb ) in one FP32 accumulator (inputs shared by two linears). dx act type.
+Err linear_dgrad_pair(const Shape *s, Cx *cx, Mat dx, const Operand *dya, const Param *wa, const Operand *dyb,
+                      const Param *wb, Groups g) MUST_CHECK;
+
+static inline Groups groups_none(void) {
+    Groups g = {NULL, NULL, 0};
+    return g;
+}

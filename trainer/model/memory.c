@@ -1,0 +1,96 @@
+// memory.c - the measuring pass, and contexts.
+#include "memory.h"
+
+#include <string.h>
+
+// zero.h's buckets and optimizer temporaries live in scratch outside a pass; address space only.
+#define SCRATCH_SLACK ((size_t)256 << 20)
+
+static Err measure_cx(Cx *cx, const Mesh *mesh, bool is_balanced) {
+    memset(cx, 0, sizeof *cx);
+    cx->ops = ops_null();
+    cx->dev = device_null();
+    cx->mesh = *mesh;
+    cx->is_measure = true;
+    TRY(comm_null(&cx->world, "world", mesh->rank, mesh->world));
+    TRY(comm_null(&cx->ep, "ep", mesh->ep_rank, mesh->ep));
+    TRY(comm_null(&cx->edp, "edp", mesh->dp_rank, mesh->dp));
+    cx->ep->is_balanced = is_balanced;
+    TRY(arena_create(&cx->params, "params", 0, true));
+    TRY(arena_create(&cx->state, "state", 0, true));
+    TRY(arena_create(&cx->acts, "acts", 0, true));
+    TRY(arena_create(&cx->scratch, "scratch", 0, true));
+    cx->op.scratch = cx->scratch;
+    cx->op.nthreads = 1;
+    return OK;
+}
+
+static Err measure_pass(const Shape *s, Cx *cx, Model **m, bool with_grad, bool with_state) {
+    TRY(model_create(m, s, cx, with_grad, with_state));
+    Batch b = {.nseq = s->B, .S = s->S, .ld = s->S + 1 + s->nmtp, .is_complete = true};
+    static const int32_t no_documents;
+    if (s->document_mask) b.doc_start = &no_documents; // only its presence counts in measure mode
+    LossSums sums = {0};
+    LossScale scale = {.lm = 1, .balance = 1};
+    if (with_grad) return model_fwd_bwd(*m, cx, &b, &scale, &sums, NULL);
+    return model_fwd(*m, cx, &b, &sums, NULL);
+}
+
+Err memory_measure(MemoryPlan *out, const Shape *s, const Mesh *mesh, bool with_grad, bool with_state) {
+    memset(out, 0, sizeof *out);
+    for (int balanced = 0; balanced < 2; balanced++) {
+        Cx cx;
+        Model *m = NULL;
+        TRY(measure_cx(&cx, mesh, balanced == 1));
+        Err err = measure_pass(s, &cx, &m, with_grad, with_state);
+        out->params = arena_high(cx.params);
+        out->state = arena_high(cx.state);
+        *(balanced ? &out->acts_balanced : &out->acts) = arena_high(cx.acts);
+        *(balanced ? &out->scratch_balanced : &out->scratch) = arena_high(cx.scratch);
+        model_free(&m);
+        comm_destroy(&cx.world);
+        comm_destroy(&cx.ep);
+        comm_destroy(&cx.edp);
+        cx_destroy(&cx);
+        TRY(err);
+    }
+    return OK;
+}
+
+Err cx_create(Cx *cx, const Boot *boot, const Mesh *mesh, const MemoryPlan *plan, int nthreads) {
+    memset(cx, 0, sizeof *cx);
+    cx->ops = ops_cpu();
+    cx->dev = device_cpu();
+    cx->world = boot->world;
+    cx->ep = boot->ep;
+    cx->edp = boot->edp;
+    cx->mesh = *mesh;
+    TRY(arena_create(&cx->params, "params", plan->params, false));
+    TRY(arena_create(&cx->state, "state", plan->state, false));
+    TRY(arena_create(&cx->acts, "acts", plan->acts, false));
+    TRY(arena_create(&cx->scratch, "scratch", plan->scratch + SCRATCH_SLACK, false));
+    cx->op.scratch = cx->scratch;
+    cx->op.nthreads = nthreads;
+    return OK;
+}
+
+void cx_destroy(Cx *cx) {
+    arena_destroy(&cx->params);
+    arena_destroy(&cx->state);
+    arena_destroy(&cx->acts);
+    arena_destroy(&cx->scratch);
+}
+
+double model_flops_per_token(const Shape *s) {
+    ParamCount c = params_count(s);
+    double active = (double)c.active_no_embed;
+    double head = (double)s->V * (double)s->D;
+    for (int64_t k = 0; k < s->nmtp; k++) {
+        // A module uses all its parameters but the experts not chosen, and the shared head once more.
+        double all = (double)c.mtp / (double)s->nmtp;
+        double idle = (double)(s->E - s->K) * 3.0 * (double)s->F * (double)s->D;
+        active += all - (shape_is_moe(s, s->nlayers + k) ? idle : 0.0) + head;
+    }
+    double attention = (double)(s->nlayers + s->nmtp) * (double)s->H * (double)s->S * (double)(s->Dn + s->Dr + s->Dv);
+    return 6.0 * active + 3.0 * attention;
+}

@@ -1,0 +1,21 @@
+// memory.h - how much memory a model needs, found by running the same code in measure mode, and a context with it.
+#pragma once
+#include "boot.h"
+#include "model.h"
+
+typedef struct MemoryPlan {
+    size_t params;  // compute copies, prepared weights, gradients, tables
+    size_t state;   // this rank's shard of masters and moments, biases, counts
+    size_t acts, scratch;                   // worst case: every token to this rank's experts
+    size_t acts_balanced, scratch_balanced; // perfect balance
+} MemoryPlan;
+
+// memory_measure: bytes of each arena of one rank of the mesh, for training (with_grad) or evaluation only. Local.
+Err memory_measure(MemoryPlan *out, const Shape *s, const Mesh *mesh, bool with_grad, bool with_state) MUST_CHECK;
+// cx_create: a context of the CPU backend on these ranks, its arenas reserved for the worst case of `plan`. Local.
+Err cx_create(Cx *cx, const Boot *boot, const Mesh *mesh, const MemoryPlan *plan, int nthreads) MUST_CHECK;
+void cx_destroy(Cx *cx);
+
+// model_flops_per_token: training FLOPs per token: 6 * (active parameters without the input embedding, MTP modules and
+// their heads included) + causal attention, 3 * layers * heads * S * (Dn+Dr+Dv). Deepseek facts 7.1.
+double model_flops_per_token(const Shape *s);

@@ -1,0 +1,237 @@
+// moe.c - the expert half of a block.
+//
+// Letters: T tokens here, D width, F expert width, E experts, L experts here, K experts per token, R pair rows.
+#include "moe.h"
+
+#include "prof.h"
+
+MoeParams moe_params(const Params *p, int64_t layer, int64_t *count) {
+    MoeParams m = {0};
+    m.norm = params_find(p, P_FFN_NORM, layer);
+    m.router = params_find(p, P_ROUTER, layer);
+    m.gate = params_find(p, P_EXPERT_GATE, layer);
+    m.up = params_find(p, P_EXPERT_UP, layer);
+    m.down = params_find(p, P_EXPERT_DOWN, layer);
+    m.shared.gate = params_find(p, P_SHARED_GATE, layer);
+    m.shared.up = params_find(p, P_SHARED_UP, layer);
+    m.shared.down = params_find(p, P_SHARED_DOWN, layer);
+    m.bias = p->bias[layer];
+    m.count = count;
+    return m;
+}
+
+static RouteShape route_shape(const Shape *s, int64_t T, double balance_scale) {
+    RouteShape r = {T, s->E, s->K, s->ngroup, s->topk_group, s->is_sigmoid, s->normalise, s->route_scale,
+                    (float)balance_scale};
+    return r;
+}
+
+static Groups plan_groups(const ExPlan *plan) {
+    Groups g = {plan->start, plan->count, plan->L};
+    return g;
+}
+
+// route: scores and selection of this rank's tokens, counts, balance loss.
+static Err route(const Shape *s, Cx *cx, const MoeParams *p, MoeSaved *a, bool with_balance, double *balance) {
+    int64_t T = a->x.rows;
+    ARENA_NEW(cx->acts, a->idx, T * s->K);
+    ARENA_NEW(cx->acts, a->gate, T * s->K);
+    ARENA_NEW(cx->acts, a->score, T * s->E);
+    if (with_balance) ARENA_NEW(cx->acts, a->coef, a->nseq * s->E);
+    size_t mark = arena_mark(cx->scratch);
+    Mat logits;
+    TRY(arena_mat(cx->scratch, &logits, DT_F32, T, s->E, "moe.logits"));
+    prof_enter(PROF_ROUTE);
+    TRY(cx->ops->gemm_nt(&cx->op, logits, a->n, p->router->w, false));
+    TRY(cx->ops->route_fwd(&cx->op, a->idx, a->gate, a->score, p->count, logits, p->bias, route_shape(s, T, 0)));
+    if (with_balance) {
+        TRY(cx->ops->route_seqbal(&cx->op, balance, a->coef, a->score, route_shape(s, T, 0), a->nseq));
+    }
+    prof_leave();
+    arena_release(cx->scratch, mark);
+    return OK;
+}
+
+// dispatch: rows of `o` to the experts' ranks and there into expert order: out [npair] on acts. Collective over ep.
+static Err dispatch(const Shape *s, Cx *cx, const ExPlan *plan, Operand *out, const Operand *o) {
+    int64_t row = operand_row_bytes(s, s->D);
+    void *rows = NULL, *send = NULL, *recv = NULL;
+    TRY(arena_push(cx->acts, &rows, (size_t)(plan->npair * row), "moe.rows"));
+    size_t mark = arena_mark(cx->scratch);
+    TRY(arena_push(cx->scratch, &send, (size_t)(plan->nsend * row), "moe.send"));
+    TRY(arena_push(cx->scratch, &recv, (size_t)(plan->nrecv * row), "moe.recv"));
+    prof_enter(PROF_EXCHANGE);
+    TRY(cx->ops->rows_gather(&cx->op, send, operand_data(s, o), plan->send_tok, plan->nsend, row));
+    TRY(exchange_dispatch(cx->ep, plan, recv, send, row, &cx->bytes));
+    TRY(cx->ops->rows_gather(&cx->op, rows, recv, plan->pair_recv, plan->npair, row));
+    prof_leave();
+    arena_release(cx->scratch, mark);
+    *out = operand_wire(s, rows, plan->npair, s->D);
+    return OK;
+}
+
+// combine: pair rows [R,D] summed per received row, sent back, summed per token on top of add1 and add2 into
+// y [T,D]. Collective over ep.
+static Err combine(const Shape *s, Cx *cx, const ExPlan *plan, Mat y, Mat pairs, Mat add1) {
+    size_t mark = arena_mark(cx->scratch);
+    Mat sum, back;
+    TRY(arena_mat(cx->scratch, &sum, s->act, plan->nrecv, s->D, "moe.sum"));
+    TRY(arena_mat(cx->scratch, &back, s->act, plan->nsend, s->D, "moe.back"));
+    prof_enter(PROF_EXCHANGE);
+    TRY(cx->ops->rows_sum(&cx->op, sum, pairs, plan->recv_first, plan->recv_pair, mat_none(), mat_none()));
+    TRY(exchange_combine(cx->ep, plan, back.p, sum.p, s->D * (int64_t)dtype_bytes(s->act), &cx->bytes));
+    TRY(cx->ops->rows_sum(&cx->op, y, back, plan->tok_first, plan->tok_row, add1, mat_none()));
+    prof_leave();
+    arena_release(cx->scratch, mark);
+    return OK;
+}
+
+// experts_fwd: pairs [R,D] = W_down( silu(W_gate xe) * W_up xe * gate ) of the local experts.
+static Err experts_fwd(const Shape *s, Cx *cx, const MoeParams *p, MoeSaved *a, Mat pairs) {
+    Groups g = plan_groups(&a->plan);
+    int64_t R = a->plan.npair;
+    TRY(arena_mat(cx->acts, &a->g, s->act, R, s->F, "moe.g"));
+    TRY(arena_mat(cx->acts, &a->u, s->act, R, s->F, "moe.u"));
+    TRY(linear_fprop(s, cx, a->g, &a->xe, p->gate, g));
+    TRY(linear_fprop(s, cx, a->u, &a->xe, p->up, g));
+    size_t mark = arena_mark(cx->scratch);
+    Mat h;
+    TRY(arena_mat(s->mode == MODE_FP8 ? cx->scratch : cx->acts, &h, s->act, R, s->F, "moe.h"));
+    prof_enter(PROF_ELEMENTWISE);
+    TRY(cx->ops->swiglu_fwd(&cx->op, h, a->g, a->u, a->plan.pair_gate));
+    prof_leave();
+    TRY(operand_make(s, cx, &a->h, cx->acts, h, false));
+    arena_release(cx->scratch, mark);
+    return linear_fprop(s, cx, pairs, &a->h, p->down, g);
+}
+
+Err moe_fwd(const Shape *s, Cx *cx, const MoeParams *p, MoeSaved *a, Mat y, Mat x, int64_t nseq, int64_t S,
+            bool with_balance, double *balance) {
+    int64_t T = x.rows;
+    MoeSaved saved = {.nseq = nseq, .S = S, .x = x};
+    *a = saved;
+    ARENA_NEW(cx->acts, a->rstd, T);
+    TRY(arena_mat(cx->acts, &a->n, s->act, T, s->D, "moe.n"));
+    prof_enter(PROF_ELEMENTWISE);
+    TRY(cx->ops->norm_rms_fwd(&cx->op, a->n, a->rstd, x, p->norm->w.p, s->eps));
+    prof_leave();
+    TRY(operand_make(s, cx, &a->nq, cx->acts, a->n, false));
+    TRY(route(s, cx, p, a, with_balance, balance));
+    prof_enter(PROF_EXCHANGE);
+    TRY(exchange_plan(cx->ep, &a->plan, cx->acts, cx->scratch, a->idx, a->gate, T, s->K, s->L, &cx->bytes));
+    prof_leave();
+    TRY(dispatch(s, cx, &a->plan, &a->xe, &a->nq));
+    size_t mark = arena_mark(cx->scratch);
+    Mat shared = mat_none(), pairs, out;
+    if (p->shared.gate) {
+        TRY(arena_mat(cx->scratch, &shared, DT_F32, T, s->D, "moe.shared"));
+        TRY(ffn_fwd(s, cx, &p->shared, &a->shared, shared, &a->nq, T));
+    }
+    TRY(arena_mat(cx->scratch, &out, s->act, T, s->D, "moe.out"));
+    TRY(arena_mat(cx->scratch, &pairs, s->act, a->plan.npair, s->D, "moe.pairs"));
+    TRY(experts_fwd(s, cx, p, a, pairs));
+    TRY(combine(s, cx, &a->plan, out, pairs, shared));
+    prof_enter(PROF_ELEMENTWISE);
+    TRY(cx->ops->add(&cx->op, y, x, out));
+    prof_leave();
+    arena_release(cx->scratch, mark);
+    return OK;
+}
+
+// experts_bwd: dpairs [R,D] and the gates' gradients [R] from the dispatched output gradients.
+static Err experts_bwd(const Shape *s, Cx *cx, const MoeParams *p, MoeSaved *a, Mat dpairs, float *dgate) {
+    Groups g = plan_groups(&a->plan);
+    int64_t R = a->plan.npair;
+    TRY(arena_mat(cx->acts, &a->dg, s->act, R, s->F, "moe.dg"));
+    TRY(arena_mat(cx->acts, &a->du, s->act, R, s->F, "moe.du"));
+    size_t mark = arena_mark(cx->scratch);
+    Mat dh;
+    Operand dg, du;
+    TRY(arena_mat(cx->scratch, &dh, s->act, R, s->F, "moe.dh"));
+    TRY(linear_dgrad(s, cx, dh, &a->dye, p->down, g, false));
+    prof_enter(PROF_ELEMENTWISE);
+    TRY(cx->ops->swiglu_bwd(&cx->op, a->dg, a->du, dgate, dh, a->g, a->u, a->plan.pair_gate));
+    prof_leave();
+    TRY(operand_make(s, cx, &dg, cx->scratch, a->dg, false));
+    TRY(operand_make(s, cx, &du, cx->scratch, a->du, false));
+    TRY(linear_dgrad_pair(s, cx, dpairs, &dg, p->gate, &du, p->up, g));
+    arena_release(cx->scratch, mark);
+    return OK;
+}
+
+// local_bwd: dsum [T,D] f32 = shared expert's and router's gradients of the normalised input.
+static Err local_bwd(const Shape *s, Cx *cx, const MoeParams *p, MoeSaved *a, Mat dsum, const Operand *dyq, Mat dy,
+                     const float *dgate, double balance_scale) {
+    bool has_shared = p->shared.gate != NULL;
+    size_t mark = arena_mark(cx->scratch);
+    if (has_shared) {
+        Operand dg, du;
+        TRY(ffn_bwd_core(s, cx, &p->shared, &a->shared, dyq, dy));
+        TRY(operand_make(s, cx, &dg, cx->scratch, a->shared.dg, false));
+        TRY(operand_make(s, cx, &du, cx->scratch, a->shared.du, false));
+        TRY(linear_dgrad(s, cx, dsum, &dg, p->shared.gate, groups_none(), false));
+        TRY(linear_dgrad(s, cx, dsum, &du, p->shared.up, groups_none(), true));
+        arena_release(cx->scratch, mark);
+    }
+    TRY(arena_mat(cx->acts, &a->dlogits, DT_F32, dy.rows, s->E, "moe.dlogits"));
+    prof_enter(PROF_ROUTE);
+    TRY(cx->ops->route_bwd(&cx->op, a->dlogits, dgate, a->gate, a->score, a->idx, a->coef,
+                           route_shape(s, dy.rows, balance_scale), a->nseq));
+    TRY(cx->ops->gemm_nn(&cx->op, dsum, a->dlogits, p->router->w, has_shared));
+    prof_leave();
+    return OK;
+}
+
+Err moe_bwd_input(const Shape *s, Cx *cx, const MoeParams *p, MoeSaved *a, Mat dx, Mat dy, double balance_scale) {
+    int64_t T = dy.rows;
+    a->dy = dy;
+    size_t mark = arena_mark(cx->scratch);
+    Operand dyq;
+    TRY(operand_make(s, cx, &dyq, cx->scratch, dy, true));
+    TRY(dispatch(s, cx, &a->plan, &a->dye, &dyq));
+    Mat dsum, dn, dpairs;
+    float *dgate_pair = NULL, *dgate = NULL;
+    TRY(arena_mat(cx->scratch, &dsum, DT_F32, T, s->D, "moe.dsum"));
+    TRY(arena_mat(cx->scratch, &dn, s->act, T, s->D, "moe.dn"));
+    TRY(arena_mat(cx->scratch, &dpairs, s->act, a->plan.npair, s->D, "moe.dpairs"));
+    ARENA_NEW(cx->scratch, dgate_pair, a->plan.npair);
+    ARENA_NEW(cx->scratch, dgate, T * s->K);
+    TRY(experts_bwd(s, cx, p, a, dpairs, dgate_pair));
+    prof_enter(PROF_EXCHANGE);
+    TRY(exchange_gate_grads(cx->ep, &a->plan, cx->scratch, dgate, dgate_pair, &cx->bytes));
+    prof_leave();
+    TRY(local_bwd(s, cx, p, a, dsum, &dyq, dy, dgate, balance_scale));
+    TRY(combine(s, cx, &a->plan, dn, dpairs, dsum));
+    prof_enter(PROF_ELEMENTWISE);
+    TRY(cx->ops->norm_rms_bwd(&cx->op, dx, p->norm->grad.p, dn, a->x, p->norm->w.p, a->rstd, dy));
+    prof_leave();
+    arena_release(cx->scratch, mark);
+    return OK;
+}
+
+Err moe_bwd_weight(const Shape *s, Cx *cx, const MoeParams *p, MoeSaved *a) {
+    Groups g = plan_groups(&a->plan), all = groups_none();
+    size_t mark = arena_mark(cx->scratch);
+    Turned x, dy;
+    prof_enter(PROF_ROUTE);
+    TRY(cx->ops->gemm_tn(&cx->op, p->router->grad, a->dlogits, a->n, true));
+    prof_leave();
+    if (p->shared.gate) {
+        TRY(turn_codes(s, cx, &x, &a->nq, all));
+        TRY(ffn_bwd_weight(s, cx, &p->shared, &a->shared, &x));
+        arena_release(cx->scratch, mark);
+    }
+    TRY(turn_codes(s, cx, &x, &a->h, g));
+    TRY(turn_codes(s, cx, &dy, &a->dye, g));
+    TRY(linear_wgrad(s, cx, p->down, &dy, &x, g));
+    arena_release(cx->scratch, mark);
+    TRY(turn_codes(s, cx, &x, &a->xe, g));
+    size_t inner = arena_mark(cx->scratch);
+    TRY(turn_fresh(s, cx, &dy, a->dg, g));
+    TRY(linear_wgrad(s, cx, p->gate, &dy, &x, g));
+    arena_release(cx->scratch, inner);
+    TRY(turn_fresh(s, cx, &dy, a->du, g));
+    TRY(linear_wgrad(s, cx, p->up, &dy, &x, g));
+    arena_release(cx->scratch, mark);
+    return OK;
+}

@@ -1,0 +1,57 @@
+// solo.c - one rank, one model, no launcher.
+#include "solo.h"
+
+#include <omp.h>
+#include <string.h>
+
+#include "checkpoint.h"
+
+// Windows that lack tokens past their end need copies of hidden states that complete ones do not.
+static size_t incomplete_bytes(const Shape *s) {
+    size_t rows = (size_t)(s->B * s->S), width = (size_t)s->D * sizeof(float);
+    return (size_t)s->nmtp * (rows * (width + sizeof(int32_t)) + 4 * ARENA_ALIGN);
+}
+
+Err solo_open(Solo *s, const Config *c, bool with_grad, int nthreads) {
+    memset(s, 0, sizeof *s);
+    s->boot.nranks = s->boot.local_nranks = 1;
+    TRY(comm_self(&s->boot.world, "world"));
+    TRY(comm_self(&s->boot.ep, "ep"));
+    TRY(comm_self(&s->boot.edp, "edp"));
+    TRY(mesh_build(&s->mesh, 1, 0, 1));
+    TRY(shape_from_config(&s->shape, c, &s->mesh));
+    MemoryPlan plan;
+    TRY(memory_measure(&plan, &s->shape, &s->mesh, with_grad, false));
+    plan.acts += incomplete_bytes(&s->shape);
+    plan.scratch += incomplete_bytes(&s->shape);
+    TRY(cx_create(&s->cx, &s->boot, &s->mesh, &plan, nthreads));
+    return model_create(&s->model, &s->shape, &s->cx, with_grad, false);
+}
+
+Err solo_find(char *out, size_t n, const char *path) {
+    Cx cx = {0}; // only who is there
+    bool found = false;
+    TRY(comm_self(&cx.world, "world"));
+    Err err = checkpoint_find(out, n, &found, path, -1, &cx);
+    comm_destroy(&cx.world);
+    TRY(err);
+    CHECK(found, E_INPUT, "%s holds no usable checkpoint; name a run directory or a checkpoint (step_...)", path);
+    return OK;
+}
+
+Err solo_publish(Solo *s) {
+    return params_publish(model_params(s->model), &s->shape, &s->cx);
+}
+
+void solo_close(Solo *s) {
+    model_free(&s->model);
+    cx_destroy(&s->cx);
+    comm_destroy(&s->boot.world);
+    comm_destroy(&s->boot.ep);
+    comm_destroy(&s->boot.edp);
+    memset(s, 0, sizeof *s);
+}
+
+int solo_threads(int64_t asked) {
+    return asked > 0 ? (int)asked : omp_get_max_threads();
+}

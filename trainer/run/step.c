@@ -1,0 +1,175 @@
+// step.c - the training step.
+#include "step.h"
+
+#include <math.h>
+#include <string.h>
+
+#include "prof.h"
+#include "schedule.h"
+
+typedef struct Share {
+    int64_t first, n; // this rank's samples of the global batch
+    int64_t micro;    // samples per pass
+} Share;
+
+static Share rank_share(const Cx *cx, const StepInput *in, int64_t batch) {
+    Share r;
+    r.n = batch / cx->world->nranks;
+    r.first = in->samples + r.n * cx->world->rank;
+    r.micro = in->config->train.micro_batch;
+    return r;
+}
+
+static Err load_micro(const Shape *s, const StepInput *in, int64_t first, int64_t n, Batch *b) {
+    prof_enter(PROF_DATA);
+    TRY(loader_batch(in->loader, first, n, in->tokens, in->doc_start));
+    prof_leave();
+    Batch r = {.nseq = n, .S = s->S, .ld = s->S + 1 + s->nmtp, .tokens = in->tokens, .doc_start = in->doc_start,
+               .is_complete = true};
+    *b = r;
+    return OK;
+}
+
+static Err poll_stop(Cx *cx, const StepInput *in, bool *is_stopped) {
+    int64_t flag = in->stop_flag ? in->stop_flag() : 0;
+    TRY(comm_max_i64(cx->world, &flag, 1));
+    *is_stopped = flag != 0;
+    return OK;
+}
+
+static LossScale loss_scale(const Config *c, const Shape *s, int64_t step, int64_t batch) {
+    double targets = (double)(batch * s->S);
+    LossScale r = {0};
+    r.lm = 1.0 / targets;
+    if (s->nmtp) r.mtp = schedule_mtp_weight(c, step) / (double)s->nmtp / targets;
+    r.balance = c->balance.seq_alpha / (double)batch;
+    return r;
+}
+
+// sum_losses: over ranks, and into the numbers that are logged.
+static Err sum_losses(Cx *cx, const Shape *s, const LossScale *scale, const LossSums *sums, StepMetrics *o) {
+    double v[MTP_MAX + 2] = {sums->lm, sums->balance};
+    memcpy(v + 2, sums->mtp, sizeof sums->mtp);
+    TRY(comm_sum(cx->world, v, MTP_MAX + 2));
+    double mtp = 0.0;
+    o->nmtp = (int)s->nmtp;
+    o->lm_loss = (float)(v[0] * scale->lm);
+    o->balance_loss = (float)(v[1] * scale->balance);
+    for (int64_t k = 0; k < s->nmtp; k++) {
+        o->mtp[k] = (float)(v[2 + k] * scale->lm); // mean over targets
+        mtp += v[2 + k];
+    }
+    o->mtp_loss = s->nmtp ? (float)(mtp * scale->lm / (double)s->nmtp) : 0.0f;
+    o->loss = (float)(v[0] * scale->lm + mtp * scale->mtp + v[1] * scale->balance);
+    return OK;
+}
+
+typedef struct FirstBad {
+    const Cx *cx;
+    int64_t layer; // first block with a non-finite output, -1 none yet
+} FirstBad;
+
+static Err find_bad(void *user, int64_t layer, Mat x) {
+    FirstBad *f = user;
+    if (f->layer >= 0) return OK;
+    double part = 0.0;
+    int64_t bad = 0;
+    for (int64_t r = 0; r < x.rows && bad == 0; r++) {
+        TRY(f->cx->ops->sumsq_blocks((OpCx *)&f->cx->op, &part, &bad, mat_rows(x, r, 1)));
+    }
+    if (bad > 0) f->layer = layer;
+    return OK;
+}
+
+// explain_bad: the loss is not finite on some rank: run the batch forward again and find the first bad block.
+static Err explain_bad(Model *m, Cx *cx, const StepInput *in, Share share, double loss) {
+    FirstBad f = {cx, -1};
+    Taps taps = {.user = &f, .hidden = find_bad};
+    for (int64_t i = 0; i < share.n; i += share.micro) {
+        Batch b;
+        LossSums sums = {0};
+        TRY(load_micro(model_shape(m), in, share.first + i, min_i64(share.micro, share.n - i), &b));
+        TRY(model_fwd(m, cx, &b, &sums, &taps));
+    }
+    Err mine = OK;
+    if (f.layer >= 0) {
+        mine = fail_at(E_NUMERIC, __FILE__, __LINE__,
+                       "step %lld: the loss is %g: the output of layer %lld is the first that is not finite "
+                       "(samples %lld to %lld); nothing was updated or saved",
+                       (long long)in->step, loss, (long long)f.layer, (long long)share.first,
+                       (long long)(share.first + share.n - 1));
+    }
+    TRY(comm_agree(cx->world, mine));
+    FAIL(E_NUMERIC, "step %lld: the loss is %g, but no layer's output is: look at the head; nothing was updated or saved",
+         (long long)in->step, loss);
+}
+
+static Err sum_counters(Cx *cx, StepMetrics *o) {
+    int64_t v[8] = {cx->bytes.dispatch,    cx->bytes.combine,   cx->bytes.meta,  cx->quant.values,
+                    cx->quant.saturated,   cx->quant.underflow, cx->quant.tiles, cx->quant.nonfinite_tiles};
+    TRY(comm_sum_i64(cx->world, v, 8));
+    memset(&cx->bytes, 0, sizeof cx->bytes);
+    memset(&cx->quant, 0, sizeof cx->quant);
+    o->a2a_dispatch_bytes = v[0];
+    o->a2a_combine_bytes = v[1];
+    o->a2a_meta_bytes = v[2];
+    double values = v[3] > 0 ? (double)v[3] : 1.0;
+    o->fp8_saturated = (double)v[4] / values;
+    o->fp8_underflow = (double)v[5] / values;
+    o->fp8_nonfinite_tiles = v[7];
+    return OK;
+}
+
+// update: optimizer and bias after a finite loss.
+static Err update(Model *m, Cx *cx, const StepInput *in, StepMetrics *o) {
+    const Config *c = in->config;
+    OptStep opt = {.step = in->step, .lr = schedule_lr(c, in->step), .beta1 = c->train.beta1, .beta2 = c->train.beta2,
+                   .eps = c->train.eps, .weight_decay = c->train.weight_decay, .clip = c->train.clip};
+    OptResult r;
+    TRY(optimizer_step(model_params(m), model_shape(m), cx, &opt, &r));
+    CHECK(r.nonfinite == 0, E_NUMERIC, "step %lld: not finite: %s; nothing was updated or saved", (long long)in->step,
+          r.culprit[0] ? r.culprit : "gradient norm");
+    BalanceStats stats;
+    double gamma = c->balance.method == BALANCE_BIAS ? schedule_gamma(c, in->step) : 0.0;
+    TRY(balance_update(m, cx, gamma, &stats));
+    o->grad_norm = r.grad_norm;
+    o->lr = opt.lr;
+    o->maxvio = stats.maxvio;
+    o->dead_experts = stats.dead;
+    return OK;
+}
+
+Err step_train(Model *m, Cx *cx, const StepInput *in, StepOutput *out) {
+    const Shape *s = model_shape(m);
+    memset(out, 0, sizeof *out);
+    out->batch = schedule_batch(in->config, in->samples);
+    Share share = rank_share(cx, in, out->batch);
+    LossScale scale = loss_scale(in->config, s, in->step, out->batch);
+    LossSums sums = {0};
+    TRY(params_zero_grad(model_params(m), cx));
+    for (int64_t i = 0; i < share.n; i += share.micro) {
+        Batch b;
+        TRY(poll_stop(cx, in, &out->is_stopped));
+        if (!out->is_stopped) {
+            Err mine = load_micro(s, in, share.first + i, min_i64(share.micro, share.n - i), &b);
+            TRY(comm_agree(cx->world, mine)); // a damaged shard on one rank stops all of them
+            TRY(model_fwd_bwd(m, cx, &b, &scale, &sums, NULL));
+        }
+        if (out->is_stopped) break;
+    }
+    if (!out->is_stopped) TRY(poll_stop(cx, in, &out->is_stopped));
+    if (out->is_stopped) {
+        model_zero_counts(m);
+        return OK;
+    }
+    StepMetrics *o = &out->m;
+    TRY(sum_losses(cx, s, &scale, &sums, o));
+    if (!isfinite(o->loss)) return explain_bad(m, cx, in, share, (double)o->loss);
+    TRY(update(m, cx, in, o));
+    TRY(sum_counters(cx, o));
+    o->step = in->step;
+    o->global_batch = out->batch;
+    o->samples = in->samples + out->batch;
+    o->tokens = o->samples * s->S;
+    return OK;
+}

@@ -1,0 +1,28 @@
+// step.h - one optimizer step over the global batch: micro-batches, agreement of all ranks, update.
+#pragma once
+#include "balance.h"
+#include "loader.h"
+#include "metrics.h"
+#include "optimizer.h"
+
+// What a step needs besides the model; borrowed.
+typedef struct StepInput {
+    const Config *config;
+    Loader *loader;
+    int64_t step;      // the step to run, 1, 2, ...
+    int64_t samples;   // consumed before it
+    int32_t *tokens;   // [micro_batch, seq_len+1+nmtp] host, room for one micro-batch
+    int32_t *doc_start; // [micro_batch, seq_len] host, or NULL without a document mask
+    int (*stop_flag)(void); // signal number or 0; polled between micro-batches
+} StepInput;
+
+typedef struct StepOutput {
+    bool is_stopped;   // a rank was asked to stop: nothing was updated, the step is dropped on all ranks
+    int64_t batch;     // sequences of the global batch
+    StepMetrics m;     // losses, norms, loads, bytes, health: everything but times, memory and the hash
+} StepOutput;
+
+// step_train: forward and backward of this rank's share of the batch, sums over ranks, optimizer, bias update.
+// A non-finite loss or gradient is E_NUMERIC on all ranks, naming step, rank and layer or parameter; nothing was
+// updated then. Collective over world.
+Err step_train(Model *m, Cx *cx, const StepInput *in, StepOutput *out) MUST_CHECK;

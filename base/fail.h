@@ -45,15 +45,26 @@ void fail_report(FILE *out, const char *prefix, bool verbose);
 // fail_clear: forget the current error (after it was handled).
 void fail_clear(void);
 
-#define FAIL(code, ...) return fail_at((code), __FILE__, __LINE__, __VA_ARGS__)
+// The macros return the code they were given, not what fail_at returns, so that the compiler sees that it is not OK.
+#define FAIL(code, ...)                                                                            \
+    do {                                                                                           \
+        fail_at((code), __FILE__, __LINE__, __VA_ARGS__);                                          \
+        return (code);                                                                             \
+    } while (0)
 #define CHECK(cond, code, ...)                                                                     \
     do {                                                                                           \
-        if (!(cond)) return fail_at((code), __FILE__, __LINE__, __VA_ARGS__);                      \
+        if (!(cond)) {                                                                             \
+            fail_at((code), __FILE__, __LINE__, __VA_ARGS__);                                      \
+            return (code);                                                                         \
+        }                                                                                          \
     } while (0)
 #define TRY(call)                                                                                  \
     do {                                                                                           \
         Err err_ = (call);                                                                         \
-        if (err_ != OK) return fail_frame(err_, __FILE__, __LINE__);                               \
+        if (err_ != OK) {                                                                          \
+            fail_frame(err_, __FILE__, __LINE__);                                                  \
+            return err_;                                                                           \
+        }                                                                                          \
     } while (0)
 // TRY_OR: for functions that own something; jumps to `label` with `err` (a local Err) set.
 #define TRY_OR(call, label)                                                                        \

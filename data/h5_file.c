@@ -38,7 +38,8 @@ const char *h5_error_text(void) {
     memcpy(text, failure, sizeof text);
     h5_error_clear();
     if (!text[0]) return "unknown HDF5 error";
-    // System errors come as "..., errno = 28, error message = 'No space left on device', buf = ...".
+    // System errors come as "..., errno = 28, error message = 'No space left on device', buf =
+    // ...".
     char *from = strstr(text, "error message = '");
     if (from) {
         from += strlen("error message = '");
@@ -54,8 +55,8 @@ void h5_lock(void) {
     pthread_mutex_lock(&mutex);
     h5_error_clear();
     if (is_ready) return;
-    // A file that could not be flushed (disk full) would be tried again at exit, endlessly: we close
-    // every file ourselves.
+    // A file that could not be flushed (disk full) would be tried again at exit, endlessly: we
+    // close every file ourselves.
     H5dont_atexit();
     H5open();
     H5Eset_auto2(H5E_DEFAULT, record, NULL);
@@ -126,13 +127,13 @@ Err h5_file_close(int64_t *file, const char *path, bool is_write, bool is_sync) 
     return OK;
 }
 
-static herr_t attribute_put(hid_t file, const char *object, const char *key, hid_t disk, hid_t memory,
-                            const void *value) {
+static herr_t attribute_put(hid_t file, const char *object, const char *key, hid_t disk,
+                            hid_t memory, const void *value) {
     htri_t old = H5Aexists_by_name(file, object, key, H5P_DEFAULT);
     if (old < 0 || (old > 0 && H5Adelete_by_name(file, object, key, H5P_DEFAULT) < 0)) return -1;
     hid_t space = H5Screate(H5S_SCALAR);
-    hid_t id = H5Acreate_by_name(file, object, key, disk, space, H5P_DEFAULT, H5P_DEFAULT,
-                                 H5P_DEFAULT);
+    hid_t id =
+        H5Acreate_by_name(file, object, key, disk, space, H5P_DEFAULT, H5P_DEFAULT, H5P_DEFAULT);
     herr_t rc = id < 0 ? -1 : H5Awrite(id, memory, value);
     if (id >= 0 && H5Aclose(id) < 0) rc = -1;
     H5Sclose(space);
@@ -165,8 +166,8 @@ Err h5_set_int(int64_t file, const char *path, const char *object, const char *k
 
 Err h5_set_double(int64_t file, const char *path, const char *object, const char *key,
                   double value) {
-    CHECK(attribute_put(file, object, key, H5T_IEEE_F64LE, H5T_NATIVE_DOUBLE, &value) >= 0, E_OUTPUT,
-          "%s: attribute %s of %s: %s", path, key, object, h5_error_text());
+    CHECK(attribute_put(file, object, key, H5T_IEEE_F64LE, H5T_NATIVE_DOUBLE, &value) >= 0,
+          E_OUTPUT, "%s: attribute %s of %s: %s", path, key, object, h5_error_text());
     return OK;
 }
 
@@ -179,10 +180,10 @@ bool h5_has_attribute(int64_t file, const char *object, const char *key) {
 // Open an attribute and check that it is one value of the wanted class.
 static Err attribute_open(hid_t *out, hid_t file, const char *path, const char *object,
                           const char *key, H5T_class_t want) {
-    static const char *names[] = {[H5T_INTEGER] = "an integer", [H5T_FLOAT] = "a number",
-                                  [H5T_STRING] = "a string"};
-    CHECK(h5_has_attribute(file, object, key), E_INPUT, "%s: %s has no attribute '%s'", path, object,
-          key);
+    static const char *names[] = {
+        [H5T_INTEGER] = "an integer", [H5T_FLOAT] = "a number", [H5T_STRING] = "a string"};
+    CHECK(h5_has_attribute(file, object, key), E_INPUT, "%s: %s has no attribute '%s'", path,
+          object, key);
     hid_t id = H5Aopen_by_name(file, object, key, H5P_DEFAULT, H5P_DEFAULT);
     CHECK(id >= 0, E_INPUT, "%s: attribute %s of %s: %s", path, key, object, h5_error_text());
     hid_t space = H5Aget_space(id), type = H5Aget_type(id);
@@ -232,7 +233,8 @@ static Err number_get(hid_t file, const char *path, const char *object, const ch
     return OK;
 }
 
-Err h5_get_int(int64_t file, const char *path, const char *object, const char *key, int64_t *value) {
+Err h5_get_int(int64_t file, const char *path, const char *object, const char *key,
+               int64_t *value) {
     TRY(number_get(file, path, object, key, H5T_INTEGER, H5T_NATIVE_INT64, value));
     return OK;
 }

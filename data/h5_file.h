@@ -1,9 +1,10 @@
-// h5_file.h - what every HDF5 file of ours shares: the lock, error texts, opening, closing, attributes.
-// Private to data/.
+// h5_file.h - what every HDF5 file of ours shares: the lock, error texts, opening, closing,
+// attributes. Private to data/.
 //
-// The HDF5 library is not thread-safe, so one mutex guards every call of it: h5_lock() before, h5_unlock()
-// after. All other functions here expect the lock to be held. Ids are int64_t (hid_t), so that hdf5.h
-// stays out of headers. Strings on disk are fixed-length UTF-8, never variable-length.
+// The HDF5 library is not thread-safe, so one mutex guards every call of it: h5_lock() before,
+// h5_unlock() after. All other functions here expect the lock to be held. Ids are int64_t (hid_t),
+// so that hdf5.h stays out of headers. Strings on disk are fixed-length UTF-8, never
+// variable-length.
 #pragma once
 #include "fail.h"
 
@@ -20,14 +21,14 @@ void h5_error_clear(void);
 // file locking (network file systems). h5_file_open: read-only. Errors: E_OUTPUT / E_INPUT.
 Err h5_file_create(int64_t *file, const char *path) MUST_CHECK;
 Err h5_file_open(int64_t *file, const char *path) MUST_CHECK;
-// h5_file_close: flush (if is_write) and close, then fsync (if is_sync). Errors: E_OUTPUT (is_write),
-// so a disk that filled up late is never lost; E_INPUT otherwise.
+// h5_file_close: flush (if is_write) and close, then fsync (if is_sync). Errors: E_OUTPUT
+// (is_write), so a disk that filled up late is never lost; E_INPUT otherwise.
 Err h5_file_close(int64_t *file, const char *path, bool is_write, bool is_sync) MUST_CHECK;
 // path_fsync: fsync a file or a directory. Errors: E_OUTPUT.
 Err path_fsync(const char *path) MUST_CHECK;
 
-// Attributes of `object` in `file` ("/" or a dataset). Setting replaces. Errors: E_OUTPUT on set; E_INPUT
-// on get if the attribute is missing, of another kind, or (text) longer than cap - 1 bytes.
+// Attributes of `object` in `file` ("/" or a dataset). Setting replaces. Errors: E_OUTPUT on set;
+// E_INPUT on get if the attribute is missing, of another kind, or (text) longer than cap - 1 bytes.
 Err h5_set_text(int64_t file, const char *path, const char *object, const char *key,
                 const char *value) MUST_CHECK;
 Err h5_set_int(int64_t file, const char *path, const char *object, const char *key,

@@ -41,8 +41,8 @@ static size_t compress(int level, size_t nbytes, size_t *buf_size, void **buf) {
     return n;
 }
 
-static size_t filter(unsigned flags, size_t ncd, const unsigned *cd, size_t nbytes, size_t *buf_size,
-                     void **buf) {
+static size_t filter(unsigned flags, size_t ncd, const unsigned *cd, size_t nbytes,
+                     size_t *buf_size, void **buf) {
     if (flags & H5Z_FLAG_REVERSE) return decompress(nbytes, buf_size, buf);
     return compress(ncd > 0 ? (int)cd[0] : 1, nbytes, buf_size, buf);
 }

@@ -1,7 +1,7 @@
 // hash.h - fingerprints: XXH3-128 of bytes in memory, in a stream or in a file, and its text form.
 //
-// Used for content, tokenizer and checkpoint fingerprints. XXH3 is fast and finds damage; it does not
-// resist an attacker. The text form is 32 lower-case hex digits, most significant first (what
+// Used for content, tokenizer and checkpoint fingerprints. XXH3 is fast and finds damage; it does
+// not resist an attacker. The text form is 32 lower-case hex digits, most significant first (what
 // `xxhsum -H128` prints).
 #pragma once
 #include "fail.h"
@@ -27,8 +27,9 @@ bool hash_equal(Hash128 a, Hash128 b);
 HashText hash_text(Hash128 h);
 bool hash_parse(const char *text, Hash128 *out);
 
-// hash_stream_new: an empty stream; hash_stream_end gives the hash of everything added since then (the
-// stream may go on). hash_stream_free accepts a NULL stream and sets *s = NULL. Errors: E_INTERNAL.
+// hash_stream_new: an empty stream; hash_stream_end gives the hash of everything added since then
+// (the stream may go on). hash_stream_free accepts a NULL stream and sets *s = NULL. Errors:
+// E_INTERNAL.
 Err hash_stream_new(HashStream **s) MUST_CHECK;
 void hash_stream_add(HashStream *s, const void *p, size_t n);
 Hash128 hash_stream_end(const HashStream *s);

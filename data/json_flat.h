@@ -19,8 +19,8 @@ typedef struct JsonFlat {
     int n;
 } JsonFlat;
 
-// json_flat_read: a file that holds one JSON object of at most 16 MiB, nested at most 8 deep. Errors: E_INPUT: missing,
-// not JSON (with line and column), duplicate keys, not an object. *out is then empty. Local.
+// json_flat_read: a file that holds one JSON object of at most 16 MiB, nested at most 8 deep. Errors: E_INPUT:
+// missing, not JSON (with line and column), duplicate keys, not an object. *out is then empty. Local.
 Err json_flat_read(JsonFlat *out, const char *path) MUST_CHECK;
 // json_flat_free: frees the items; accepts an empty list.
 void json_flat_free(JsonFlat *j);

@@ -23,7 +23,8 @@ struct Loader {
     Hash128 fingerprint;
 };
 
-// ---- opening --------------------------------------------------------------------------------------
+// ---- opening
+// --------------------------------------------------------------------------------------
 
 static Err corpora_open(Loader *l, const LoaderSpec *spec) {
     int64_t windows[SAMPLER_CORPORA];
@@ -33,15 +34,16 @@ static Err corpora_open(Loader *l, const LoaderSpec *spec) {
         CHECK(l->path[k], E_INTERNAL, "loader: out of memory");
         TRY(tokens_open(&l->corpus[k], &spec->corpora[k].path, 1));
         l->ncorpora = k + 1;
-        int64_t n = tokens_count(l->corpus[k]), need = spec->is_eval ? 2 : spec->seq_len + 1 + spec->mtp_depth;
+        int64_t n = tokens_count(l->corpus[k]),
+                need = spec->is_eval ? 2 : spec->seq_len + 1 + spec->mtp_depth;
         windows[k] = sampler_windows(n, spec->seq_len, spec->mtp_depth);
-        CHECK(n >= need, E_INPUT, "%s: %lld tokens, at least %lld needed (seq_len %lld, mtp depth %lld)",
-              l->path[k], (long long)n, (long long)need, (long long)spec->seq_len,
-              (long long)spec->mtp_depth);
+        CHECK(n >= need, E_INPUT,
+              "%s: %lld tokens, at least %lld needed (seq_len %lld, mtp depth %lld)", l->path[k],
+              (long long)n, (long long)need, (long long)spec->seq_len, (long long)spec->mtp_depth);
         const char *a = tokens_meta(l->corpus[0])->tokenizer_hash;
         const char *b = tokens_meta(l->corpus[k])->tokenizer_hash;
-        CHECK(strcmp(a, b) == 0, E_INPUT, "%s: made with tokenizer %s, but %s with %s", l->path[k], b,
-              l->path[0], a);
+        CHECK(strcmp(a, b) == 0, E_INPUT, "%s: made with tokenizer %s, but %s with %s", l->path[k],
+              b, l->path[0], a);
         weights[k] = spec->corpora[k].weight;
         sum += fabs(weights[k]);
     }
@@ -103,22 +105,24 @@ void loader_close(Loader **l) {
     *l = NULL;
 }
 
-// ---- one window -----------------------------------------------------------------------------------
+// ---- one window
+// -----------------------------------------------------------------------------------
 
 // Ids [at, at+n) of corpus k, each one the model has.
 static Err ids_read(const Loader *l, int k, int64_t at, int64_t n, int32_t *out) {
     TRY(tokens_read(l->corpus[k], at, n, out));
     for (int64_t i = 0; i < n; i++) {
-        CHECK(out[i] >= 0 && out[i] < l->vocab_size, E_INPUT,
-              "%s: token %lld is id %lld, but the model's vocab_size is %lld: the data was made with "
-              "another tokenizer",
-              l->path[k], (long long)(at + i), (long long)(uint32_t)out[i], (long long)l->vocab_size);
+        CHECK(
+            out[i] >= 0 && out[i] < l->vocab_size, E_INPUT,
+            "%s: token %lld is id %lld, but the model's vocab_size is %lld: the data was made with "
+            "another tokenizer",
+            l->path[k], (long long)(at + i), (long long)(uint32_t)out[i], (long long)l->vocab_size);
     }
     return OK;
 }
 
-// First position inside the window [at, at+seq_len) of the document of each position; positions at or
-// after `real` (padding) count to the last document.
+// First position inside the window [at, at+seq_len) of the document of each position; positions at
+// or after `real` (padding) count to the last document.
 static void doc_starts(const Loader *l, int k, int64_t at, int64_t real, int32_t *out) {
     const Tokens *t = l->corpus[k];
     int64_t doc = tokens_doc_of(t, at), start = 0;
@@ -163,7 +167,8 @@ double loader_epoch(Loader *l, int k, int64_t samples) {
     return (double)counts[k] / (double)l->sampler.windows[k];
 }
 
-// ---- evaluation -----------------------------------------------------------------------------------
+// ---- evaluation
+// -----------------------------------------------------------------------------------
 
 static int64_t eval_windows_of(const Loader *l, int k) {
     return ceil_div(max_i64(tokens_count(l->corpus[k]) - 1, 0), l->seq_len);

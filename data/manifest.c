@@ -297,7 +297,7 @@ static Err read_lists(Reader *r, Manifest **out) {
 
 static Err read_head(const Reader *r) {
     char format[32], want[40];
-    int64_t version;
+    int64_t version = 0;
     TRY(get_text(r, r->root, "format", format, sizeof format));
     CHECK(strcmp(format, FORMAT) == 0, E_INPUT, "%s: format '%s', expected '%s'", r->path, format, FORMAT);
     TRY(get_int(r, r->root, "version", INT32_MAX, &version));
@@ -313,7 +313,7 @@ static Err read_head(const Reader *r) {
 }
 
 static Err read_all(Reader *r, Manifest **out) {
-    int64_t world, ep;
+    int64_t world = 0, ep = 0;
     TRY(read_head(r));
     TRY(read_lists(r, out));
     Manifest *m = *out;

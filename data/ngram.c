@@ -8,7 +8,7 @@
 
 // Bytes and their number make the key: up to 7 bytes and the length + 1 on top, so no key is 0.
 typedef struct Cell {
-    uint64_t key; // 0 = empty
+    uint64_t key;      // 0 = empty
     uint32_t count;    // of an n-gram; N(h) of a context
     uint32_t distinct; // T(h) of a context
 } Cell;

@@ -1,11 +1,11 @@
 // ngram.h - a byte n-gram model: what a loss in bits per byte is worth.
 //
-// Order n uses the last n bytes as context, Witten-Bell smoothing (Witten & Bell 1991), interpolated down
-// to the uniform distribution over 256 bytes:
+// Order n uses the last n bytes as context, Witten-Bell smoothing (Witten & Bell 1991),
+// interpolated down to the uniform distribution over 256 bytes:
 //     P(c | h) = (count(h c) + T(h) P(c | h')) / (N(h) + T(h)),
-// h' = h without its first byte, N(h) = occurrences of h followed by a byte, T(h) = different bytes seen
-// after h; a context never seen leaves P(c | h'). Contexts never reach across the start of a file, in
-// training or scoring; the first bytes of a file have shorter ones.
+// h' = h without its first byte, N(h) = occurrences of h followed by a byte, T(h) = different bytes
+// seen after h; a context never seen leaves P(c | h'). Contexts never reach across the start of a
+// file, in training or scoring; the first bytes of a file have shorter ones.
 #pragma once
 #include "fail.h"
 

@@ -20,11 +20,11 @@ static const struct {
     const char *name;
     size_t bytes;
 } types[ST_TYPES] = {
-    [ST_BOOL] = {"BOOL", 1},       [ST_U8] = {"U8", 1},     [ST_I8] = {"I8", 1},
+    [ST_BOOL] = {"BOOL", 1},       [ST_U8] = {"U8", 1},           [ST_I8] = {"I8", 1},
     [ST_F8_E5M2] = {"F8_E5M2", 1}, [ST_F8_E4M3] = {"F8_E4M3", 1}, [ST_I16] = {"I16", 2},
-    [ST_U16] = {"U16", 2},         [ST_F16] = {"F16", 2},   [ST_BF16] = {"BF16", 2},
-    [ST_I32] = {"I32", 4},         [ST_U32] = {"U32", 4},   [ST_F32] = {"F32", 4},
-    [ST_F64] = {"F64", 8},         [ST_I64] = {"I64", 8},   [ST_U64] = {"U64", 8},
+    [ST_U16] = {"U16", 2},         [ST_F16] = {"F16", 2},         [ST_BF16] = {"BF16", 2},
+    [ST_I32] = {"I32", 4},         [ST_U32] = {"U32", 4},         [ST_F32] = {"F32", 4},
+    [ST_F64] = {"F64", 8},         [ST_I64] = {"I64", 8},         [ST_U64] = {"U64", 8},
 };
 
 const char *st_type_name(StType t) {
@@ -48,7 +48,8 @@ struct Safetensors {
     int64_t n, cap;
 };
 
-// ---- one file -------------------------------------------------------------------------------------
+// ---- one file
+// -------------------------------------------------------------------------------------
 
 static Err map_file(Map *m, const char *path) {
     m->path = strdup(path);
@@ -76,7 +77,8 @@ static Err entry_parse(const char *path, const char *name, const json_t *entry, 
     const json_t *range = json_object_get(entry, "data_offsets");
     CHECK(json_is_string(dtype) && json_is_array(shape) && json_is_array(range) &&
               json_array_size(range) == 2,
-          E_INPUT, "%s: tensor '%s': expected dtype, shape and data_offsets [begin, end]", path, name);
+          E_INPUT, "%s: tensor '%s': expected dtype, shape and data_offsets [begin, end]", path,
+          name);
     memset(t, 0, sizeof *t);
     int type = 0;
     while (type < ST_TYPES && strcmp(types[type].name, json_string_value(dtype)) != 0) type++;
@@ -100,12 +102,13 @@ static Err entry_parse(const char *path, const char *name, const json_t *entry, 
           "%s: tensor '%s': data_offsets are not integers", path, name);
     json_int_t b = json_integer_value(lo), e = json_integer_value(hi);
     CHECK(b >= 0 && e >= b && (uint64_t)e <= data_size, E_INPUT,
-          "%s: tensor '%s': data_offsets [%lld, %lld] outside of the %zu bytes of data (file cut short?)",
+          "%s: tensor '%s': data_offsets [%lld, %lld] outside of the %zu bytes of data (file cut "
+          "short?)",
           path, name, (long long)b, (long long)e, data_size);
     int64_t bytes;
     CHECK(!__builtin_mul_overflow(elements, (int64_t)types[type].bytes, &bytes) && bytes == e - b,
-          E_INPUT, "%s: tensor '%s': %lld elements of %s do not make the %lld bytes of its offsets", path,
-          name, (long long)elements, types[type].name, (long long)(e - b));
+          E_INPUT, "%s: tensor '%s': %lld elements of %s do not make the %lld bytes of its offsets",
+          path, name, (long long)elements, types[type].name, (long long)(e - b));
     t->rows = 1;
     for (int i = 0; i < (t->ndim > 1 ? t->ndim - 1 : t->ndim); i++) t->rows *= t->shape[i];
     t->cols = t->ndim > 1 ? t->shape[t->ndim - 1] : 1;
@@ -159,13 +162,13 @@ static Err header_add(Safetensors *st, const Map *m, const json_t *header, const
     for (int64_t i = from; i < st->n; i++) {
         const StTensor *t = &st->tensor[i];
         CHECK((const uint8_t *)t->data == next, E_INPUT,
-              "%s: tensor '%s' begins at byte %lld of the data, expected %lld (%s)", m->path, t->name,
-              (long long)((const uint8_t *)t->data - data), (long long)(next - data),
+              "%s: tensor '%s' begins at byte %lld of the data, expected %lld (%s)", m->path,
+              t->name, (long long)((const uint8_t *)t->data - data), (long long)(next - data),
               (const uint8_t *)t->data > next ? "gap" : "overlap");
         next += t->bytes;
     }
-    CHECK(next == data + data_size, E_INPUT, "%s: %lld bytes of data after the last tensor", m->path,
-          (long long)(data + data_size - next));
+    CHECK(next == data + data_size, E_INPUT, "%s: %lld bytes of data after the last tensor",
+          m->path, (long long)(data + data_size - next));
     return OK;
 }
 
@@ -186,14 +189,17 @@ static Err file_add(Safetensors *st, const char *path) {
     json_t *header = json_loadb((const char *)m->p + 8, (size_t)n, JSON_REJECT_DUPLICATES, &where);
     CHECK(header, E_INPUT, "%s: header: %s (byte %d)", path, where.text, where.position);
     Err err = OK;
-    if (json_is_object(header)) err = header_add(st, m, header, m->p + 8 + n, m->size - 8 - n);
-    else err = fail_at(E_INPUT, __FILE__, __LINE__, "%s: the header is no JSON object", path);
+    if (json_is_object(header))
+        err = header_add(st, m, header, m->p + 8 + n, m->size - 8 - n);
+    else
+        err = fail_at(E_INPUT, __FILE__, __LINE__, "%s: the header is no JSON object", path);
     json_decref(header);
     TRY(err);
     return OK;
 }
 
-// ---- directories ----------------------------------------------------------------------------------
+// ---- directories
+// ----------------------------------------------------------------------------------
 
 static Err index_files(Safetensors *st, const char *dir, const char *index, const json_t *weights) {
     const char *name;
@@ -221,8 +227,8 @@ static Err index_check(const Safetensors *st, const char *index, const json_t *w
         CHECK(t, E_INPUT, "%s: tensor '%s' is not in '%s'", index, name, json_string_value(file));
         const char *base = strrchr(t->file, '/') + 1;
         CHECK(strcmp(base, json_string_value(file)) == 0, E_INPUT,
-              "%s: tensor '%s' should be in '%s' but is in '%s'", index, name, json_string_value(file),
-              base);
+              "%s: tensor '%s' should be in '%s' but is in '%s'", index, name,
+              json_string_value(file), base);
     }
     return OK;
 }
@@ -231,8 +237,8 @@ static Err sort_check(Safetensors *st, const char *path) {
     if (st->n > 0) qsort(st->tensor, (size_t)st->n, sizeof *st->tensor, by_name);
     for (int64_t i = 1; i < st->n; i++) {
         CHECK(strcmp(st->tensor[i].name, st->tensor[i - 1].name) != 0, E_INPUT,
-              "%s: tensor '%s' is in '%s' and in '%s'", path, st->tensor[i].name, st->tensor[i - 1].file,
-              st->tensor[i].file);
+              "%s: tensor '%s' is in '%s' and in '%s'", path, st->tensor[i].name,
+              st->tensor[i - 1].file, st->tensor[i].file);
     }
     return OK;
 }
@@ -243,7 +249,8 @@ static Err directory_add(Safetensors *st, const char *dir) {
     if (access(path, F_OK) != 0) {
         snprintf(path, sizeof path, "%s/model.safetensors", dir);
         CHECK(access(path, F_OK) == 0, E_INPUT,
-              "%s: neither model.safetensors nor model.safetensors.index.json in this directory", dir);
+              "%s: neither model.safetensors nor model.safetensors.index.json in this directory",
+              dir);
         TRY(file_add(st, path));
         TRY(sort_check(st, path));
         return OK;
@@ -295,7 +302,8 @@ void safetensors_close(Safetensors **st) {
     *st = NULL;
 }
 
-// ---- reading --------------------------------------------------------------------------------------
+// ---- reading
+// --------------------------------------------------------------------------------------
 
 int64_t safetensors_count(const Safetensors *st) {
     return st->n;

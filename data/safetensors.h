@@ -1,8 +1,9 @@
 // safetensors.h - the tensor files of Hugging Face: reading and writing, single files and shards.
 //
-// File: u64 little-endian N, N bytes of JSON {"name":{"dtype","shape","data_offsets":[begin,end]},...},
-// then the data; row-major, little-endian. A directory is read as one name -> tensor table: either its
-// model.safetensors, or all files named by its model.safetensors.index.json. Files are memory-mapped.
+// File: u64 little-endian N, N bytes of JSON
+// {"name":{"dtype","shape","data_offsets":[begin,end]},...}, then the data; row-major,
+// little-endian. A directory is read as one name -> tensor table: either its model.safetensors, or
+// all files named by its model.safetensors.index.json. Files are memory-mapped.
 //
 // Local. Reading errors are E_INPUT and name the file and the reason; writing errors are E_OUTPUT.
 #pragma once
@@ -46,8 +47,8 @@ typedef struct StTensor {
 
 typedef struct Safetensors Safetensors;
 
-// safetensors_open: a file, or a directory as said above. The whole header is checked: sizes, types,
-// duplicate names, gaps and overlaps. An index must name every tensor where it is.
+// safetensors_open: a file, or a directory as said above. The whole header is checked: sizes,
+// types, duplicate names, gaps and overlaps. An index must name every tensor where it is.
 Err safetensors_open(Safetensors **st, const char *path) MUST_CHECK;
 // safetensors_close: unmaps; *st = NULL; accepts NULL. Tensors and names die with it.
 void safetensors_close(Safetensors **st);
@@ -57,8 +58,8 @@ const StTensor *safetensors_at(const Safetensors *st, int64_t i);
 // safetensors_find: NULL if there is none of this name. safetensors_get: E_INPUT then.
 const StTensor *safetensors_find(const Safetensors *st, const char *name);
 Err safetensors_get(const Safetensors *st, const char *name, const StTensor **out) MUST_CHECK;
-// safetensors_read_f32: n flat rows from `first` as float, [n, cols]. Types F32, F64, BF16, F16, F8_E4M3
-// and F8_E5M2 (exact but for F64, which is rounded).
+// safetensors_read_f32: n flat rows from `first` as float, [n, cols]. Types F32, F64, BF16, F16,
+// F8_E4M3 and F8_E5M2 (exact but for F64, which is rounded).
 Err safetensors_read_f32(const Safetensors *st, const char *name, int64_t first, int64_t n,
                          float *out) MUST_CHECK;
 
@@ -79,13 +80,14 @@ Err safetensors_create(SafetensorsWriter **w, const char *path, const StDecl *de
                        int64_t n) MUST_CHECK;
 // safetensors_put: the next `bytes` bytes of tensor `name`, which must be the one whose turn it is
 // (several calls per tensor are fine). Errors also E_INTERNAL: wrong turn, too many bytes.
-Err safetensors_put(SafetensorsWriter *w, const char *name, const void *data, size_t bytes) MUST_CHECK;
+Err safetensors_put(SafetensorsWriter *w, const char *name, const void *data,
+                    size_t bytes) MUST_CHECK;
 // safetensors_finish: check that all was written, flush, fsync if is_sync, close; *w = NULL always.
 Err safetensors_finish(SafetensorsWriter **w, bool is_sync) MUST_CHECK;
 // safetensors_drop: give up on an error path: close and remove the file. Accepts NULL.
 void safetensors_drop(SafetensorsWriter **w);
 
-// safetensors_write_index: `path` = DIR/model.safetensors.index.json, with tensor names[i] in files[i]
-// (base names) and total_size = bytes of all tensors.
+// safetensors_write_index: `path` = DIR/model.safetensors.index.json, with tensor names[i] in
+// files[i] (base names) and total_size = bytes of all tensors.
 Err safetensors_write_index(const char *path, const char *const *names, const char *const *files,
                             int64_t n, int64_t total_size) MUST_CHECK;

@@ -11,8 +11,8 @@
 struct SafetensorsWriter {
     FILE *out;
     char *path;
-    char **name;    // [n]
-    int64_t *bytes; // [n] of each tensor
+    char **name;           // [n]
+    int64_t *bytes;        // [n] of each tensor
     int64_t n, turn, done; // the tensor being written and its bytes so far
 };
 
@@ -63,7 +63,8 @@ static Err header_write(SafetensorsWriter *w, const StDecl *decl) {
     }
     char *text = rc == 0 ? json_dumps(header, JSON_COMPACT) : NULL;
     json_decref(header);
-    CHECK(text, E_INTERNAL, "%s: cannot make the header (a name given twice, or not UTF-8?)", w->path);
+    CHECK(text, E_INTERNAL, "%s: cannot make the header (a name given twice, or not UTF-8?)",
+          w->path);
     size_t n = strlen(text), padded = (n + 7) & ~(size_t)7;
     uint8_t length[8];
     for (int i = 0; i < 8; i++) length[i] = (uint8_t)((uint64_t)padded >> 8 * i);

@@ -42,13 +42,15 @@ Err sampler_init(Sampler *s, uint64_t seed, int ncorpora, const double *weights,
     double sum = 0;
     for (int k = 0; k < ncorpora; k++) {
         double w = weights ? weights[k] : (double)windows[k];
-        CHECK(isfinite(w) && w >= 0, E_CONFIG, "weight %g of corpus %d: expected a number >= 0", w, k);
+        CHECK(isfinite(w) && w >= 0, E_CONFIG, "weight %g of corpus %d: expected a number >= 0", w,
+              k);
         CHECK(w == 0 || windows[k] > 0, E_INPUT, "corpus %d is too short for one window", k);
         s->weight[k] = w;
         s->windows[k] = windows[k];
         sum += w;
     }
-    CHECK(sum > 0 && isfinite(sum), weights ? E_CONFIG : E_INPUT, "the corpora have no weight at all");
+    CHECK(sum > 0 && isfinite(sum), weights ? E_CONFIG : E_INPUT,
+          "the corpora have no weight at all");
     for (int k = 0; k < ncorpora; k++) s->weight[k] /= sum;
     s->seed = seed;
     s->ncorpora = ncorpora;

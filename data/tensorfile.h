@@ -1,16 +1,18 @@
 // tensorfile.h - named tensors in HDF5: what checkpoints are made of.
 //
-// A tensor has up to 4 dimensions, row-major. Every function that takes rows sees it as the flat matrix
-// [rows, cols]: cols = the last dimension, rows = the product of the others; a 1-D tensor [N] is N rows of
-// one column, a scalar is one row of one column. On disk: chunks of about 1 MiB, byte shuffle and zstd
-// level 1 (filter 32015). BF16 is stored as unsigned 16-bit integers with the attribute dtype = "bf16".
+// A tensor has up to 4 dimensions, row-major. Every function that takes rows sees it as the flat
+// matrix [rows, cols]: cols = the last dimension, rows = the product of the others; a 1-D tensor
+// [N] is N rows of one column, a scalar is one row of one column. On disk: chunks of about 1 MiB,
+// byte shuffle and zstd level 1 (filter 32015). BF16 is stored as unsigned 16-bit integers with the
+// attribute dtype = "bf16".
 //
-// A virtual tensor holds no data: it shows pieces that lie in other files as one tensor, to us and to any
-// HDF5 reader. HDF5 reads a missing piece as zeros without an error; our reader checks first.
+// A virtual tensor holds no data: it shows pieces that lie in other files as one tensor, to us and
+// to any HDF5 reader. HDF5 reads a missing piece as zeros without an error; our reader checks
+// first.
 //
 // All functions are thread-safe between files (one mutex for the library); one file is used by one
-// thread at a time. Local. Errors: E_OUTPUT when writing (disk full may only show at close: check it),
-// E_INPUT when reading, both naming the file.
+// thread at a time. Local. Errors: E_OUTPUT when writing (disk full may only show at close: check
+// it), E_INPUT when reading, both naming the file.
 #pragma once
 #include "view.h"
 
@@ -40,11 +42,11 @@ typedef struct TensorPiece {
 // tensorfile_open: for reading.
 Err tensorfile_create(TensorFile **f, const char *path) MUST_CHECK;
 Err tensorfile_open(TensorFile **f, const char *path) MUST_CHECK;
-// tensorfile_close: flush and close, fsync too if is_sync; *f = NULL whatever happens; accepts NULL.
-// E_OUTPUT here means that the file is not complete.
+// tensorfile_close: flush and close, fsync too if is_sync; *f = NULL whatever happens; accepts
+// NULL. E_OUTPUT here means that the file is not complete.
 Err tensorfile_close(TensorFile **f, bool is_sync) MUST_CHECK;
-// tensorfile_drop: close on an error path; what was written is worthless and errors are ignored (the
-// current error of the thread is kept).
+// tensorfile_drop: close on an error path; what was written is worthless and errors are ignored
+// (the current error of the thread is kept).
 void tensorfile_drop(TensorFile **f);
 // tensorfile_sync: fsync a file or directory that was closed before (the directory after a rename).
 Err tensorfile_sync(const char *path) MUST_CHECK;
@@ -52,14 +54,14 @@ Err tensorfile_sync(const char *path) MUST_CHECK;
 // tensorfile_write: a whole tensor. `data` is dense, in the byte order of the machine.
 Err tensorfile_write(TensorFile *f, const char *name, DType t, int ndim, const int64_t *shape,
                      const void *data) MUST_CHECK;
-// tensorfile_declare + tensorfile_write_rows: the same in parts: n flat rows from `first`. Rows never
-// written read as 0.
+// tensorfile_declare + tensorfile_write_rows: the same in parts: n flat rows from `first`. Rows
+// never written read as 0.
 Err tensorfile_declare(TensorFile *f, const char *name, DType t, int ndim,
                        const int64_t *shape) MUST_CHECK;
 Err tensorfile_write_rows(TensorFile *f, const char *name, int64_t first, int64_t n,
                           const void *data) MUST_CHECK;
-// tensorfile_virtual: a virtual tensor of up to 3 dimensions. The pieces must cover every row once, in
-// any order (E_INTERNAL otherwise).
+// tensorfile_virtual: a virtual tensor of up to 3 dimensions. The pieces must cover every row once,
+// in any order (E_INTERNAL otherwise).
 Err tensorfile_virtual(TensorFile *f, const char *name, DType t, int ndim, const int64_t *shape,
                        const TensorPiece *pieces, int64_t npieces) MUST_CHECK;
 
@@ -69,16 +71,19 @@ Err tensorfile_info(TensorFile *f, const char *name, TensorInfo *info) MUST_CHEC
 // tensorfile_list: all tensors by name order; free *list with free().
 Err tensorfile_list(TensorFile *f, TensorInfo **list, int64_t *n) MUST_CHECK;
 // tensorfile_read: the whole tensor, which must have this type and these elements in all.
-Err tensorfile_read(TensorFile *f, const char *name, DType t, int64_t elements, void *out) MUST_CHECK;
+Err tensorfile_read(TensorFile *f, const char *name, DType t, int64_t elements,
+                    void *out) MUST_CHECK;
 // tensorfile_read_rows: n flat rows from `first`, [n, cols]; n = 0 is allowed.
 Err tensorfile_read_rows(TensorFile *f, const char *name, DType t, int64_t first, int64_t n,
                          void *out) MUST_CHECK;
 
-// Attributes of the file (tensor = NULL) or of a tensor. Setting replaces; getting a missing one, or one
-// of another kind, is E_INPUT. Texts are cut nowhere: a text of cap bytes or more is an error.
+// Attributes of the file (tensor = NULL) or of a tensor. Setting replaces; getting a missing one,
+// or one of another kind, is E_INPUT. Texts are cut nowhere: a text of cap bytes or more is an
+// error.
 Err tensorfile_set_text(TensorFile *f, const char *tensor, const char *key,
                         const char *value) MUST_CHECK;
-Err tensorfile_set_int(TensorFile *f, const char *tensor, const char *key, int64_t value) MUST_CHECK;
+Err tensorfile_set_int(TensorFile *f, const char *tensor, const char *key,
+                       int64_t value) MUST_CHECK;
 Err tensorfile_set_double(TensorFile *f, const char *tensor, const char *key,
                           double value) MUST_CHECK;
 Err tensorfile_get_text(TensorFile *f, const char *tensor, const char *key, char *value,

@@ -1,7 +1,8 @@
 // tensorfile_boxes.c - flat row ranges to boxes, by recursion over the leading dimensions.
 #include "tensorfile_boxes.h"
 
-// Boxes of [first, first+n) inside dimensions dim..lead-1; `outer` holds the fixed indices before dim.
+// Boxes of [first, first+n) inside dimensions dim..lead-1; `outer` holds the fixed indices before
+// dim.
 static int split(Box *box, int dim, int lead, const int64_t *shape, const Box *outer, int64_t first,
                  int64_t n) {
     if (n == 0) return 0;

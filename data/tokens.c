@@ -1,7 +1,8 @@
 // tokens.c - reading token shards as one stream: chunk look-up, pread, decompression, hash checks.
 //
-// HDF5 is only used while a shard is opened (tokens_shard.c). After that every read is pread + zstd, so
-// threads do not wait for each other but for a short lock around a small cache of decompressed chunks.
+// HDF5 is only used while a shard is opened (tokens_shard.c). After that every read is pread +
+// zstd, so threads do not wait for each other but for a short lock around a small cache of
+// decompressed chunks.
 #include "tokens.h"
 
 #include <errno.h>
@@ -17,7 +18,7 @@
 #include "tokens_shard.h"
 #include "view.h"
 
-#define CACHE_SLOTS 16
+#define CACHE_SLOTS 128 // 4 to 8 MiB
 
 typedef struct Slot {
     int shard; // -1 = empty
@@ -36,7 +37,8 @@ struct Tokens {
     uint64_t stamp;
 };
 
-// ---- opening --------------------------------------------------------------------------------------
+// ---- opening
+// --------------------------------------------------------------------------------------
 
 static Err shard_add(Tokens *t, const char *path) {
     Shard *p = realloc(t->shard, (size_t)(t->nshard + 1) * sizeof *p);
@@ -54,10 +56,11 @@ static Err shard_add(Tokens *t, const char *path) {
     CHECK(a->vocab_size == b->vocab_size && a->eos_id == b->eos_id &&
               strcmp(a->tokenizer_hash, b->tokenizer_hash) == 0,
           E_INPUT,
-          "%s: made with tokenizer %s (%lld ids, end %lld), but %s with %s (%lld ids, end %lld): prepare "
+          "%s: made with tokenizer %s (%lld ids, end %lld), but %s with %s (%lld ids, end %lld): "
+          "prepare "
           "all shards with one tokenizer",
-          s->path, b->tokenizer_hash, (long long)b->vocab_size, (long long)b->eos_id, t->shard[0].path,
-          a->tokenizer_hash, (long long)a->vocab_size, (long long)a->eos_id);
+          s->path, b->tokenizer_hash, (long long)b->vocab_size, (long long)b->eos_id,
+          t->shard[0].path, a->tokenizer_hash, (long long)a->vocab_size, (long long)a->eos_id);
     return OK;
 }
 
@@ -115,7 +118,8 @@ void tokens_close(Tokens **t) {
     *t = NULL;
 }
 
-// ---- what is known --------------------------------------------------------------------------------
+// ---- what is known
+// --------------------------------------------------------------------------------
 
 int64_t tokens_count(const Tokens *t) {
     return t->n_tokens;
@@ -150,8 +154,10 @@ static int shard_of(const Tokens *t, int64_t at) {
     int lo = 0, hi = t->nshard; // first_token[lo] <= at < first_token[hi]
     while (hi - lo > 1) {
         int mid = lo + (hi - lo) / 2;
-        if (t->shard[mid].first_token <= at) lo = mid;
-        else hi = mid;
+        if (t->shard[mid].first_token <= at)
+            lo = mid;
+        else
+            hi = mid;
     }
     return lo;
 }
@@ -160,8 +166,10 @@ int64_t tokens_doc_start(const Tokens *t, int64_t i) {
     int lo = 0, hi = t->nshard;
     while (hi - lo > 1) {
         int mid = lo + (hi - lo) / 2;
-        if (t->shard[mid].first_doc <= i) lo = mid;
-        else hi = mid;
+        if (t->shard[mid].first_doc <= i)
+            lo = mid;
+        else
+            hi = mid;
     }
     const Shard *s = &t->shard[lo];
     return s->first_token + (int64_t)s->doc_offset[i - s->first_doc];
@@ -173,13 +181,16 @@ int64_t tokens_doc_of(const Tokens *t, int64_t at) {
     int64_t lo = 0, hi = s->n_docs; // doc_offset[lo] <= key < doc_offset[hi]
     while (hi - lo > 1) {
         int64_t mid = lo + (hi - lo) / 2;
-        if (s->doc_offset[mid] <= key) lo = mid;
-        else hi = mid;
+        if (s->doc_offset[mid] <= key)
+            lo = mid;
+        else
+            hi = mid;
     }
     return s->first_doc + lo;
 }
 
-// ---- reading --------------------------------------------------------------------------------------
+// ---- reading
+// --------------------------------------------------------------------------------------
 
 static void widen(const Shard *s, const uint8_t *chunk, int64_t from, int64_t n, int32_t *out) {
     if (s->item == 4) {
@@ -208,16 +219,16 @@ static Err chunk_load(const Shard *s, int64_t c, uint8_t **out) {
         // The frame's own size is not trusted with memory, it must be the chunk's.
         unsigned long long content = ZSTD_getFrameContentSize(packed, stored);
         CHECK_OR(content == bytes, failed, E_INPUT,
-                 "%s: chunk %lld of /tokens is damaged: its zstd frame is not one of %zu bytes", s->path,
-                 (long long)c, bytes);
+                 "%s: chunk %lld of /tokens is damaged: its zstd frame is not one of %zu bytes",
+                 s->path, (long long)c, bytes);
         size_t n = ZSTD_decompress(data, bytes, packed, stored);
-        CHECK_OR(n == bytes, failed, E_INPUT, "%s: chunk %lld of /tokens is damaged: zstd: %s", s->path,
-                 (long long)c, ZSTD_isError(n) ? ZSTD_getErrorName(n) : "short frame");
+        CHECK_OR(n == bytes, failed, E_INPUT, "%s: chunk %lld of /tokens is damaged: zstd: %s",
+                 s->path, (long long)c, ZSTD_isError(n) ? ZSTD_getErrorName(n) : "short frame");
     }
     uint64_t found = hash64(data, bytes);
     CHECK_OR(found == s->chunk_hash[c], failed, E_INPUT,
-             "%s: chunk %lld of /tokens is damaged: hash %016llx, expected %016llx", s->path, (long long)c,
-             (unsigned long long)found, (unsigned long long)s->chunk_hash[c]);
+             "%s: chunk %lld of /tokens is damaged: hash %016llx, expected %016llx", s->path,
+             (long long)c, (unsigned long long)found, (unsigned long long)s->chunk_hash[c]);
     if (packed != data) free(packed);
     *out = data;
     return OK;
@@ -292,8 +303,8 @@ static Err shard_verify(const Shard *s) {
     }
     TRY_OR(shard_hash_tables(s, h), done);
     Hash128 found = hash_stream_end(h);
-    CHECK_OR(hash_equal(found, s->content), done, E_INPUT, "%s: content hash %s, expected %s", s->path,
-             hash_text(found).s, hash_text(s->content).s);
+    CHECK_OR(hash_equal(found, s->content), done, E_INPUT, "%s: content hash %s, expected %s",
+             s->path, hash_text(found).s, hash_text(s->content).s);
 done:
     hash_stream_free(&h);
     return err;

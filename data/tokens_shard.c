@@ -18,10 +18,10 @@
 
 static Err attributes_read(Shard *s, hid_t file) {
     char text[64];
-    int64_t version;
+    int64_t version = 0;
     TRY(h5_get_text(file, s->path, "/", "format", text, sizeof text));
-    CHECK(strcmp(text, "moe-tokens") == 0, E_INPUT, "%s: format '%s', expected 'moe-tokens'", s->path,
-          text);
+    CHECK(strcmp(text, "moe-tokens") == 0, E_INPUT, "%s: format '%s', expected 'moe-tokens'",
+          s->path, text);
     TRY(h5_get_int(file, s->path, "/", "version", &version));
     CHECK(version == 1, E_INPUT, "%s: version %lld of the token format, expected 1", s->path,
           (long long)version);
@@ -34,12 +34,14 @@ static Err attributes_read(Shard *s, hid_t file) {
     TRY(h5_get_int(file, s->path, "/", "pad_id", &s->meta.pad_id));
     TRY(h5_get_text(file, s->path, "/", "tokenizer_hash", s->meta.tokenizer_hash,
                     sizeof s->meta.tokenizer_hash));
-    TRY(h5_get_text(file, s->path, "/", "source_name", s->meta.source_name, sizeof s->meta.source_name));
+    TRY(h5_get_text(file, s->path, "/", "source_name", s->meta.source_name,
+                    sizeof s->meta.source_name));
     TRY(h5_get_text(file, s->path, "/", "split", s->meta.split, sizeof s->meta.split));
     TRY(h5_get_text(file, s->path, "/", "content_hash", text, sizeof text));
-    CHECK(hash_parse(text, &s->content), E_INPUT, "%s: content_hash '%s' is no hash", s->path, text);
-    CHECK(s->n_tokens >= 0 && s->n_docs >= 0 && s->n_text_bytes >= 0 && s->meta.vocab_size > 0, E_INPUT,
-          "%s: negative counts in the header", s->path);
+    CHECK(hash_parse(text, &s->content), E_INPUT, "%s: content_hash '%s' is no hash", s->path,
+          text);
+    CHECK(s->n_tokens >= 0 && s->n_docs >= 0 && s->n_text_bytes >= 0 && s->meta.vocab_size > 0,
+          E_INPUT, "%s: negative counts in the header", s->path);
     return OK;
 }
 
@@ -50,8 +52,8 @@ static Err table_read(const Shard *s, hid_t file, const char *name, hid_t type, 
     Err err = OK;
     hid_t set = H5Dopen2(file, name, H5P_DEFAULT), space = set >= 0 ? H5Dget_space(set) : -1;
     CHECK_OR(space >= 0, done, E_INPUT, "%s: no dataset /%s", s->path, name);
-    CHECK_OR(H5Sget_simple_extent_ndims(space) == 1 && H5Sget_simple_extent_npoints(space) == n, done,
-             E_INPUT, "%s: /%s has %lld elements, expected %lld", s->path, name,
+    CHECK_OR(H5Sget_simple_extent_ndims(space) == 1 && H5Sget_simple_extent_npoints(space) == n,
+             done, E_INPUT, "%s: /%s has %lld elements, expected %lld", s->path, name,
              (long long)H5Sget_simple_extent_npoints(space), (long long)n);
     *out = calloc((size_t)n + 1, (size_t)item);
     CHECK_OR(*out, done, E_INTERNAL, "%s: out of memory", s->path);
@@ -72,13 +74,14 @@ static Err layout_read(Shard *s, hid_t set, bool *is_zstd) {
     hid_t type = H5Dget_type(set), list = H5Dget_create_plist(set), space = H5Dget_space(set);
     s->item = H5Tequal(type, H5T_STD_U16LE) > 0 ? 2 : H5Tequal(type, H5T_STD_U32LE) > 0 ? 4 : 0;
     hsize_t chunk = 0;
-    bool is_chunked = H5Pget_layout(list) == H5D_CHUNKED && H5Sget_simple_extent_ndims(space) == 1 &&
-                      H5Pget_chunk(list, 1, &chunk) == 1;
+    bool is_chunked = H5Pget_layout(list) == H5D_CHUNKED &&
+                      H5Sget_simple_extent_ndims(space) == 1 && H5Pget_chunk(list, 1, &chunk) == 1;
     int64_t n = H5Sget_simple_extent_npoints(space);
     int filters = H5Pget_nfilters(list);
     unsigned flags, config;
     size_t values = 0;
-    H5Z_filter_t id = filters == 1 ? H5Pget_filter2(list, 0, &flags, &values, NULL, 0, NULL, &config) : 0;
+    H5Z_filter_t id =
+        filters == 1 ? H5Pget_filter2(list, 0, &flags, &values, NULL, 0, NULL, &config) : 0;
     H5Tclose(type);
     H5Pclose(list);
     H5Sclose(space);
@@ -109,7 +112,8 @@ static Err chunks_locate(Shard *s, hid_t set, uint64_t file_size) {
         CHECK(H5Dget_chunk_info_by_coord(set, &first, &mask, &at, &size) >= 0, E_INPUT,
               "%s: chunk %lld of /tokens: %s", s->path, (long long)c, h5_error_text());
         CHECK(at != HADDR_UNDEF && at <= file_size && size <= file_size - at, E_INPUT,
-              "%s: chunk %lld of /tokens lies outside of the file (cut short?)", s->path, (long long)c);
+              "%s: chunk %lld of /tokens lies outside of the file (cut short?)", s->path,
+              (long long)c);
         s->chunk_at[c] = at;
         s->chunk_size[c] = size;
         s->is_raw[c] = !is_zstd || (mask & 1);
@@ -130,8 +134,10 @@ static Err shard_read(Shard *s, hid_t file) {
     Err err = chunks_locate(s, set, (uint64_t)st.st_size);
     H5Dclose(set);
     TRY(err);
-    TRY(table_read(s, file, "chunk_hash", H5T_NATIVE_UINT64, 8, s->n_chunks, (void **)&s->chunk_hash));
-    TRY(table_read(s, file, "doc_offsets", H5T_NATIVE_UINT64, 8, s->n_docs + 1, (void **)&s->doc_offset));
+    TRY(table_read(s, file, "chunk_hash", H5T_NATIVE_UINT64, 8, s->n_chunks,
+                   (void **)&s->chunk_hash));
+    TRY(table_read(s, file, "doc_offsets", H5T_NATIVE_UINT64, 8, s->n_docs + 1,
+                   (void **)&s->doc_offset));
     for (int64_t i = 0; i <= s->n_docs; i++) {
         uint64_t low = i > 0 ? s->doc_offset[i - 1] : 0;
         CHECK(s->doc_offset[i] >= low && (i > 0 || s->doc_offset[0] == 0), E_INPUT,
@@ -187,8 +193,9 @@ static Err tables_add(const Shard *s, hid_t file, HashStream *h) {
                   {"chunk_hash", 8, s->n_chunks}};
     for (size_t i = 0; i < sizeof tables / sizeof *tables; i++) {
         void *data;
-        TRY(table_read(s, file, tables[i].name, tables[i].item == 1 ? H5T_NATIVE_UINT8 : H5T_NATIVE_UINT64,
-                       tables[i].item, tables[i].n, &data));
+        TRY(table_read(s, file, tables[i].name,
+                       tables[i].item == 1 ? H5T_NATIVE_UINT8 : H5T_NATIVE_UINT64, tables[i].item,
+                       tables[i].n, &data));
         hash_stream_add(h, data, (size_t)(tables[i].n * tables[i].item));
         free(data);
     }

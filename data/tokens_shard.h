@@ -1,4 +1,5 @@
-// tokens_shard.h - one opened token shard: what its header says and where its chunks lie. Private to data/.
+// tokens_shard.h - one opened token shard: what its header says and where its chunks lie. Private
+// to data/.
 #pragma once
 #include "tokens.h"
 

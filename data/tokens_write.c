@@ -1,7 +1,7 @@
 // tokens_write.c - writing token shards (layout in tokens.h).
 //
-// Tokens are hashed, compressed and written chunk by chunk by ourselves (H5Dwrite_chunk), so that HDF5
-// only places bytes; what belongs to documents is kept in memory and written at the end.
+// Tokens are hashed, compressed and written chunk by chunk by ourselves (H5Dwrite_chunk), so that
+// HDF5 only places bytes; what belongs to documents is kept in memory and written at the end.
 #define H5_USE_110_API
 #include <errno.h>
 #include <hdf5.h>
@@ -53,7 +53,8 @@ static Err list_add(List *l, uint64_t v) {
 }
 
 static Err wrong(const TokenWriter *w, const char *what) {
-    return fail_at(E_OUTPUT, __FILE__, __LINE__, "%s: cannot write %s: %s", w->tmp, what, h5_error_text());
+    return fail_at(E_OUTPUT, __FILE__, __LINE__, "%s: cannot write %s: %s", w->tmp, what,
+                   h5_error_text());
 }
 
 static void writer_free(TokenWriter *w) {
@@ -81,7 +82,8 @@ void token_writer_drop(TokenWriter **w) {
 
 // A new 1-D dataset of n elements (or growing, if n < 0), zstd-compressed.
 static hid_t dataset_new(hid_t file, const char *name, hid_t type, int64_t n, int64_t chunk_n) {
-    hsize_t dims = n < 0 ? 0 : (hsize_t)n, max = n < 0 ? H5S_UNLIMITED : dims, chunk = (hsize_t)chunk_n;
+    hsize_t dims = n < 0 ? 0 : (hsize_t)n, max = n < 0 ? H5S_UNLIMITED : dims,
+            chunk = (hsize_t)chunk_n;
     unsigned level = ZSTD_LEVEL;
     hid_t create = H5Pcreate(H5P_DATASET_CREATE), space = H5Screate_simple(1, &dims, &max);
     hid_t set = -1;
@@ -97,12 +99,14 @@ static hid_t dataset_new(hid_t file, const char *name, hid_t type, int64_t n, in
 
 static Err writer_start(TokenWriter *w) {
     TRY(h5_file_create(&w->file, w->tmp));
-    w->set = dataset_new(w->file, "tokens", w->item == 2 ? H5T_STD_U16LE : H5T_STD_U32LE, -1, TOKEN_CHUNK);
+    w->set = dataset_new(w->file, "tokens", w->item == 2 ? H5T_STD_U16LE : H5T_STD_U32LE, -1,
+                         TOKEN_CHUNK);
     if (w->set < 0) return wrong(w, "/tokens");
     return OK;
 }
 
-Err token_writer_open(TokenWriter **out, const char *path, const TokenMeta *meta, int64_t shard_index) {
+Err token_writer_open(TokenWriter **out, const char *path, const TokenMeta *meta,
+                      int64_t shard_index) {
     *out = NULL;
     Err err = OK;
     CHECK(strlen(path) < PATH_MAX, E_USAGE, "%s: path too long", path);
@@ -172,7 +176,8 @@ Err token_writer_add(TokenWriter *w, const int32_t *ids, int64_t n, int64_t text
               "%s: token id %d outside of the vocabulary of %lld", w->path, (int)ids[i],
               (long long)w->meta.vocab_size);
     }
-    CHECK(n <= INT64_MAX - w->n_tokens && text_bytes >= 0, E_INTERNAL, "%s: document size", w->path);
+    CHECK(n <= INT64_MAX - w->n_tokens && text_bytes >= 0, E_INTERNAL, "%s: document size",
+          w->path);
     for (int64_t i = 0; i < n; i++) {
         if (w->item == 2) {
             uint16_t v = (uint16_t)ids[i];

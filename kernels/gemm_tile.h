@@ -232,17 +232,6 @@ static void store_row(const GemmProblem *p, int64_t row, int64_t col, int64_t n,
         memcpy(y, c, (size_t)n * sizeof *y);
 }
 
-// Bring part `s` of `parts` of a block of an operand near: outer indices [o0, o0+n), contraction [k0, k0+nk).
-static void prefetch(const GemmOperand *o, int64_t o0, int64_t n, int64_t k0, int64_t nk, int64_t s,
-                     int64_t parts) {
-    int64_t rows = o->is_k_contig ? n : nk, bytes = (o->is_k_contig ? nk : n) * src_bytes(o->t);
-    for (int64_t r = rows * s / parts; r < rows * (s + 1) / parts; r++) {
-        const char *p = element(o, o->t, o->is_k_contig, o->is_k_contig ? o0 + r : o0, o->is_k_contig ? k0 : k0 + r);
-        for (int64_t b = 0; b < bytes; b += 64) __builtin_prefetch(p + b);
-        __builtin_prefetch(p + bytes - 1);
-    }
-}
-
 void GEMM_TILE(const GemmProblem *p, int64_t m0, int64_t mn, int64_t n0, int64_t nn, GemmWork *w) {
     bool is_fp8 = p->a.t == SRC_E4M3;
     int64_t strips = ceil_div(mn, MR);
@@ -257,12 +246,7 @@ void GEMM_TILE(const GemmProblem *p, int64_t m0, int64_t mn, int64_t n0, int64_t
             int64_t nj = min_i64(NR, nn - j);
             pack_b(&p->b, n0 + j, nj, k0, nk, w->b);
             if (is_fp8) pack_scales(&p->b, n0 + j, nj, k0, w->sb);
-            // Meanwhile fetch the next panel of b, in this slice or the next.
-            bool is_last = j + NR >= nn;
-            int64_t next_j = is_last ? 0 : j + NR, next_k = is_last ? k0 + TILE : k0;
-            int64_t next_n = min_i64(NR, nn - next_j), next_nk = min_i64(TILE, p->k - next_k);
             for (int64_t s = 0; s < strips; s++) {
-                if (next_nk > 0) prefetch(&p->b, n0 + next_j, next_n, next_k, next_nk, s, strips);
                 int64_t r = mn * s / strips, h = mn * (s + 1) / strips - r;
                 kernels[is_fp8][h](ceil_div(nk, KU), w->a + r * AS, w->b, w->c + r * GEMM_LDC + j,
                                    w->sa + r, w->sb);

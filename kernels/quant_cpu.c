@@ -132,13 +132,9 @@ static void token_tile(const QuantLanes *l, MatQ y, const TokenSource *from, int
         } else {
             MatQ q = from->q;
             float scale = load_scale(q, m0 + i, c0);
-            l->decode(v[i], q.q + (m0 + i) * q.ld + c0, scale, w);
             // A power of two keeps 4 significant bits, except deep in the subnormals.
-            if (q.st == SCALE_F32 || scale < 0x1p-120f) {
-                float exact[CHANNELS];
-                memcpy(exact, v[i], (size_t)w * sizeof *exact);
-                l->round_f32(v[i], exact, w);
-            }
+            bool is_exact = q.st == SCALE_E8M0 && scale >= 0x1p-120f;
+            (is_exact ? l->decode : l->decode_round)(v[i], q.q + (m0 + i) * q.ld + c0, scale, w);
         }
         l->amax_each(most, bad, v[i], w);
     }

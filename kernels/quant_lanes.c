@@ -16,6 +16,10 @@ static void decode(float *restrict dst, const uint8_t *restrict src, float scale
     for (int64_t i = 0; i < n; i++) dst[i] = quant_value(src[i]) * scale;
 }
 
+static void decode_round(float *restrict dst, const uint8_t *restrict src, float scale, int64_t n) {
+    for (int64_t i = 0; i < n; i++) dst[i] = quant_round(quant_value(src[i]) * scale);
+}
+
 static void store_bf16(uint16_t *restrict dst, const float *restrict src, int64_t n) {
     for (int64_t i = 0; i < n; i++) dst[i] = (uint16_t)(f32_bits(quant_round(src[i])) >> 16);
 }
@@ -114,6 +118,7 @@ const QuantLanes QUANT_LANES = {
     .round_f32 = round_f32,
     .round_bf16 = round_bf16,
     .decode = decode,
+    .decode_round = decode_round,
     .store_bf16 = store_bf16,
     .amax = amax,
     .amax_each = amax_each,

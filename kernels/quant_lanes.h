@@ -14,8 +14,9 @@ typedef struct QuantLanes {
     // dst = src rounded to BF16. [n]
     void (*round_f32)(float *dst, const float *src, int64_t n);
     void (*round_bf16)(float *dst, const uint16_t *src, int64_t n);
-    // dst = code * scale. [n]
+    // dst = code * scale, decode_round: rounded to BF16. [n]
     void (*decode)(float *dst, const uint8_t *src, float scale, int64_t n);
+    void (*decode_round)(float *dst, const uint8_t *src, float scale, int64_t n);
     void (*store_bf16)(uint16_t *dst, const float *src, int64_t n);
     // Largest bits of a finite |x|; *is_bad is set if one is not finite.
     int32_t (*amax)(const float *x, int64_t n, bool *is_bad);

@@ -197,3 +197,11 @@ const char *boot_mpi_version(void) {
     text[strcspn(text, ",\n")] = '\0'; // the rest is who packaged it
     return text;
 }
+
+int boot_threads(const Boot *b, int asked) {
+    if (asked > 0) return asked;
+    const char *set = getenv("OMP_NUM_THREADS");
+    int n = set ? atoi(set) : 0;
+    if (n <= 0) n = boot_cores() / (b->local_nranks > 0 ? b->local_nranks : 1);
+    return n > 0 ? n : 1;
+}

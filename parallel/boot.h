@@ -37,6 +37,9 @@ void boot_signals(void);
 int boot_signalled(void);
 // boot_cores: cores of this node that this process may use (sched_getaffinity). Local.
 int boot_cores(void);
+// boot_threads: threads of this rank: `asked` if above 0, else OMP_NUM_THREADS, else max(1, cores of the node / local
+// ranks). Local.
+int boot_threads(const Boot *b, int asked);
 // boot_mpi_version: the MPI library this program runs with ("Open MPI v4.1.4"); needs no boot_init.
 // Local.
 const char *boot_mpi_version(void);

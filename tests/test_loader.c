@@ -1,5 +1,5 @@
-// test_loader.c - batches against windows cut by hand out of plain arrays; evaluation covers every token
-// once; ids the model does not have, short data and other tokenizers are refused.
+// test_loader.c - batches against windows cut by hand out of plain arrays; evaluation covers every
+// token once; ids the model does not have, short data and other tokenizers are refused.
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -28,7 +28,8 @@ static int32_t ids[2][N];       // of a and b
 static int32_t doc_first[2][N]; // first token of the document of each token
 static const int64_t size_of[2] = {N, 777};
 
-static void write_shard(const char *file, const int32_t *v, int64_t n, int32_t *first, const char *hash) {
+static void write_shard(const char *file, const int32_t *v, int64_t n, int32_t *first,
+                        const char *hash) {
     TokenMeta meta = {600, 0, 1, 2, "", "test", "train"};
     snprintf(meta.tokenizer_hash, sizeof meta.tokenizer_hash, "%s", hash);
     TokenWriter *w;
@@ -48,7 +49,8 @@ static int setup(void **state) {
     strcpy(dir, "/tmp/test_loader.XXXXXX");
     if (!mkdtemp(dir)) return -1;
     for (int k = 0; k < 2; k++) {
-        for (uint64_t i = 0; i < N; i++) ids[k][i] = (int32_t)(philox(9, (uint64_t)k, i).v[0] % 600);
+        for (uint64_t i = 0; i < N; i++)
+            ids[k][i] = (int32_t)(philox(9, (uint64_t)k, i).v[0] % 600);
     }
     for (int k = 0; k < 3; k++) snprintf(path[k], sizeof path[k], "%s/%c.h5", dir, 'a' + k);
     write_shard(path[0], ids[0], size_of[0], doc_first[0], "same");
@@ -65,7 +67,11 @@ static int teardown(void **state) {
 }
 
 static LoaderSpec spec_of(const LoaderCorpus *c, int n) {
-    return (LoaderSpec){.corpora = c, .ncorpora = n, .seq_len = SEQ, .mtp_depth = DEPTH, .vocab_size = 600,
+    return (LoaderSpec){.corpora = c,
+                        .ncorpora = n,
+                        .seq_len = SEQ,
+                        .mtp_depth = DEPTH,
+                        .vocab_size = 600,
                         .seed = 11};
 }
 
@@ -84,7 +90,8 @@ static void batches(void **state) {
     must(loader_open(&l, &spec));
     Sampler s;
     const double weights[] = {3, 1};
-    const int64_t windows[] = {sampler_windows(size_of[0], SEQ, DEPTH), sampler_windows(size_of[1], SEQ, DEPTH)};
+    const int64_t windows[] = {sampler_windows(size_of[0], SEQ, DEPTH),
+                               sampler_windows(size_of[1], SEQ, DEPTH)};
     must(sampler_init(&s, 11, 2, weights, windows));
     assert_int_equal(loader_windows(l), windows[0] + windows[1]);
     enum { B = 900 };
@@ -152,8 +159,10 @@ static void evaluation(void **state) {
         int64_t at = (i < n_b ? i : i - n_b) * SEQ;
         assert_true(valid >= 1 && valid <= SEQ && avail <= WIDTH);
         for (int p = 0; p < WIDTH; p++) {
-            if (p < avail) assert_int_equal(row[p], ids[k][at + p]);
-            else assert_int_equal(row[p], 2); // pad_id
+            if (p < avail)
+                assert_int_equal(row[p], ids[k][at + p]);
+            else
+                assert_int_equal(row[p], 2); // pad_id
         }
         assert_true(avail == WIDTH || at + avail == size_of[k]);
         for (int p = 0; p < valid; p++) scored[k][at + p + 1]++;
@@ -261,8 +270,9 @@ static void threads(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(batches), cmocka_unit_test(one_epoch_covers_all), cmocka_unit_test(evaluation),
-        cmocka_unit_test(refused), cmocka_unit_test(fingerprints),         cmocka_unit_test(threads),
+        cmocka_unit_test(batches),      cmocka_unit_test(one_epoch_covers_all),
+        cmocka_unit_test(evaluation),   cmocka_unit_test(refused),
+        cmocka_unit_test(fingerprints), cmocka_unit_test(threads),
     };
     return cmocka_run_group_tests(tests, setup, teardown);
 }

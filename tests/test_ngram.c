@@ -1,4 +1,5 @@
-// test_ngram.c - the byte n-gram baseline against brute force on small texts, and on the sample texts.
+// test_ngram.c - the byte n-gram baseline against brute force on small texts, and on the sample
+// texts.
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -67,7 +68,8 @@ static double brute(const Text *texts, int ntexts, const uint8_t *h, int k, uint
 static void small_texts(void **state) {
     (void)state;
     uint8_t a[400], b[150], held[120];
-    for (int i = 0; i < 400; i++) a[i] = (uint8_t)(philox(1, 1, (uint64_t)i).v[0] % 4 ? 'a' + i % 5 : 0);
+    for (int i = 0; i < 400; i++)
+        a[i] = (uint8_t)(philox(1, 1, (uint64_t)i).v[0] % 4 ? 'a' + i % 5 : 0);
     for (int i = 0; i < 150; i++) b[i] = (uint8_t)(200 + philox(1, 2, (uint64_t)i).v[0] % 3);
     for (int i = 0; i < 120; i++) held[i] = (uint8_t)(i % 9 == 8 ? 'z' : i < 60 ? a[3 * i] : b[i]);
     const Text texts[] = {{a, 400}, {b, 150}};
@@ -103,7 +105,8 @@ static void bad_input(void **state) {
     assert_int_equal(ngram_bits_per_byte(absent, 1, good[0], 2, &bits), E_INPUT);
     assert_int_equal(ngram_bits_per_byte(good, 1, absent[0], 2, &bits), E_INPUT);
     assert_non_null(strstr(fail_message(), "/no/such/text"));
-    assert_int_equal(ngram_bits_per_byte(good, 1, put("e", (const uint8_t *)"", 0), 2, &bits), E_INPUT);
+    assert_int_equal(ngram_bits_per_byte(good, 1, put("e", (const uint8_t *)"", 0), 2, &bits),
+                     E_INPUT);
     assert_int_equal(ngram_bits_per_byte(good, 1, good[0], 7, &bits), E_INTERNAL);
 }
 

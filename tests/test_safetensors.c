@@ -1,5 +1,5 @@
-// test_safetensors.c - safetensors: round trips, conversions against a second decoder, bad headers, and
-// fuzzed files, which must never crash the reader.
+// test_safetensors.c - safetensors: round trips, conversions against a second decoder, bad headers,
+// and fuzzed files, which must never crash the reader.
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -57,8 +57,9 @@ static void put_file(const char *path, const char *header, size_t n) {
 static void round_trip(void **state) {
     (void)state;
     const StDecl decl[] = {
-        {"long", ST_I64, 1, {3}},        {"b \"quoted\"", ST_F32, 2, {2, 3}}, {"scalar", ST_F32, 0, {0}},
-        {"none", ST_F32, 2, {0, 7}},     {"h", ST_BF16, 3, {2, 2, 2}},        {"codes", ST_F8_E4M3, 2, {3, 5}},
+        {"long", ST_I64, 1, {3}},      {"b \"quoted\"", ST_F32, 2, {2, 3}},
+        {"scalar", ST_F32, 0, {0}},    {"none", ST_F32, 2, {0, 7}},
+        {"h", ST_BF16, 3, {2, 2, 2}},  {"codes", ST_F8_E4M3, 2, {3, 5}},
         {"last empty", ST_U8, 1, {0}},
     };
     const int64_t l[] = {1, -2, INT64_MAX};
@@ -137,7 +138,9 @@ static void conversions(void **state) {
     double d[2] = {1.0 / 3, -1e300};
     for (int i = 0; i < 65536; i++) all[i] = (uint16_t)i;
     for (int i = 0; i < 256; i++) bytes[i] = (uint8_t)i;
-    const StDecl decl[] = {{"d", ST_F64, 1, {2}}, {"h", ST_F16, 2, {256, 256}}, {"e5", ST_F8_E5M2, 1, {256}},
+    const StDecl decl[] = {{"d", ST_F64, 1, {2}},
+                           {"h", ST_F16, 2, {256, 256}},
+                           {"e5", ST_F8_E5M2, 1, {256}},
                            {"e4", ST_F8_E4M3, 1, {256}}};
     SafetensorsWriter *w;
     must(safetensors_create(&w, at("c.safetensors"), decl, 4));
@@ -153,7 +156,8 @@ static void conversions(void **state) {
     must(safetensors_read_f32(st, "h", 0, 256, out));
     for (uint32_t i = 0; i < 65536; i++) {
         double want = decode(i, 5, 10);
-        assert_true(isnan(want) ? isnan(out[i]) : out[i] == want && !signbit(out[i]) == !signbit(want));
+        assert_true(isnan(want) ? isnan(out[i])
+                                : out[i] == want && !signbit(out[i]) == !signbit(want));
     }
     must(safetensors_read_f32(st, "e5", 0, 256, out));
     for (uint32_t i = 0; i < 256; i++) {
@@ -162,8 +166,9 @@ static void conversions(void **state) {
     }
     must(safetensors_read_f32(st, "e4", 0, 256, out));
     for (uint32_t i = 0; i < 256; i++) {
-        double want = (i & 0x78) == 0x78 ? ((i & 7) == 7 ? NAN : ldexp(1 + (i & 7) / 8.0, 8) * (i >> 7 ? -1 : 1))
-                                         : decode(i, 4, 3);
+        double want = (i & 0x78) == 0x78
+                          ? ((i & 7) == 7 ? NAN : ldexp(1 + (i & 7) / 8.0, 8) * (i >> 7 ? -1 : 1))
+                          : decode(i, 4, 3);
         assert_true(isnan(want) ? isnan(out[i]) : out[i] == want);
     }
     safetensors_close(&st);
@@ -171,7 +176,8 @@ static void conversions(void **state) {
 
 static void bad_headers(void **state) {
     (void)state;
-#define T(name, dtype, shape, range) "\"" name "\":{\"dtype\":\"" dtype "\",\"shape\":" shape ",\"data_offsets\":" range "}"
+#define T(name, dtype, shape, range)                                                               \
+    "\"" name "\":{\"dtype\":\"" dtype "\",\"shape\":" shape ",\"data_offsets\":" range "}"
     static const struct {
         const char *header;
         size_t data;
@@ -180,8 +186,12 @@ static void bad_headers(void **state) {
         {"{" T("a", "F32", "[2]", "[0,8]") "}", 8, NULL},
         {"{" T("a", "F32", "[2]", "[0,8]") "}   ", 8, NULL},
         {"{}", 0, NULL},
-        {"{\"__metadata__\":{\"format\":\"pt\"}," T("b", "U8", "[]", "[0,1]") "," T("a", "U8", "[0]", "[1,1]") "}", 1, NULL},
-        {"{" T("b", "U8", "[2]", "[1,3]") "," T("a", "U8", "[1]", "[0,1]") "," T("e", "U8", "[0]", "[1,1]") "}", 3, NULL},
+        {"{\"__metadata__\":{\"format\":\"pt\"}," T("b", "U8", "[]",
+                                                    "[0,1]") "," T("a", "U8", "[0]", "[1,1]") "}",
+         1, NULL},
+        {"{" T("b", "U8", "[2]", "[1,3]") "," T("a", "U8", "[1]", "[0,1]") "," T("e", "U8", "[0]",
+                                                                                 "[1,1]") "}",
+         3, NULL},
         {"{" T("a", "F32", "[2]", "[0,8]") "}", 7, "outside"},
         {"{" T("a", "F32", "[2]", "[0,8]") "}", 9, "after the last"},
         {"{" T("a", "F32", "[3]", "[0,8]") "}", 8, "do not make"},
@@ -276,8 +286,9 @@ static void shards(void **state) {
 
 static void fuzz(void **state) {
     (void)state;
-    const char *header = "{\"__metadata__\":{\"format\":\"pt\"}," T("model.a", "F32", "[3,4]", "[0,48]") "," T(
-        "b", "BF16", "[5]", "[48,58]") "," T("c", "I64", "[]", "[58,66]") "}";
+    const char *header =
+        "{\"__metadata__\":{\"format\":\"pt\"}," T("model.a", "F32", "[3,4]", "[0,48]") "," T(
+            "b", "BF16", "[5]", "[48,58]") "," T("c", "I64", "[]", "[58,66]") "}";
     size_t n = 8 + strlen(header) + 66;
     put_file(at("good.safetensors"), header, 66);
     char *image = malloc(n), *copy = malloc(n);
@@ -290,11 +301,13 @@ static void fuzz(void **state) {
         Philox r = philox(1, 1, (uint64_t)trial);
         size_t len = n;
         memcpy(copy, image, n);
-        if (trial % 3 == 0) len = r.v[0] % n;
-        else for (uint32_t k = 0; k <= r.v[3] % 3; k++) {
-            uint32_t where = (uint32_t)(philox(2, k, (uint64_t)trial).v[0] % (n - 66));
-            copy[where] ^= (char)(1 << philox(2, k, (uint64_t)trial).v[1] % 8);
-        }
+        if (trial % 3 == 0)
+            len = r.v[0] % n;
+        else
+            for (uint32_t k = 0; k <= r.v[3] % 3; k++) {
+                uint32_t where = (uint32_t)(philox(2, k, (uint64_t)trial).v[0] % (n - 66));
+                copy[where] ^= (char)(1 << philox(2, k, (uint64_t)trial).v[1] % 8);
+            }
         f = fopen(at("fuzz.safetensors"), "wb");
         fwrite(copy, 1, len, f);
         fclose(f);

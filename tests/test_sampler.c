@@ -1,5 +1,5 @@
-// test_sampler.c - sample numbers: permutations are permutations, blending keeps its shares, and any
-// order of asking gives the same answers as a plain replay.
+// test_sampler.c - sample numbers: permutations are permutations, blending keeps its shares, and
+// any order of asking gives the same answers as a plain replay.
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -18,7 +18,8 @@ static void must(Err err) {
 
 static void permutations(void **state) {
     (void)state;
-    static const uint64_t sizes[] = {1, 2, 3, 4, 5, 7, 16, 17, 100, 255, 256, 257, 1000, 4096, 4097, 50000};
+    static const uint64_t sizes[] = {1,   2,   3,   4,   5,    7,    16,   17,
+                                     100, 255, 256, 257, 1000, 4096, 4097, 50000};
     static uint8_t seen[50000];
     for (size_t s = 0; s < sizeof sizes / sizeof *sizes; s++) {
         for (uint64_t epoch = 0; epoch < 3; epoch++) {
@@ -32,12 +33,14 @@ static void permutations(void **state) {
             }
         }
     }
-    uint64_t large = (1ull << 40) + 12345, key = permute_key(1, 0, 0); // only in range, and not constant
+    uint64_t large = (1ull << 40) + 12345,
+             key = permute_key(1, 0, 0); // only in range, and not constant
     assert_true(permute_index(large, 1, key, 0) < large);
     assert_true(permute_index(large, 1, key, 0) != permute_index(large, 1, key, 1));
 }
 
-// Computed by another program from the formulas in sampler.h: a run's order of samples must never change.
+// Computed by another program from the formulas in sampler.h: a run's order of samples must never
+// change.
 static void pinned(void **state) {
     (void)state;
     uint64_t key = permute_key(1234, 0, 0);
@@ -63,7 +66,8 @@ static void looks_random(void **state) {
             fixed += permute_index(N, 7, key, i) == i;
             same += permute_index(N, 7, key, i) == permute_index(N, 7, other, i);
         }
-        worst = fmax(worst, fmax(fabs(sum), fabs(self)) * 12 / N); // correlation, sd 1/sqrt(N) = 0.01
+        worst =
+            fmax(worst, fmax(fabs(sum), fabs(self)) * 12 / N); // correlation, sd 1/sqrt(N) = 0.01
     }
     assert_true(worst < 0.05);
     assert_true(fixed < 30 && same < 30); // expected 8 each
@@ -118,7 +122,8 @@ static void blending(void **state) {
         for (int k = 0; k < 4; k++) {
             if (weights[k] == 0) continue;
             double need = weights[k] / 10 * (double)(g ? g : 1) - (double)n[k];
-            double best = pick < 0 ? -1e9 : weights[pick] / 10 * (double)(g ? g : 1) - (double)n[pick];
+            double best =
+                pick < 0 ? -1e9 : weights[pick] / 10 * (double)(g ? g : 1) - (double)n[pick];
             if (need > best) pick = k;
         }
         all[g] = sampler_at(&s, g);
@@ -158,8 +163,9 @@ static void bad_weights(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(permutations), cmocka_unit_test(pinned),   cmocka_unit_test(looks_random),
-        cmocka_unit_test(windows),      cmocka_unit_test(one_corpus), cmocka_unit_test(blending),
+        cmocka_unit_test(permutations), cmocka_unit_test(pinned),
+        cmocka_unit_test(looks_random), cmocka_unit_test(windows),
+        cmocka_unit_test(one_corpus),   cmocka_unit_test(blending),
         cmocka_unit_test(bad_weights),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

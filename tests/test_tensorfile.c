@@ -87,14 +87,17 @@ static void hash_vectors(void **state) {
 
 static void fill(void *p, size_t n, uint64_t stream) {
     uint8_t *b = p;
-    for (size_t i = 0; i < n; i++) b[i] = (uint8_t)(philox(7, stream, i / 8).v[i / 4 % 2] >> 8 * (i % 4));
+    for (size_t i = 0; i < n; i++)
+        b[i] = (uint8_t)(philox(7, stream, i / 8).v[i / 4 % 2] >> 8 * (i % 4));
 }
 
 static void round_trips(void **state) {
     (void)state;
-    static const DType types[] = {DT_F32, DT_BF16, DT_F64, DT_I32, DT_I64, DT_U8, DT_U16, DT_U32, DT_U64};
-    static const int64_t shapes[][5] = {{0}, {1, 1000}, {2, 37, 65}, {3, 3, 50, 40}, {4, 2, 3, 5, 7},
-                                        {2, 0, 8}, {1, 400000}, {2, 3, 300001}};
+    static const DType types[] = {DT_F32, DT_BF16, DT_F64, DT_I32, DT_I64,
+                                  DT_U8,  DT_U16,  DT_U32, DT_U64};
+    static const int64_t shapes[][5] = {
+        {0},       {1, 1000},   {2, 37, 65},   {3, 3, 50, 40}, {4, 2, 3, 5, 7},
+        {2, 0, 8}, {1, 400000}, {2, 3, 300001}};
     const int ntypes = 9, nshapes = 8;
     TensorFile *f;
     char name[64];
@@ -232,7 +235,8 @@ static void virtual_one(int ndim, const int64_t *shape, DType t, uint64_t seed) 
         if (first + len > rows || n == 15) len = rows - first;
         int64_t piece_shape[] = {len, cols};
         snprintf(names[n], sizeof names[n], "w/%d", n);
-        must(tensorfile_write(shard[n % 3], names[n], t, 2, piece_shape, whole + (size_t)first * row));
+        must(tensorfile_write(shard[n % 3], names[n], t, 2, piece_shape,
+                              whole + (size_t)first * row));
         pieces[n] = (TensorPiece){files[n % 3], names[n], first, len};
         first += len;
     }
@@ -241,7 +245,8 @@ static void virtual_one(int ndim, const int64_t *shape, DType t, uint64_t seed) 
     must(tensorfile_virtual(f, "w", t, ndim, shape, pieces, n));
     if (n > 1) {
         assert_int_equal(tensorfile_virtual(f, "bad", t, ndim, shape, pieces, n - 1), E_INTERNAL);
-        assert_int_equal(tensorfile_virtual(f, "bad", t, ndim, shape, pieces + 1, n - 1), E_INTERNAL);
+        assert_int_equal(tensorfile_virtual(f, "bad", t, ndim, shape, pieces + 1, n - 1),
+                         E_INTERNAL);
     }
     must(tensorfile_close(&f, true));
     must(tensorfile_sync(at("tmp")));
@@ -307,8 +312,10 @@ static void damage(void **state) {
         char *copy = malloc(size);
         memcpy(copy, image, size);
         size_t n = size, where = philox(3, 1, (uint64_t)trial).v[0] % size;
-        if (trial % 4 == 0) n = where; // cut
-        else copy[where] ^= (char)(1 << trial % 8);
+        if (trial % 4 == 0)
+            n = where; // cut
+        else
+            copy[where] ^= (char)(1 << trial % 8);
         file = fopen(at("bad.h5"), "wb");
         fwrite(copy, 1, n, file);
         fclose(file);
@@ -319,8 +326,10 @@ static void damage(void **state) {
             must(tensorfile_close(&f, false));
         }
         // Either the damage is reported with the file's name, or it hit bytes that do not matter.
-        if (err == OK) assert_memory_equal(back, x, sizeof x);
-        else assert_non_null(strstr(fail_message(), "bad.h5"));
+        if (err == OK)
+            assert_memory_equal(back, x, sizeof x);
+        else
+            assert_non_null(strstr(fail_message(), "bad.h5"));
         if (err != OK) assert_int_equal(err, E_INPUT);
         found += err != OK;
     }
@@ -342,7 +351,9 @@ static void disk_full(void **state) {
     for (int trial = -1; trial < 24; trial++) {
         small = old;
         // The last kilobytes are where only flush or close can fail.
-        if (trial >= 0) small.rlim_cur = trial < 12 ? (rlim_t)(trial * size / 12) : (rlim_t)(size - 1 - (trial - 12) * 97);
+        if (trial >= 0)
+            small.rlim_cur =
+                trial < 12 ? (rlim_t)(trial * size / 12) : (rlim_t)(size - 1 - (trial - 12) * 97);
         setrlimit(RLIMIT_FSIZE, &small);
         TensorFile *f = NULL;
         Err err = tensorfile_create(&f, at("full.h5"));
@@ -408,10 +419,14 @@ static void threads(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(hash_vectors), cmocka_unit_test(round_trips),
-        cmocka_unit_test(rows_written_in_parts), cmocka_unit_test(attributes),
-        cmocka_unit_test(virtual_tensors), cmocka_unit_test(damage),
-        cmocka_unit_test(disk_full), cmocka_unit_test(threads),
+        cmocka_unit_test(hash_vectors),
+        cmocka_unit_test(round_trips),
+        cmocka_unit_test(rows_written_in_parts),
+        cmocka_unit_test(attributes),
+        cmocka_unit_test(virtual_tensors),
+        cmocka_unit_test(damage),
+        cmocka_unit_test(disk_full),
+        cmocka_unit_test(threads),
     };
     return cmocka_run_group_tests(tests, setup, teardown);
 }

@@ -1,5 +1,5 @@
-// test_tokens.c - token shards: what is written is read back from any place by any thread; damage, full
-// disks and shards that do not belong together are named.
+// test_tokens.c - token shards: what is written is read back from any place by any thread; damage,
+// full disks and shards that do not belong together are named.
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -62,7 +62,8 @@ static TokenMeta meta_of(int64_t vocab) {
 // n random tokens in documents of random length (some empty) -> ids, doc. Returns documents.
 static int64_t make(int64_t n, int64_t vocab, uint64_t seed) {
     int64_t docs = 0;
-    for (int64_t i = 0; i < n; i++) ids[i] = (int32_t)(philox(seed, 1, (uint64_t)i).v[0] % (uint64_t)vocab);
+    for (int64_t i = 0; i < n; i++)
+        ids[i] = (int32_t)(philox(seed, 1, (uint64_t)i).v[0] % (uint64_t)vocab);
     for (int64_t a = 0; a < n; docs++) {
         doc[docs] = a;
         a += docs % 7 == 3 ? 0 : 1 + philox(seed, 2, (uint64_t)docs).v[0] % 1000;
@@ -99,7 +100,8 @@ static void check_stream(int64_t n, int64_t docs, int64_t vocab) {
     must(tokens_read(t, 0, n, out));
     if (n) assert_memory_equal(out, ids, (size_t)n * 4);
     for (int r = 0; r < 50 && n > 0; r++) {
-        int64_t first = philox(3, 3, (uint64_t)r).v[0] % n, len = philox(3, 3, (uint64_t)r).v[1] % 5000;
+        int64_t first = philox(3, 3, (uint64_t)r).v[0] % n,
+                len = philox(3, 3, (uint64_t)r).v[1] % 5000;
         if (len > n - first) len = n - first;
         must(tokens_read(t, first, len, out));
         if (len) assert_memory_equal(out, ids + first, (size_t)len * 4);
@@ -186,10 +188,13 @@ static void several_shards(void **state) {
         assert_memory_equal(out, all, (size_t)total * 4);
         must(tokens_read(t, 49990, 20, out));
         assert_memory_equal(out, all + 49990, 80);
-        assert_int_equal(tokens_doc_start(t, tokens_doc_of(t, 50000)), 50000); // a shard begins a document
+        assert_int_equal(tokens_doc_start(t, tokens_doc_of(t, 50000)),
+                         50000); // a shard begins a document
         assert_int_equal(tokens_doc_start(t, docs), total);
-        if (i == 0) strcpy(fingerprint, tokens_fingerprint(t).s);
-        else assert_string_equal(fingerprint, tokens_fingerprint(t).s);
+        if (i == 0)
+            strcpy(fingerprint, tokens_fingerprint(t).s);
+        else
+            assert_string_equal(fingerprint, tokens_fingerprint(t).s);
         tokens_close(&t);
     }
     const char *swapped[] = {at(names[2]), at(names[0])};
@@ -236,8 +241,10 @@ static void damage(void **state) {
     for (int trial = 0; trial < 200; trial++) {
         size_t len = size, where = philox(21, 1, (uint64_t)trial).v[0] % size;
         uint8_t old = image[where];
-        if (trial % 4 == 0) len = where;
-        else image[where] ^= (uint8_t)(1 << trial % 8);
+        if (trial % 4 == 0)
+            len = where;
+        else
+            image[where] ^= (uint8_t)(1 << trial % 8);
         f = fopen(bad, "wb");
         fwrite(image, 1, len, f);
         fclose(f);
@@ -246,7 +253,8 @@ static void damage(void **state) {
         Err err = tokens_open(&t, &bad, 1);
         bool is_open = err == OK;
         if (is_open) err = tokens_read(t, 0, n, out);
-        if (err == OK) assert_memory_equal(out, ids, sizeof out); // never wrong tokens
+        if (err == OK)
+            assert_memory_equal(out, ids, sizeof out); // never wrong tokens
         else {
             assert_int_equal(err, E_INPUT);
             assert_non_null(strstr(fail_message(), "damaged.h5"));
@@ -277,8 +285,8 @@ static void damage(void **state) {
 
 static void wrong_hash_is_named(void **state) {
     (void)state;
-    // A frame that is sound but not the one that was hashed: two constant chunks pack to frames of equal
-    // size; write the first over the second.
+    // A frame that is sound but not the one that was hashed: two constant chunks pack to frames of
+    // equal size; write the first over the second.
     for (int i = 0; i < 2 * TOKEN_CHUNK; i++) ids[i] = i < TOKEN_CHUNK ? 3 : 4;
     int64_t docs = 1;
     doc[0] = 0;
@@ -324,7 +332,8 @@ static void disk_full(void **state) {
     getrlimit(RLIMIT_FSIZE, &old);
     for (int trial = 0; trial < 12; trial++) {
         small = old;
-        small.rlim_cur = trial < 8 ? (rlim_t)(trial * st.st_size / 8) : (rlim_t)(st.st_size - 1 - (trial - 8) * 300);
+        small.rlim_cur = trial < 8 ? (rlim_t)(trial * st.st_size / 8)
+                                   : (rlim_t)(st.st_size - 1 - (trial - 8) * 300);
         setrlimit(RLIMIT_FSIZE, &small);
         Err err = write_shard(at("full.h5"), docs, 512, 0);
         setrlimit(RLIMIT_FSIZE, &old);
@@ -342,7 +351,8 @@ static void *reader(void *arg) {
     uint64_t me = (uint64_t)(uintptr_t)&out;
     for (uint64_t r = 0; r < 1500; r++) {
         int64_t first = philox(me, 1, r).v[0] % (N_MAX - 3000);
-        if (tokens_read(t, first, 3000, out) != OK || memcmp(out, ids + first, sizeof out) != 0) return "bad";
+        if (tokens_read(t, first, 3000, out) != OK || memcmp(out, ids + first, sizeof out) != 0)
+            return "bad";
     }
     return NULL;
 }
@@ -365,9 +375,10 @@ static void threads(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(round_trips), cmocka_unit_test(shard_header), cmocka_unit_test(several_shards),
-        cmocka_unit_test(bad_ids),     cmocka_unit_test(damage),       cmocka_unit_test(wrong_hash_is_named),
-        cmocka_unit_test(disk_full),   cmocka_unit_test(threads),
+        cmocka_unit_test(round_trips),    cmocka_unit_test(shard_header),
+        cmocka_unit_test(several_shards), cmocka_unit_test(bad_ids),
+        cmocka_unit_test(damage),         cmocka_unit_test(wrong_hash_is_named),
+        cmocka_unit_test(disk_full),      cmocka_unit_test(threads),
     };
     return cmocka_run_group_tests(tests, setup, teardown);
 }

@@ -39,8 +39,9 @@ static Err dump(const Request *r) {
     TRY_OR(load(&solo, &c, r, B, S), done);
     TRY_OR(dump_compute(&d, &solo, c, tokens, B, S, r->grads), done);
     TRY_OR(dump_write(&d, r->out), done);
-    log_line("%s: %lld tensors for %lld sequences of %lld tokens, lm_loss %.9g, loss %.9g", r->out, (long long)d.n, (long long)B,
-             (long long)S, (double)dump_find(&d, "lm_loss")->data[0], (double)dump_find(&d, "loss")->data[0]);
+    log_line("%s: %lld tensors for %lld sequences of %lld tokens, lm_loss %.9g, loss %.9g", r->out, (long long)d.n,
+             (long long)B, (long long)S, (double)dump_find(&d, "lm_loss")->data[0],
+             (double)dump_find(&d, "loss")->data[0]);
 done:
     dump_free(&d);
     solo_close(&solo);
@@ -52,17 +53,20 @@ done:
 
 Err cmd_dump(int argc, char **argv) {
     static const Flag flags[] = {
-        {"checkpoint", "PATH", NULL, FLAG_REQUIRED, "run directory (its newest checkpoint), PATH@STEP, or a checkpoint"},
+        {"checkpoint", "PATH", NULL, FLAG_REQUIRED,
+         "run directory (its newest checkpoint), PATH@STEP, or a checkpoint"},
         {"tokens", "FILE", NULL, FLAG_REQUIRED, "safetensors file with 'tokens' I32 [sequences, positions]"},
         {"out", "FILE", NULL, FLAG_REQUIRED, "safetensors file to write"},
-        {"grads", "main|total", NULL, 0, "also gradients: of the main loss alone, or of the total with MTP and balance loss"},
+        {"grads", "main|total", NULL, 0,
+         "also gradients: of the main loss alone, or of the total with MTP and balance loss"},
         {"set", "SECTION.KEY=VALUE", NULL, FLAG_REPEAT, "override one setting of the checkpoint's config"},
         {"threads", "N", NULL, 0, "threads (default: OMP_NUM_THREADS or all cores)"},
     };
     static const Command command = {
         "tessera dump",
         "",
-        "Runs tokens through a checkpoint, in FP32 unless --set precision.mode says otherwise, and writes logits, hidden\n"
+        "Runs tokens through a checkpoint, in FP32 unless --set precision.mode says otherwise, and writes logits, "
+        "hidden\n"
         "states, losses, expert counts and gradients under Hugging Face's names, all F32.",
         flags,
         COUNT_OF(flags),
@@ -72,7 +76,8 @@ Err cmd_dump(int argc, char **argv) {
     Args a;
     TRY(args_parse(&a, &command, argc, argv));
     if (a.is_help) return OK;
-    Request r = {.checkpoint = args_get(&a, "checkpoint"), .tokens = args_get(&a, "tokens"), .out = args_get(&a, "out")};
+    Request r = {
+        .checkpoint = args_get(&a, "checkpoint"), .tokens = args_get(&a, "tokens"), .out = args_get(&a, "out")};
     const char *grads = args_get(&a, "grads");
     if (grads) r.grads = !strcmp(grads, "main") ? DUMP_MAIN : DUMP_TOTAL;
     r.nsets = args_count(&a, "set");

@@ -29,7 +29,8 @@ done:
 
 Err cmd_export(int argc, char **argv) {
     static const Flag flags[] = {
-        {"checkpoint", "PATH", NULL, FLAG_REQUIRED, "run directory (its newest checkpoint), PATH@STEP, or a checkpoint"},
+        {"checkpoint", "PATH", NULL, FLAG_REQUIRED,
+         "run directory (its newest checkpoint), PATH@STEP, or a checkpoint"},
         {"to", "HF_DIR", NULL, FLAG_REQUIRED, "folder to write, new or empty"},
         {"dtype", "bf16|f32", "bf16", 0, "type of the weights; e_score_correction_bias is always F32"},
         {"no-mtp", NULL, NULL, 0, "leave out the multi-token prediction modules, which transformers ignores"},
@@ -37,7 +38,8 @@ Err cmd_export(int argc, char **argv) {
     static const Command command = {
         "tessera export",
         "",
-        "Writes a checkpoint as a Hugging Face DeepSeek-V3 model: config.json, safetensors under the hub's names (files of at\n"
+        "Writes a checkpoint as a Hugging Face DeepSeek-V3 model: config.json, safetensors under the hub's names "
+        "(files of at\n"
         "most 4 GB with an index), generation_config.json, and the tokenizer if the checkpoint has one.",
         flags,
         COUNT_OF(flags),

@@ -15,7 +15,8 @@ static Err check_free(const char *out) {
     DIR *d = opendir(out);
     if (!d) return OK; // what cannot be created is told when it is
     bool is_empty = true;
-    for (struct dirent *e; (e = readdir(d));) is_empty = is_empty && (!strcmp(e->d_name, ".") || !strcmp(e->d_name, ".."));
+    for (struct dirent *e; (e = readdir(d));)
+        is_empty = is_empty && (!strcmp(e->d_name, ".") || !strcmp(e->d_name, ".."));
     closedir(d);
     CHECK(is_empty, E_USAGE, "%s is not empty: nothing is overwritten; choose another folder for --out", out);
     return OK;
@@ -46,10 +47,11 @@ static Err import(const char *from, const char *out) {
     TRY_OR(hf_import_weights(st, from, model_params(solo.model), &solo.shape, &solo.cx), done);
     TRY_OR(save(&solo, c, out), done);
     ParamCount n = params_count(&solo.shape);
-    log_line("imported %s: %s parameters, %s active per token, %s in %lld MTP modules%s", from, text_count((double)n.total).s,
-             text_count((double)n.active).s, text_count((double)n.mtp).s, (long long)solo.shape.nmtp,
-             c->data.tokenizer ? ", with its tokenizer" : "");
-    log_line("start from it with 'tessera train --init-from %s ...', look at it with 'tessera inspect %s'", out, out);
+    log_line("imported %s: %s parameters, %s active per token, %s in %lld MTP modules%s", from,
+             text_count((double)n.total).s, text_count((double)n.active).s, text_count((double)n.mtp).s,
+             (long long)solo.shape.nmtp, c->data.tokenizer ? ", with its tokenizer" : "");
+    log_line("start from it with 'tessera train --init-from %s ...', look at it with 'tessera inspect %s'", out,
+             out);
 done:
     solo_close(&solo);
     config_free(c);
@@ -59,13 +61,15 @@ done:
 
 Err cmd_import(int argc, char **argv) {
     static const Flag flags[] = {
-        {"from", "HF_DIR", NULL, FLAG_REQUIRED, "folder with config.json and safetensors; tokenizer.json is taken along"},
+        {"from", "HF_DIR", NULL, FLAG_REQUIRED,
+         "folder with config.json and safetensors; tokenizer.json is taken along"},
         {"out", "PATH", NULL, FLAG_REQUIRED, "folder to write, new or empty; usable wherever a run directory is"},
     };
     static const Command command = {
         "tessera import",
         "",
-        "Reads a Hugging Face DeepSeek-V3 (or V2) checkpoint: F32, BF16, F16, or FP8 with weight_scale_inv, MTP modules\n"
+        "Reads a Hugging Face DeepSeek-V3 (or V2) checkpoint: F32, BF16, F16, or FP8 with weight_scale_inv, MTP "
+        "modules\n"
         "included. The result holds FP32 master weights and router biases, no optimizer state.",
         flags,
         COUNT_OF(flags),

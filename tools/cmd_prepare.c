@@ -1,8 +1,8 @@
 // cmd_prepare.c - `tessera prepare`: text, jsonl and jsonl.zst to token shards.
 //
-// Every document is encoded and followed by the tokenizer's EOS; BOS is never added, so a document is
-// preceded by the EOS of the one before. Documents keep their order: training permutes windows, not
-// documents. Either all shards appear or, after an error, none.
+// Every document is encoded and followed by the tokenizer's EOS; BOS is never added, so a document
+// is preceded by the EOS of the one before. Documents keep their order: training permutes windows,
+// not documents. Either all shards appear or, after an error, none.
 #include "commands.h"
 
 #include <errno.h>
@@ -82,7 +82,8 @@ static Err add_document(void *cx, const Document *doc) {
 
 static Err directory_make(const char *dir) {
     char path[PATH_MAX];
-    CHECK(*dir && strlen(dir) < sizeof path - 64, E_USAGE, "--out %s: not a usable directory name", dir);
+    CHECK(*dir && strlen(dir) < sizeof path - 64, E_USAGE, "--out %s: not a usable directory name",
+          dir);
     snprintf(path, sizeof path, "%s", dir);
     for (char *slash = strchr(path + 1, '/');; slash = strchr(slash + 1, '/')) {
         if (slash) *slash = '\0';
@@ -99,7 +100,8 @@ static Err directory_make(const char *dir) {
 static Err output_is_free(const char *dir, const char *name) {
     char pattern[PATH_MAX];
     glob_t g;
-    CHECK(*name && !strpbrk(name, "/*?[]\\"), E_USAGE, "--name %s: expected a plain file name", name);
+    CHECK(*name && !strpbrk(name, "/*?[]\\"), E_USAGE, "--name %s: expected a plain file name",
+          name);
     snprintf(pattern, sizeof pattern, "%s/%s-[0-9][0-9][0-9][0-9][0-9].h5", dir, name);
     int rc = glob(pattern, 0, NULL, &g);
     if (rc == GLOB_NOMATCH) return OK;
@@ -108,8 +110,8 @@ static Err output_is_free(const char *dir, const char *name) {
     snprintf(first, sizeof first, "%s", g.gl_pathv[0]);
     size_t n = g.gl_pathc;
     globfree(&g);
-    FAIL(E_USAGE, "%s is there already (%zu shard%s): remove it, or give another --name or --out", first, n,
-         n == 1 ? "" : "s");
+    FAIL(E_USAGE, "%s is there already (%zu shard%s): remove it, or give another --name or --out",
+         first, n, n == 1 ? "" : "s");
 }
 
 static Err inputs_are_there(const Args *a) {
@@ -129,11 +131,13 @@ static Err meta_make(TokenMeta *m, const Tokenizer *t, const Args *a) {
           "%s: no end-of-text token under any known name; documents could not be told apart",
           tokenizer_path(t));
     const char *split = args_get(a, "split"), *base = strrchr(a->operands[0], '/');
-    CHECK(strlen(split) < sizeof m->split, E_USAGE, "--split: at most %zu characters", sizeof m->split - 1);
+    CHECK(strlen(split) < sizeof m->split, E_USAGE, "--split: at most %zu characters",
+          sizeof m->split - 1);
     snprintf(m->tokenizer_hash, sizeof m->tokenizer_hash, "%s", tokenizer_hash(t));
     snprintf(m->split, sizeof m->split, "%s", split);
-    snprintf(m->source_name, sizeof m->source_name, a->noperands > 1 ? "%.100s and %d more" : "%.100s",
-             base ? base + 1 : a->operands[0], a->noperands - 1);
+    snprintf(m->source_name, sizeof m->source_name,
+             a->noperands > 1 ? "%.100s and %d more" : "%.100s", base ? base + 1 : a->operands[0],
+             a->noperands - 1);
     return OK;
 }
 
@@ -145,7 +149,8 @@ static Err shards_write(Prepare *p, const Args *a) {
         CHECK(p->docs > before, E_INPUT, "%s: no text in it", a->operands[i]);
     }
     TRY(token_writer_finish(&p->writer, p->nshards));
-    for (int64_t i = 0; i < p->nshards - 1; i++) { // their number was not known when they were closed
+    for (int64_t i = 0; i < p->nshards - 1;
+         i++) { // their number was not known when they were closed
         shard_path(p, i, path);
         TRY(tokens_set_shard_count(path, p->nshards));
     }
@@ -163,7 +168,8 @@ static void shards_remove(Prepare *p) {
 
 Err cmd_prepare(int argc, char **argv) {
     static const Flag flags[] = {
-        {"tokenizer", "FILE", NULL, FLAG_REQUIRED, "a Hugging Face tokenizer.json (byte-level BPE)"},
+        {"tokenizer", "FILE", NULL, FLAG_REQUIRED,
+         "a Hugging Face tokenizer.json (byte-level BPE)"},
         {"out", "DIR", NULL, FLAG_REQUIRED, "where to write NAME-00000.h5, NAME-00001.h5, ..."},
         {"name", "NAME", "tokens", 0, "what to call the shards"},
         {"split", "TEXT", "train", 0, "noted in the shards"},
@@ -171,8 +177,10 @@ Err cmd_prepare(int argc, char **argv) {
     static const Command command = {
         "tessera prepare",
         "INPUT...",
-        "Encodes text (a whole file is one document), .jsonl (one object a line, key \"text\"), or either\n"
-        "compressed as .zst, into token shards. Every document is followed by the tokenizer's EOS; BOS is\n"
+        "Encodes text (a whole file is one document), .jsonl (one object a line, key \"text\"), or "
+        "either\n"
+        "compressed as .zst, into token shards. Every document is followed by the tokenizer's EOS; "
+        "BOS is\n"
         "not added. Empty documents of a .jsonl are left out.",
         flags,
         COUNT_OF(flags),

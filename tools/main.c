@@ -17,8 +17,14 @@ typedef struct Subcommand {
 } Subcommand;
 
 static const Subcommand commands[] = {
+    {"train", "train a model, alone or under mpirun", cmd_train},
+    {"eval", "held-out loss, bits per byte, in-context copy of a checkpoint", cmd_eval},
     {"tokenizer", "train a byte-level BPE tokenizer, encode and decode with one", cmd_tokenizer},
     {"prepare", "turn text into token shards", cmd_prepare},
+    {"dump", "write logits, losses, gradients for given tokens, to compare with other programs", cmd_dump},
+    {"import", "read a Hugging Face DeepSeek checkpoint", cmd_import},
+    {"export", "write a checkpoint as a Hugging Face DeepSeek model", cmd_export},
+    {"bench", "speed of the operations, as a fraction of what this machine can do", cmd_bench},
     {"doctor", "describe this machine, its ranks and the libraries", cmd_doctor},
 };
 

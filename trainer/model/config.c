@@ -16,7 +16,7 @@
 #include "nearest.h"
 
 #define MAX_KEYS 256        // of the table; only bounds the lists of candidates below
-#define MAX_BYTES (1 << 20) // of a configuration file
+#define MAX_BYTES (1 << 18) // of a configuration file
 #define MAX_ITEMS 65536     // of a list
 
 typedef struct Text {

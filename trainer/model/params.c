@@ -122,8 +122,8 @@ static Err table_shards(Params *t, bool is_expert, int nranks, int rank) {
         rows[n] = t->p[i].nmat * t->p[i].rows;
         cols[n++] = t->p[i].cols;
     }
-    MEM_NEW(ranges, n * nranks + 1);
-    plan_shards(ranges, rows, cols, n, nranks);
+    if (n > 0) MEM_NEW(ranges, n * nranks);
+    if (n > 0) plan_shards(ranges, rows, cols, n, nranks);
     n = 0;
     for (int i = 0; i < t->n; i++) {
         if (t->p[i].is_expert != is_expert) continue;

@@ -86,7 +86,7 @@ static int remove_one(const char *path, const struct stat *st, int kind, struct 
 
 Err ckdir_remove(const char *path) {
     struct stat st;
-    if (lstat(path, &st) != 0 && errno == ENOENT) return OK;
+    if (lstat(path, &st) != 0 && (errno == ENOENT || errno == ENOTDIR)) return OK;
     CHECK(nftw(path, remove_one, 16, FTW_DEPTH | FTW_PHYS) == 0, E_OUTPUT, "cannot remove %s: %s", path,
           strerror(errno));
     return OK;

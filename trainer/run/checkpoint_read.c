@@ -112,7 +112,7 @@ static Err search_run(Search *s, Comm *w, char *out, size_t n, bool *found) {
             return OK;
         }
         if (c.is_exact || err != E_INPUT) return err;
-        log_warn("skipping the checkpoint %s: %s", c.dir, fail_message());
+        log_warn("skipping a checkpoint: %s", fail_message());
         fail_clear();
     }
 }
@@ -176,8 +176,8 @@ Err checkpoint_verify(const char *dir) {
     Err err = OK;
     TRY_OR(manifest_read(&m, dir), done);
     TRY_OR(manifest_sizes(m, dir), done);
+    TRY_OR(manifest_check_pieces(m, dir, NULL, 0, 1), done); // first: it can name the tensor
     TRY_OR(manifest_check_files(m, dir, 0, 1), done);
-    TRY_OR(manifest_check_pieces(m, dir, NULL, 0, 1), done);
 done:
     manifest_free(&m);
     return err;
@@ -298,6 +298,21 @@ static const void *convert(Load *l, DType to, DType from, int64_t n) {
     return l->converted;
 }
 
+// Rows that cannot be read through index.h5: which shard is to blame? Its error if one is, else the one at hand.
+static Err blame(const Load *l, int64_t tensor, int64_t first, int64_t rows, Err err) {
+    char why[1024];
+    snprintf(why, sizeof why, "%s", fail_message());
+    bool *want = NULL;
+    MEM_NEW(want, l->m->npieces);
+    for (int64_t p = l->piece0[tensor]; p < l->piece0[tensor + 1]; p++) {
+        const ManifestPiece *piece = &l->m->pieces[p];
+        want[p] = piece->first < first + rows && piece->first + piece->rows > first;
+    }
+    Err better = manifest_check_pieces(l->m, l->dir, want, 0, 1);
+    mem_free(want);
+    return better != OK ? better : fail_at(err, __FILE__, __LINE__, "%s", why);
+}
+
 static Err load_tensor(Load *l, int64_t i) {
     const CkTensor *t = &l->table.t[i];
     const ManifestTensor *have = &l->m->tensors[l->tensor[i]];
@@ -307,7 +322,8 @@ static Err load_tensor(Load *l, int64_t i) {
     CHECK(t->here.p && t->here.rows == rows && t->here.ld == t->cols, E_INTERNAL,
           "checkpoint: %s has %lld rows here, %lld expected", t->is.name, (long long)t->here.rows, (long long)rows);
     int64_t n = rows * t->cols;
-    TRY(tensorfile_read_rows(l->index, have->name, have->dtype, first, rows, l->stage));
+    Err err = tensorfile_read_rows(l->index, have->name, have->dtype, first, rows, l->stage);
+    if (err != OK) return blame(l, l->tensor[i], first, rows, err);
     int64_t piece = exact_piece(l, l->tensor[i], first, rows);
     if (piece >= 0) {
         Hash128 found = hash128(l->stage, (size_t)n * dtype_bytes(have->dtype));

@@ -79,8 +79,15 @@ Err dump_config(Config **out, const char *path, const char *const *sets, int nse
     snprintf(seq, sizeof seq, "train.seq_len=%lld", (long long)S);
     snprintf(batch, sizeof batch, "train.global_batch=%lld", (long long)B);
     snprintf(micro, sizeof micro, "train.micro_batch=%lld", (long long)B);
-    const char *ours[] = {seq, batch, micro, "parallel.ep=1", "parallel.comm=self", "train.batch_quantum=1",
-                          "train.batch_start=null", "train.batch_ramp_samples=0", "train.document_mask=false"};
+    const char *ours[] = {seq,
+                          batch,
+                          micro,
+                          "parallel.ep=1",
+                          "parallel.comm=self",
+                          "train.batch_quantum=1",
+                          "train.batch_start=null",
+                          "train.batch_ramp_samples=0",
+                          "train.document_mask=false"};
     int nours = (int)(sizeof ours / sizeof ours[0]);
     const char **all = NULL;
     MEM_NEW(all, 1 + nsets + nours);
@@ -93,11 +100,14 @@ Err dump_config(Config **out, const char *path, const char *const *sets, int nse
 }
 
 static Err check_tokens(const Shape *s, const int32_t *tokens, int64_t B, int64_t S) {
-    CHECK(S >= 2 + s->nmtp, E_INPUT, "sequences of %lld tokens are too short: a model with %lld MTP modules needs %lld",
-          (long long)S, (long long)s->nmtp, (long long)(2 + s->nmtp));
+    CHECK(S >= 2 + s->nmtp, E_INPUT,
+          "sequences of %lld tokens are too short: a model with %lld MTP modules needs %lld", (long long)S,
+          (long long)s->nmtp, (long long)(2 + s->nmtp));
     for (int64_t i = 0; i < B * S; i++) {
-        CHECK(tokens[i] >= 0 && tokens[i] < s->V, E_INPUT, "token %d of sequence %lld, position %lld is outside the "
-              "vocabulary of %lld", tokens[i], (long long)(i / S), (long long)(i % S), (long long)s->V);
+        CHECK(tokens[i] >= 0 && tokens[i] < s->V, E_INPUT,
+              "token %d of sequence %lld, position %lld is outside the "
+              "vocabulary of %lld",
+              tokens[i], (long long)(i / S), (long long)(i % S), (long long)s->V);
     }
     return OK;
 }
@@ -116,8 +126,8 @@ static Err add_losses(Dump *d, const Shape *s, const Config *c, const LossSums *
     double balance = c->balance.seq_alpha * sums->balance / (double)B;
     TRY(dump_scalar(d, "balance_loss", balance));
     TRY(dump_scalar(d, "loss", total + balance));
-    CHECK(isfinite(total + balance), E_NUMERIC, "the loss is not finite: lm_loss %g, balance_loss %g, loss %g", lm, balance,
-          total + balance);
+    CHECK(isfinite(total + balance), E_NUMERIC, "the loss is not finite: lm_loss %g, balance_loss %g, loss %g", lm,
+          balance, total + balance);
     return OK;
 }
 
@@ -164,7 +174,8 @@ static LossScale scale_of(const Shape *s, const Config *c, int64_t B, int64_t S,
     return scale;
 }
 
-static Err compute(Dump *d, Solo *s, const Config *c, const int32_t *tokens, int64_t B, int64_t S, DumpGrads grads) {
+static Err compute(Dump *d, Solo *s, const Config *c, const int32_t *tokens, int64_t B, int64_t S,
+                   DumpGrads grads) {
     const Shape *shape = &s->shape;
     const Params *p = model_params(s->model);
     TRY(check_tokens(shape, tokens, B, S));
@@ -188,7 +199,8 @@ static Err compute(Dump *d, Solo *s, const Config *c, const int32_t *tokens, int
     return grads == DUMP_NO_GRADS ? OK : add_grads(d, s);
 }
 
-Err dump_compute(Dump *out, Solo *s, const Config *c, const int32_t *tokens, int64_t B, int64_t S, DumpGrads grads) {
+Err dump_compute(Dump *out, Solo *s, const Config *c, const int32_t *tokens, int64_t B, int64_t S,
+                 DumpGrads grads) {
     memset(out, 0, sizeof *out);
     Err err = compute(out, s, c, tokens, B, S, grads);
     if (err != OK) dump_free(out);
@@ -231,7 +243,8 @@ void dump_free(Dump *d) {
 Err dump_read_tokens(const Safetensors *st, const char *path, int32_t **tokens, int64_t *B, int64_t *S) {
     const StTensor *t = safetensors_find(st, "tokens");
     CHECK(t, E_INPUT, "%s: no tensor named tokens", path);
-    bool is_right = t->ndim == 2 && t->shape[0] > 0 && t->shape[1] > 0 && (t->dtype == ST_I32 || t->dtype == ST_I64);
+    bool is_right =
+        t->ndim == 2 && t->shape[0] > 0 && t->shape[1] > 0 && (t->dtype == ST_I32 || t->dtype == ST_I64);
     CHECK(is_right, E_INPUT, "%s: tokens must be I32 [sequences, positions], found %s with %d dimensions", path,
           st_type_name(t->dtype), t->ndim);
     *B = t->shape[0];

@@ -1,9 +1,9 @@
 // hf.h - Hugging Face DeepSeek-V2/V3 checkpoints in and out.
 //
-// A checkpoint is a directory: config.json, model.safetensors (or shards and model.safetensors.index.json) under the
-// hub's names with one tensor per expert, optionally tokenizer.json. Weights are [out, in], rotary pairs adjacent,
-// exactly as our own parameters, so nothing is permuted. MTP module k is layer num_hidden_layers + k - 1; its copies of the
-// embedding and the head are written on export and must agree with the originals on import.
+// A checkpoint is a directory: config.json, model.safetensors (or shards and model.safetensors.index.json) under
+// the hub's names with one tensor per expert, optionally tokenizer.json. Weights are [out, in], rotary pairs
+// adjacent, exactly as our own parameters, so nothing is permuted. MTP module k is layer num_hidden_layers + k - 1;
+// its copies of the embedding and the head are written on export and must agree with the originals on import.
 #pragma once
 #include "params.h"
 #include "safetensors.h"
@@ -11,18 +11,18 @@
 // hf_import_config: config.json of `dir` as a Config: section model from the file; train.{steps,global_batch} 1 and
 // train.seq_len (at most 4096) because they have no default; data.tokenizer if there is a tokenizer.json. `st`: the
 // weights; MTP modules that config.json promises but that are not there (transformers drops them) are
-// left out with a warning. Settings that would change the mathematics and that we lack (attention_bias, another activation,
-// rotary halves, ...) are E_INPUT naming key, value and what is supported. Local.
+// left out with a warning. Settings that would change the mathematics and that we lack (attention_bias, another
+// activation, rotary halves, ...) are E_INPUT naming key, value and what is supported. Local.
 Err hf_import_config(Config **out, const char *dir, const Safetensors *st) MUST_CHECK;
 // hf_import_weights: own rows of every master and the biases, from F32, BF16, F16, or F8_E4M3 with NAME_scale_inv
-// (128x128 blocks). Moments are not touched; the caller publishes. E_INPUT names the tensor that is missing, differently
-// shaped (expected and found), not finite, unknown, or a copy that differs from its original. Local.
+// (128x128 blocks). Moments are not touched; the caller publishes. E_INPUT names the tensor that is missing,
+// differently shaped (expected and found), not finite, unknown, or a copy that differs from its original. Local.
 Err hf_import_weights(const Safetensors *st, const char *dir, Params *p, const Shape *s, const Cx *cx) MUST_CHECK;
 
 typedef struct HfExport {
-    bool is_f32;         // F32, else BF16; e_score_correction_bias is F32 always
-    bool without_mtp;    // leave the MTP modules out
-    int64_t shard_bytes; // start a new file before it holds more than this, 0 = 4 GB
+    bool is_f32;           // F32, else BF16; e_score_correction_bias is F32 always
+    bool without_mtp;      // leave the MTP modules out
+    int64_t shard_bytes;   // start a new file before it holds more than this, 0 = 4 GB
     const char *tokenizer; // tokenizer.json to take along, NULL = none
 } HfExport;
 
@@ -34,6 +34,3 @@ Err hf_export(const char *dir, const Params *p, const Shape *s, const Config *c,
 // hf_write_config: `dir`/config.json, generation_config.json, and, with a tokenizer, tokenizer.json and
 // tokenizer_config.json. For hf_export.
 Err hf_write_config(const char *dir, const Config *c, const Shape *s, const HfExport *how) MUST_CHECK;
-// hf_copy_of: is this parameter stored a second time inside MTP modules? Its suffix there ("embed_tokens.weight",
-// "shared_head.head.weight"), else NULL. The head of a tied model is the embedding.
-const char *hf_copy_of(const Param *p);

@@ -55,9 +55,14 @@ static Err check_supported(const JsonFlat *j, const char *path) {
     static const struct {
         const char *key, *only;
     } fixed[] = {
-        {"hidden_act", "silu"},     {"attention_bias", "false"},   {"mlp_bias", "false"},
-        {"rope_interleave", "true"}, {"moe_layer_freq", "1"},       {"quantization_config.quant_method", "fp8"},
-        {"quantization_config.fmt", "e4m3"}, {"quantization_config.weight_block_size", "[128,128]"},
+        {"hidden_act", "silu"},
+        {"attention_bias", "false"},
+        {"mlp_bias", "false"},
+        {"rope_interleave", "true"},
+        {"moe_layer_freq", "1"},
+        {"quantization_config.quant_method", "fp8"},
+        {"quantization_config.fmt", "e4m3"},
+        {"quantization_config.weight_block_size", "[128,128]"},
     };
     const JsonItem *type = given(j, "model_type");
     bool is_known = type && (!strcmp(type->text, "deepseek_v3") || !strcmp(type->text, "deepseek_v2"));
@@ -69,12 +74,12 @@ static Err check_supported(const JsonFlat *j, const char *path) {
               v->text, fixed[i].only);
     }
     const JsonItem *dropout = given(j, "attention_dropout");
-    CHECK(!dropout || strtod(dropout->text, NULL) == 0, E_INPUT, "%s: attention_dropout is %s; supported is 0", path,
-          dropout->text);
+    CHECK(!dropout || strtod(dropout->text, NULL) == 0, E_INPUT, "%s: attention_dropout is %s; supported is 0",
+          path, dropout->text);
     const JsonItem *heads = given(j, "num_attention_heads"), *kv = given(j, "num_key_value_heads");
     CHECK(!heads || !kv || !strcmp(heads->text, kv->text), E_INPUT,
-          "%s: num_key_value_heads is %s, num_attention_heads %s; multi-head latent attention needs them equal", path,
-          kv->text, heads->text);
+          "%s: num_key_value_heads is %s, num_attention_heads %s; multi-head latent attention needs them equal",
+          path, kv->text, heads->text);
     return OK;
 }
 
@@ -126,12 +131,14 @@ static int64_t mtp_modules(const JsonFlat *j, const Safetensors *st, const char 
     const JsonItem *layers = given(j, "num_hidden_layers"), *promised = given(j, "num_nextn_predict_layers");
     int64_t n = promised ? strtoll(promised->text, NULL, 10) : 0, found = 0;
     for (char name[96]; layers && found < n; found++) {
-        snprintf(name, sizeof name, "model.layers.%lld.eh_proj.weight", strtoll(layers->text, NULL, 10) + (long long)found);
+        snprintf(name, sizeof name, "model.layers.%lld.eh_proj.weight",
+                 strtoll(layers->text, NULL, 10) + (long long)found);
         if (!safetensors_find(st, name)) break;
     }
     if (found < n) {
-        log_warn("%s: num_nextn_predict_layers is %lld, but the weights hold %lld MTP modules; the others are left out",
-                 path, (long long)n, (long long)found);
+        log_warn(
+            "%s: num_nextn_predict_layers is %lld, but the weights hold %lld MTP modules; the others are left out",
+            path, (long long)n, (long long)found);
     }
     return found;
 }
@@ -279,8 +286,10 @@ static void put_rope_scaling(Writer *w, const Config *c) {
 static void put_ids(Writer *w, SpecialIds ids) {
     put_int(w, "bos_token_id", ids.bos);
     put_int(w, "eos_token_id", ids.eos);
-    if (ids.pad >= 0) put_int(w, "pad_token_id", ids.pad);
-    else put(w, "pad_token_id", "null");
+    if (ids.pad >= 0)
+        put_int(w, "pad_token_id", ids.pad);
+    else
+        put(w, "pad_token_id", "null");
 }
 
 static Err write_config(const char *dir, const Config *c, const Shape *s, const HfExport *how, SpecialIds ids) {
@@ -288,8 +297,10 @@ static Err write_config(const char *dir, const Config *c, const Shape *s, const 
     static const char *const methods[] = {"noaux_tc", "group_limited_greedy", "greedy"};
     bool is_v2 = !s->is_sigmoid && !s->has_bias;
     if (s->is_sigmoid != s->has_bias) {
-        log_warn("transformers has no router with scoring_func %s and topk_method %s: the exported model is only the same in "
-                 "programs that read these keys", s->is_sigmoid ? "sigmoid" : "softmax", methods[c->model.topk_method]);
+        log_warn("transformers has no router with scoring_func %s and topk_method %s: the exported model is only "
+                 "the same in "
+                 "programs that read these keys",
+                 s->is_sigmoid ? "sigmoid" : "softmax", methods[c->model.topk_method]);
     }
     Writer writer, *w = &writer;
     TRY(writer_open(w, dir, "config.json", path, sizeof path));
@@ -308,8 +319,10 @@ static Err write_config(const char *dir, const Config *c, const Shape *s, const 
     put_int(w, "n_routed_experts", s->E);
     put_real(w, "routed_scaling_factor", c->model.routed_scaling_factor);
     put_int(w, "kv_lora_rank", s->Rkv);
-    if (s->Rq) put_int(w, "q_lora_rank", s->Rq);
-    else put(w, "q_lora_rank", "null");
+    if (s->Rq)
+        put_int(w, "q_lora_rank", s->Rq);
+    else
+        put(w, "q_lora_rank", "null");
     put_int(w, "qk_rope_head_dim", s->Dr);
     put_int(w, "v_head_dim", s->Dv);
     put_int(w, "qk_nope_head_dim", s->Dn);
@@ -358,9 +371,12 @@ static void put_token(Writer *w, const char *key, const Tokenizer *t, int id) {
     put(w, key, "\"");
     for (size_t i = 0; i < n; i++) {
         unsigned char ch = (unsigned char)text[i];
-        if (ch < 0x20) fprintf(w->f, "\\u%04x", ch);
-        else if (ch == '"' || ch == '\\') fprintf(w->f, "\\%c", ch);
-        else fputc(ch, w->f);
+        if (ch < 0x20)
+            fprintf(w->f, "\\u%04x", ch);
+        else if (ch == '"' || ch == '\\')
+            fprintf(w->f, "\\%c", ch);
+        else
+            fputc(ch, w->f);
     }
     fputc('"', w->f);
 }

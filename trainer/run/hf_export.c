@@ -1,7 +1,8 @@
 // hf_export.c - masters and biases as a Hugging Face directory.
 //
-// The directory is written beside its final place and renamed when it is complete. Tensors go to files in model order,
-// a new file before one would exceed the limit; inside a file wide types stand first, so that all stay aligned.
+// The directory is written beside its final place and renamed when it is complete. Tensors go to files in model
+// order, a new file before one would exceed the limit; inside a file wide types stand first, so that all stay
+// aligned.
 #include "hf.h"
 
 #include <dirent.h>
@@ -113,8 +114,10 @@ static Err list_pieces(Exporter *ex, const Params *p) {
 }
 
 static void file_name(char *out, size_t n, int file, int nfiles) {
-    if (nfiles == 1) snprintf(out, n, "model.safetensors");
-    else snprintf(out, n, "model-%05d-of-%05d.safetensors", file + 1, nfiles);
+    if (nfiles == 1)
+        snprintf(out, n, "model.safetensors");
+    else
+        snprintf(out, n, "model-%05d-of-%05d.safetensors", file + 1, nfiles);
 }
 
 // n numbers at `from`, converted to the piece's type.
@@ -192,11 +195,13 @@ done:
 static Err check_free(const char *dir) {
     DIR *d = opendir(dir);
     if (!d) {
-        CHECK(errno == ENOENT, errno == ENOTDIR ? E_USAGE : E_OUTPUT, "cannot export to %s: %s", dir, strerror(errno));
+        CHECK(errno == ENOENT, errno == ENOTDIR ? E_USAGE : E_OUTPUT, "cannot export to %s: %s", dir,
+              strerror(errno));
         return OK;
     }
     bool is_empty = true;
-    for (struct dirent *e; (e = readdir(d)) && is_empty;) is_empty = !strcmp(e->d_name, ".") || !strcmp(e->d_name, "..");
+    for (struct dirent *e; (e = readdir(d)) && is_empty;)
+        is_empty = !strcmp(e->d_name, ".") || !strcmp(e->d_name, "..");
     closedir(d);
     CHECK(is_empty, E_USAGE, "%s is not empty: nothing is overwritten; choose another folder or empty it", dir);
     return OK;
@@ -222,7 +227,8 @@ static Err write_all(Exporter *ex, const char *partial, const Params *p, const C
     return hf_write_config(partial, c, ex->s, ex->how);
 }
 
-Err hf_export(const char *dir, const Params *p, const Shape *s, const Config *c, const Cx *cx, const HfExport *how) {
+Err hf_export(const char *dir, const Params *p, const Shape *s, const Config *c, const Cx *cx,
+              const HfExport *how) {
     CHECK(cx->world->nranks == 1, E_INTERNAL, "export needs all parameters on one rank");
     char clean[PATH_MAX - 64], partial[PATH_MAX];
     CHECK(dir[0] && strlen(dir) < sizeof clean, E_USAGE, "cannot export to '%.100s'", dir);
@@ -236,9 +242,11 @@ Err hf_export(const char *dir, const Params *p, const Shape *s, const Config *c,
     if (err == OK && rename(partial, clean) != 0) {
         err = fail_at(E_OUTPUT, __FILE__, __LINE__, "cannot rename %s to %s: %s", partial, clean, strerror(errno));
     }
-    if (err != OK) remove_folder(partial);
-    else log_line("exported %lld tensors (%s) in %d file%s to %s", (long long)ex.n, text_bytes((double)ex.total).s,
-                  ex.nfiles, ex.nfiles == 1 ? "" : "s", clean);
+    if (err != OK)
+        remove_folder(partial);
+    else
+        log_line("exported %lld tensors (%s) in %d file%s to %s", (long long)ex.n, text_bytes((double)ex.total).s,
+                 ex.nfiles, ex.nfiles == 1 ? "" : "s", clean);
     mem_free(ex.pieces);
     mem_free(ex.numbers);
     mem_free(ex.halves);

@@ -23,14 +23,17 @@ static void mark_used(Importer *im, const StTensor *t) {
     int64_t lo = 0, hi = safetensors_count(im->st) - 1;
     while (lo < hi) {
         int64_t mid = (lo + hi) / 2;
-        if (strcmp(safetensors_at(im->st, mid)->name, t->name) < 0) lo = mid + 1;
-        else hi = mid;
+        if (strcmp(safetensors_at(im->st, mid)->name, t->name) < 0)
+            lo = mid + 1;
+        else
+            hi = mid;
     }
     im->is_used[lo] = true;
 }
 
 // The tensor `name`, which must be [rows, cols], or [cols] where rows is 1.
-static Err get_shaped(Importer *im, const char *name, int64_t rows, int64_t cols, bool is_vector, const StTensor **out) {
+static Err get_shaped(Importer *im, const char *name, int64_t rows, int64_t cols, bool is_vector,
+                      const StTensor **out) {
     const StTensor *t = safetensors_find(im->st, name);
     CHECK(t, E_INPUT, "%s: tensor %s is missing", im->dir, name);
     char found[128];
@@ -41,7 +44,8 @@ static Err get_shaped(Importer *im, const char *name, int64_t rows, int64_t cols
     if (t->ndim == 0) found[0] = '\0';
     bool is_right = is_vector ? t->ndim == 1 && t->shape[0] == cols
                               : t->ndim == 2 && t->shape[0] == rows && t->shape[1] == cols;
-    if (!is_right && is_vector) FAIL(E_INPUT, "%s: %s: expected shape [%lld], found [%s]", t->file, name, (long long)cols, found);
+    if (!is_right && is_vector)
+        FAIL(E_INPUT, "%s: %s: expected shape [%lld], found [%s]", t->file, name, (long long)cols, found);
     CHECK(is_right, E_INPUT, "%s: %s: expected shape [%lld, %lld], found [%s]", t->file, name, (long long)rows,
           (long long)cols, found);
     mark_used(im, t);
@@ -88,7 +92,8 @@ static Err read_rows(Importer *im, const StTensor *t, const float *scale, int64_
 
 // This rank's rows of matrix `mat` (its number on this rank) of p.
 static Err import_matrix(Importer *im, const Param *p, int64_t mat) {
-    int64_t from = max_i64(p->own.row0, mat * p->rows), to = min_i64(p->own.row0 + p->own.nrows, (mat + 1) * p->rows);
+    int64_t from = max_i64(p->own.row0, mat * p->rows),
+            to = min_i64(p->own.row0 + p->own.nrows, (mat + 1) * p->rows);
     char name[128];
     params_hf_name(name, sizeof name, p, p->mat0 + mat);
     const StTensor *t;
@@ -102,7 +107,8 @@ static Err import_matrix(Importer *im, const Param *p, int64_t mat) {
         int64_t n = min_i64(step, to - row);
         TRY_OR(read_rows(im, t, scale, row - mat * p->rows, n, p->cols), done);
         TRY_OR(im->cx->dev->to_device(mat_at(p->master, row - p->own.row0, 0), im->buffer,
-                                      (size_t)(n * p->cols) * sizeof(float)), done);
+                                      (size_t)(n * p->cols) * sizeof(float)),
+               done);
     }
 done:
     mem_free(scale);
@@ -126,18 +132,14 @@ static Err check_copy(Importer *im, const char *name, const Param *p) {
         TRY_OR(safetensors_read_f32(im->st, name, row, n, other), done);
         for (int64_t i = 0; i < n * p->cols; i++) {
             CHECK_OR(other[i] == im->buffer[i], done, E_INPUT,
-                     "%s: %s must be a copy of %s, but row %lld, column %lld is %.9g there and %.9g here", copy->file,
-                     name, p->name, (long long)(row + i / p->cols), (long long)(i % p->cols), im->buffer[i], other[i]);
+                     "%s: %s must be a copy of %s, but row %lld, column %lld is %.9g there and %.9g here",
+                     copy->file, name, p->name, (long long)(row + i / p->cols), (long long)(i % p->cols),
+                     im->buffer[i], other[i]);
         }
     }
 done:
     mem_free(other);
     return err;
-}
-
-const char *hf_copy_of(const Param *p) {
-    if (p->family == P_EMBED) return "embed_tokens.weight";
-    return p->family == P_HEAD ? "shared_head.head.weight" : NULL;
 }
 
 static Err check_copies(Importer *im) {
@@ -168,7 +170,8 @@ static Err check_unused(Importer *im) {
         const StTensor *t = safetensors_at(im->st, i);
         bool is_table = strstr(t->name, "rotary_emb.inv_freq") != NULL; // computed from the config
         CHECK(im->is_used[i] || is_table, E_INPUT,
-              "%s: tensor %s is not part of the model that config.json describes (%lld layers, %lld of them dense, %lld "
+              "%s: tensor %s is not part of the model that config.json describes (%lld layers, %lld of them dense, "
+              "%lld "
               "experts, %lld MTP modules)",
               t->file, t->name, (long long)im->s->nlayers, (long long)im->s->ndense, (long long)im->s->E,
               (long long)im->s->nmtp);

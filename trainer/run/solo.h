@@ -1,6 +1,6 @@
 // solo.h - a model on one rank without MPI, for commands that look at a checkpoint: dump, import, export, eval.
 #pragma once
-#include "memory.h"
+#include "model_memory.h"
 
 typedef struct Solo {
     Boot boot; // one rank, comm self
@@ -10,10 +10,11 @@ typedef struct Solo {
     Model *model;
 } Solo;
 
-// solo_open: memory for passes of c->train.micro_batch sequences of c->train.seq_len tokens, complete or not; gradients
-// if with_grad. c->parallel.ep is ignored. Parameters are undefined: load them, then solo_publish. Local.
+// solo_open: memory for passes of c->train.micro_batch sequences of c->train.seq_len tokens, complete or not;
+// gradients if with_grad. c->parallel.ep is ignored. Parameters are undefined: load them, then solo_publish. Local.
 Err solo_open(Solo *s, const Config *c, bool with_grad, int nthreads) MUST_CHECK;
-// solo_find: the checkpoint directory that PATH, PATH@STEP or a run directory means (newest verified). E_INPUT if there is none.
+// solo_find: the checkpoint directory that PATH, PATH@STEP or a run directory means (newest verified). E_INPUT if
+// there is none.
 Err solo_find(char *out, size_t n, const char *path) MUST_CHECK;
 // solo_publish: compute copies from masters.
 Err solo_publish(Solo *s) MUST_CHECK;

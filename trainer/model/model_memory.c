@@ -1,5 +1,5 @@
-// memory.c - the measuring pass, and contexts.
-#include "memory.h"
+// model_memory.c - the measuring pass, and contexts.
+#include "model_memory.h"
 
 #include <string.h>
 

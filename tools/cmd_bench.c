@@ -1,0 +1,77 @@
+// cmd_bench.c - `tessera bench gemm|quant`: speed here, as a fraction of what this machine can do at best.
+//
+// To add a subject: its function in bench.h and its line in the table.
+#include <errno.h>
+#include <string.h>
+
+#include "args.h"
+#include "bench.h"
+#include "commands.h"
+#include "gemm_engine.h"
+#include "nearest.h"
+#include "solo.h"
+
+static const struct {
+    const char *name;
+    Err (*run)(Bench *b);
+} subjects[] = {
+    {"gemm", bench_gemm},
+    {"quant", bench_quant},
+};
+
+static const Flag flags[] = {
+    {"threads", "N", NULL, 0, "threads to use; default: OMP_NUM_THREADS, else all cores of this process"},
+    {"json", "FILE", NULL, 0, "also write one JSON object per case to FILE"},
+    {"all", NULL, NULL, 0, "every shape, not only a few"},
+};
+static const Command command = {
+    "tessera bench", "gemm|quant", "Measures speed, as a fraction of this machine's measured peak.", flags,
+    COUNT_OF(flags), 1,            1};
+
+static Err run_subject(const char *name, Bench *b) {
+    const char *names[COUNT_OF(subjects)];
+    for (int i = 0; i < COUNT_OF(subjects); i++) {
+        names[i] = subjects[i].name;
+        if (strcmp(name, names[i]) != 0) continue;
+        TRY(subjects[i].run(b));
+        return OK;
+    }
+    const char *near = word_nearest(name, names, COUNT_OF(subjects));
+    FAIL(E_USAGE, "tessera bench: unknown subject '%.60s'; %s%s", name, near ? "did you mean " : "known are gemm and quant",
+         near ? near : "");
+}
+
+static Err bench_with(Bench *b, const Args *a) {
+    Err err = OK;
+    const char *path = args_get(a, "json");
+    int64_t threads = 0;
+    TRY(args_int(a, "threads", 1, 1024, &threads));
+    b->threads = solo_threads(threads);
+    b->is_all = args_has(a, "all");
+    if (path) {
+        b->json = fopen(path, "we");
+        CHECK(b->json, E_OUTPUT, "cannot write %s: %s", path, strerror(errno));
+    }
+    TRY_OR(arena_create(&b->arena, "bench operands", (size_t)1 << 30, false), done);
+    TRY_OR(arena_create(&b->scratch, "bench scratch", gemm_scratch_bytes(b->threads, 64), false), done);
+    TRY_OR(run_subject(a->operands[0], b), done);
+done:
+    arena_destroy(&b->scratch);
+    arena_destroy(&b->arena);
+    if (b->json) {
+        bool is_written = !ferror(b->json);
+        is_written = fclose(b->json) == 0 && is_written;
+        if (err == OK) CHECK(is_written, E_OUTPUT, "cannot write %s: %s", path, strerror(errno));
+    }
+    return err;
+}
+
+Err cmd_bench(int argc, char **argv) {
+    Args a;
+    Bench b = {0};
+    TRY(args_parse(&a, &command, argc, argv));
+    if (a.is_help) return OK;
+    Err err = bench_with(&b, &a);
+    args_free(&a);
+    return err;
+}

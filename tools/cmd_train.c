@@ -1,0 +1,52 @@
+// cmd_train.c - `tessera train`: flags to TrainOptions.
+#include "args.h"
+#include "commands.h"
+#include "run.h"
+
+static const Flag flags[] = {
+    {"config", "FILE", NULL, FLAG_REQUIRED, "the run's YAML file"},
+    {"run-dir", "DIR", NULL, 0, "where the run writes (default: runs/<config's name>)"},
+    {"resume", "auto|never|PATH[@STEP]", NULL, 0,
+     "auto: continue from the newest checkpoint that verifies, or start; PATH: a run or checkpoint directory"},
+    {"init-from", "PATH", NULL, 0, "start a new run from a checkpoint's weights"},
+    {"steps", "N", NULL, 0, "stop at step N (the schedule's length stays train.steps)"},
+    {"set", "SECTION.KEY=VALUE", NULL, FLAG_REPEAT, "override one setting; may be repeated"},
+    {"device", "auto|cpu", "auto", 0, "where to compute"},
+    {"threads", "N", NULL, 0, "threads per rank (default: OMP_NUM_THREADS, or cores / local ranks)"},
+    {"print-config", NULL, NULL, 0, "print the resolved settings and stop"},
+    {"dry-run", NULL, NULL, 0, "print parameter counts and memory per rank and stop; opens no data"},
+};
+
+static const Command command = {"tessera train", "",
+                                "Trains a model. Under mpirun or srun on all ranks, else on one.", flags,
+                                COUNT_OF(flags), 0, 0};
+
+Err cmd_train(int argc, char **argv) {
+    Args a;
+    TRY(args_parse(&a, &command, argc, argv));
+    if (a.is_help) {
+        printf("\nsettings (section.key):\n");
+        config_help(stdout);
+        return OK;
+    }
+    int64_t threads = 0;
+    const char *sets[256];
+    TrainOptions o = {0};
+    o.config_path = args_get(&a, "config");
+    o.run_dir = args_get(&a, "run-dir");
+    o.resume = args_get(&a, "resume");
+    o.init_from = args_get(&a, "init-from");
+    TRY(args_int(&a, "steps", 1, INT64_MAX, &o.steps));
+    TRY(args_int(&a, "threads", 1, 4096, &threads));
+    o.threads = (int)threads;
+    o.nsets = args_count(&a, "set");
+    CHECK(o.nsets <= COUNT_OF(sets), E_USAGE, "--set was given %d times; the most is %d", o.nsets, COUNT_OF(sets));
+    for (int i = 0; i < o.nsets; i++) sets[i] = args_nth(&a, "set", i);
+    o.sets = sets;
+    o.is_print_config = args_has(&a, "print-config");
+    o.is_dry_run = args_has(&a, "dry-run");
+    CHECK(!o.init_from || !o.resume, E_USAGE, "--init-from starts a new run, --resume continues one: give one of them");
+    Err err = run_train(&o);
+    args_free(&a);
+    return err;
+}

@@ -1,0 +1,66 @@
+// run.h - a training run from command line to last checkpoint: `tessera train`.
+//
+// run_setup.c builds everything (config, ranks, run directory, data, model, checkpoint to continue from); run.c is
+// the loop; run_report.c what `--dry-run` and the first lines print.
+#pragma once
+#include "boot.h"
+#include "checkpoint.h"
+#include "evaluate.h"
+#include "model_memory.h"
+#include "run_dir.h"
+#include "step.h"
+
+typedef struct TrainOptions {
+    const char *config_path;
+    const char *run_dir;     // NULL: runs/<config stem>
+    const char *resume;      // NULL or "never", "auto", PATH or PATH@STEP
+    const char *init_from;   // checkpoint whose weights start a new run, NULL = random
+    const char *const *sets; // section.key=value
+    int nsets;
+    int64_t steps;           // stop here, 0 = train.steps
+    int threads;             // per rank, 0 = cores / local ranks, or OMP_NUM_THREADS
+    bool is_dry_run, is_print_config;
+} TrainOptions;
+
+typedef struct Run {
+    TrainOptions opt;
+    Boot boot;
+    bool is_agreed;          // the error in flight is known to all ranks
+    Config *config;
+    Mesh mesh;
+    Shape shape;
+    MemoryPlan memory;
+    Cx cx;
+    Model *model;
+    Loader *loader, *eval;   // eval NULL without data.eval
+    int eval_corpora;
+    RunLock *lock;           // rank 0
+    Metrics *metrics;
+    char dir[1024], checkpoints[1100];
+    char resume_from[1100];  // checkpoint to load, "" = none
+    CheckpointInfo at;       // where the run stands
+    int64_t saved_step;      // last step that is on disk, -1 none
+    int64_t last_step;       // stop after this one
+    double peak_flops;       // of all ranks, measured at start; 0 = not known
+    int32_t *tokens, *doc_start;
+} Run;
+
+// agree: comm_agree over the world, remembering that all ranks know. Collective over world.
+Err run_agree(Run *r, Err mine) MUST_CHECK;
+// run_setup: everything before the first step. *is_done: nothing to do (a message said why). Collective over world.
+Err run_setup(Run *r, bool *is_done) MUST_CHECK;
+// run_loop: steps, evaluations, saves. E_STOPPED after a signal and a verified save. Collective over world.
+Err run_loop(Run *r) MUST_CHECK;
+// run_close: give everything back. Local.
+void run_close(Run *r);
+
+// run_train: all of it. Under a launcher on all ranks. On an error that only this rank knows the whole job is
+// aborted with its code; an agreed one is printed by the first rank and returned by all. Collective over world.
+Err run_train(const TrainOptions *o) MUST_CHECK;
+
+// run_dry: print parameter counts and memory per rank, open nothing. Local.
+Err run_dry(const Config *c, int world) MUST_CHECK;
+// run_banner: the first lines of a run: model, ranks, threads, memory. Local.
+void run_banner(const Run *r);
+// run_rss: resident bytes of this process now.
+double run_rss(void);

@@ -1,0 +1,274 @@
+// run_setup.c - from options to a run that can take its next step.
+//
+// Nothing is created on disk before the config is accepted and, on a resume, the checkpoint is found and fits.
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+
+#include "log.h"
+#include "run.h"
+#include "schedule.h"
+#include "tokenizer.h"
+
+Err run_agree(Run *r, Err mine) {
+    Err err = comm_agree(r->boot.world, mine);
+    if (err != OK) r->is_agreed = true;
+    return err;
+}
+
+static Err load_config(Run *r) {
+    const TrainOptions *o = &r->opt;
+    TRY(config_load(&r->config, o->config_path, o->sets, o->nsets));
+    return OK;
+}
+
+static Err check_config(Run *r) {
+    TRY(config_check_train(r->config));
+    TRY(config_check_world(r->config, r->boot.nranks));
+    return mesh_build(&r->mesh, r->boot.nranks, r->boot.rank, (int)r->config->parallel.ep);
+}
+
+static bool is_dir(const char *path) {
+    struct stat st;
+    return stat(path, &st) == 0 && S_ISDIR(st.st_mode);
+}
+
+// same_folder: do two paths name one existing folder?
+static bool same_folder(const char *a, const char *b) {
+    struct stat x, y;
+    return stat(a, &x) == 0 && stat(b, &y) == 0 && x.st_dev == y.st_dev && x.st_ino == y.st_ino;
+}
+
+// split_at: "PATH@STEP" -> path and step (-1 without one).
+static Err split_at(const char *text, char *path, size_t n, int64_t *step) {
+    const char *at = strrchr(text, '@');
+    char *end = NULL;
+    *step = -1;
+    if (at && at[1]) *step = strtoll(at + 1, &end, 10);
+    bool is_step = at && at[1] && *end == '\0';
+    if (!is_step) *step = -1;
+    snprintf(path, n, "%.*s", is_step ? (int)(at - text) : (int)strlen(text), text);
+    CHECK(strlen(text) < n, E_USAGE, "--resume: the path is too long");
+    return OK;
+}
+
+// pick_dir: where this run writes. A resumed run directory is continued unless another one is named.
+static Err pick_dir(Run *r, const char *resume_path) {
+    const TrainOptions *o = &r->opt;
+    char stem[256];
+    if (o->run_dir) {
+        snprintf(r->dir, sizeof r->dir, "%s", o->run_dir);
+    } else if (resume_path && is_dir(resume_path)) {
+        char inside[1100];
+        snprintf(inside, sizeof inside, "%s/checkpoints", resume_path);
+        if (is_dir(inside)) snprintf(r->dir, sizeof r->dir, "%s", resume_path);
+    }
+    if (!r->dir[0]) {
+        config_name(stem, sizeof stem, o->config_path);
+        snprintf(r->dir, sizeof r->dir, "runs/%s", stem);
+    }
+    snprintf(r->checkpoints, sizeof r->checkpoints, "%s/checkpoints", r->dir);
+    return OK;
+}
+
+// choose: run directory, and whether it may be used. Rank 0's view counts; nothing is created.
+static Err choose_dir(Run *r, char *resume_path, size_t n, int64_t *resume_step) {
+    const char *resume = r->opt.resume;
+    bool has_path = resume && strcmp(resume, "auto") != 0 && strcmp(resume, "never") != 0;
+    *resume_step = -1;
+    resume_path[0] = '\0';
+    if (has_path) {
+        TRY(split_at(resume, resume_path, n, resume_step));
+        CHECK(is_dir(resume_path), E_INPUT, "--resume %s: no such run or checkpoint directory", resume_path);
+    }
+    TRY(pick_dir(r, has_path ? resume_path : NULL));
+    bool is_continued = resume && strcmp(resume, "auto") == 0;
+    if (has_path) is_continued = same_folder(resume_path, r->dir);
+    if (!is_continued && run_dir_is_occupied(r->dir)) return run_dir_refuse(r->dir);
+    return OK;
+}
+
+// find_start: the checkpoint to continue from. Collective over world.
+static Err find_start(Run *r, const char *resume_path, int64_t resume_step) {
+    const char *resume = r->opt.resume;
+    bool found = false;
+    if (resume_path[0]) {
+        Err e = checkpoint_find(r->resume_from, sizeof r->resume_from, &found, resume_path, resume_step, &r->cx);
+        TRY(run_agree(r, e));
+        CHECK(found, E_INPUT, "--resume %s: there is no checkpoint that verifies", resume);
+        return OK;
+    }
+    if (!resume || strcmp(resume, "auto") != 0) return OK;
+    Err e = checkpoint_find(r->resume_from, sizeof r->resume_from, &found, r->dir, -1, &r->cx);
+    TRY(run_agree(r, e));
+    if (!found) r->resume_from[0] = '\0';
+    return OK;
+}
+
+static void log_changed(const char *key, const char *was, const char *is) {
+    log_line("resume     %s changed: %s -> %s", key, was, is);
+}
+
+// check_resume: the stored config and data against ours. Local.
+static Err check_resume(Run *r) {
+    Config *stored = NULL;
+    TRY(checkpoint_read_info(r->resume_from, &r->at));
+    TRY(checkpoint_read_config(r->resume_from, &stored));
+    Err err = config_compare_resume(stored, r->config, log_changed);
+    config_free(stored);
+    TRY(err);
+    HashText now = loader_fingerprint(r->loader);
+    CHECK(!r->at.data_fingerprint[0] || strcmp(r->at.data_fingerprint, now.s) == 0, E_INPUT,
+          "%s was trained on other data: its fingerprint is %s, data.train now has %s; give the same shards, order, "
+          "weights and sequence length, or start a new run with --init-from",
+          r->resume_from, r->at.data_fingerprint, now.s);
+    return OK;
+}
+
+static Err open_loader(const Config *c, const PathList *paths, const RealList *weights, bool is_eval, Loader **out) {
+    LoaderCorpus *corpora = NULL;
+    MEM_NEW(corpora, paths->n);
+    for (int i = 0; i < paths->n; i++) {
+        corpora[i].path = paths->v[i];
+        corpora[i].weight = weights && weights->n ? weights->v[i] : 0.0;
+    }
+    LoaderSpec spec = {.corpora = corpora, .ncorpora = paths->n, .seq_len = c->train.seq_len,
+                       .mtp_depth = c->model.num_nextn_predict_layers, .vocab_size = c->model.vocab_size,
+                       .seed = (uint64_t)c->train.seed, .is_eval = is_eval};
+    Err err = loader_open(out, &spec);
+    mem_free(corpora);
+    return err;
+}
+
+// check_tokenizer: data.tokenizer is the one that made the shards.
+static Err check_tokenizer(Run *r) {
+    const Config *c = r->config;
+    if (!c->data.tokenizer) return OK;
+    Tokenizer *t = NULL;
+    TRY(tokenizer_load(&t, c->data.tokenizer));
+    char have[sizeof r->at.tokenizer_hash];
+    snprintf(have, sizeof have, "%s", tokenizer_hash(t));
+    int size = tokenizer_vocab_size(t);
+    tokenizer_free(&t);
+    const char *want = loader_tokenizer_hash(r->loader);
+    CHECK(!want[0] || strcmp(want, have) == 0, E_INPUT,
+          "data.tokenizer %s has hash %s, but the shards were made with a tokenizer of hash %s", c->data.tokenizer, have,
+          want);
+    CHECK(size <= c->model.vocab_size, E_CONFIG, "model.vocab_size (%lld) is smaller than the %d tokens of %s",
+          (long long)c->model.vocab_size, size, c->data.tokenizer);
+    snprintf(r->at.tokenizer_hash, sizeof r->at.tokenizer_hash, "%s", have);
+    return OK;
+}
+
+static Err open_data(Run *r) {
+    const Config *c = r->config;
+    TRY(open_loader(c, &c->data.train, &c->data.weights, false, &r->loader));
+    if (c->data.eval.n > 0) {
+        TRY(open_loader(c, &c->data.eval, NULL, true, &r->eval));
+        r->eval_corpora = c->data.eval.n;
+    }
+    TRY(check_tokenizer(r));
+    snprintf(r->at.data_fingerprint, sizeof r->at.data_fingerprint, "%s", loader_fingerprint(r->loader).s);
+    return OK;
+}
+
+static Err make_model(Run *r) {
+    const Config *c = r->config;
+    TRY(shape_from_config(&r->shape, c, &r->mesh));
+    TRY(memory_measure(&r->memory, &r->shape, &r->mesh, true, true));
+    TRY(cx_create(&r->cx, &r->boot, &r->mesh, &r->memory, boot_threads(&r->boot, r->opt.threads)));
+    TRY(model_create(&r->model, &r->shape, &r->cx, true, true));
+    MEM_NEW(r->tokens, r->shape.B * (r->shape.S + 1 + r->shape.nmtp));
+    if (c->train.document_mask) MEM_NEW(r->doc_start, r->shape.B * r->shape.S);
+    return OK;
+}
+
+// fill_model: from the checkpoint to resume, from --init-from, or from the seed. Collective over world.
+static Err fill_model(Run *r) {
+    Params *p = model_params(r->model);
+    if (r->resume_from[0]) {
+        TRY(run_agree(r, checkpoint_load(r->resume_from, p, &r->cx, true)));
+        log_line("resume     %s: step %lld, samples [0, %lld) consumed gap-free, written by %d ranks with ep %d",
+                 r->resume_from, (long long)r->at.step, (long long)r->at.samples, r->at.world, r->at.ep);
+    } else {
+        params_init(p, &r->shape, &r->cx);
+        if (r->opt.init_from) {
+            char from[1100];
+            bool found = false;
+            TRY(run_agree(r, checkpoint_find(from, sizeof from, &found, r->opt.init_from, -1, &r->cx)));
+            TRY(run_agree(r, found ? OK : fail_at(E_INPUT, __FILE__, __LINE__,
+                                                  "--init-from %s: there is no checkpoint that verifies",
+                                                  r->opt.init_from)));
+            TRY(run_agree(r, checkpoint_load(from, p, &r->cx, false)));
+            log_line("init       weights of %s", from);
+        }
+    }
+    TRY(params_publish(p, &r->shape, &r->cx));
+    memset(&r->cx.quant, 0, sizeof r->cx.quant);
+    return OK;
+}
+
+// claim_dir: now that everything fits, make the run directory, lock it, start its files. Rank 0.
+static Err claim_dir(Run *r) {
+    if (r->boot.rank != 0) return OK;
+    char path[1200];
+    TRY(run_dir_make(r->dir));
+    TRY(run_lock_take(&r->lock, r->dir));
+    TRY(run_dir_make(r->checkpoints));
+    snprintf(path, sizeof path, "%s/train.log", r->dir);
+    TRY(log_open(path));
+    char *text = NULL;
+    TRY(config_dump(r->config, &text));
+    snprintf(path, sizeof path, "%s/config.yaml", r->dir);
+    FILE *f = fopen(path, "we");
+    bool ok = f && fputs(text, f) >= 0;
+    if (f) ok = fclose(f) == 0 && ok;
+    free(text);
+    CHECK(ok, E_OUTPUT, "cannot write %s: disk full or no permission", path);
+    return metrics_open(&r->metrics, r->dir, r->at.step, r->boot.rank);
+}
+
+Err run_setup(Run *r, bool *is_done) {
+    static const char *const comm_names[] = {"auto", "self", "mpi"};
+    char resume_path[1024];
+    int64_t resume_step = -1;
+    *is_done = false;
+    TRY(run_agree(r, load_config(r)));
+    TRY(run_agree(r, check_config(r)));
+    TRY(run_agree(r, boot_groups(&r->boot, &r->mesh, comm_names[r->config->parallel.comm])));
+    TRY(run_agree(r, choose_dir(r, resume_path, sizeof resume_path, &resume_step)));
+    TRY(run_agree(r, open_data(r)));
+    TRY(run_agree(r, make_model(r)));
+    TRY(find_start(r, resume_path, resume_step));
+    r->saved_step = -1;
+    if (r->resume_from[0]) {
+        TRY(run_agree(r, check_resume(r)));
+        char here[1200]; // a fork starts with no checkpoint of its own
+        snprintf(here, sizeof here, "%s/step_%08lld", r->checkpoints, (long long)r->at.step);
+        if (same_folder(r->resume_from, here)) r->saved_step = r->at.step;
+    }
+    r->last_step = r->opt.steps > 0 ? r->opt.steps : r->config->train.steps;
+    if (r->resume_from[0] && r->last_step <= r->at.step) {
+        log_line("nothing to do: %s is at step %lld, asked for %lld", r->resume_from, (long long)r->at.step,
+                 (long long)r->last_step);
+        *is_done = true;
+        return OK;
+    }
+    TRY(run_agree(r, claim_dir(r)));
+    TRY(fill_model(r));
+    run_banner(r);
+    return OK;
+}
+
+void run_close(Run *r) {
+    metrics_close(&r->metrics);
+    log_close();
+    run_lock_drop(&r->lock);
+    loader_close(&r->loader);
+    loader_close(&r->eval);
+    model_free(&r->model);
+    cx_destroy(&r->cx);
+    mem_free(r->tokens);
+    mem_free(r->doc_start);
+    config_free(r->config);
+}

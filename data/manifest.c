@@ -1,7 +1,7 @@
 // manifest.c - manifest.json in and out.
 //
-// The JSON is written indented for people; its own hash is taken over the compact form without the last
-// member, so that white space does not matter.
+// The JSON is written indented for people; its own hash is taken over the compact form without the
+// last member, so that white space does not matter.
 #include "manifest.h"
 
 #include <errno.h>
@@ -18,7 +18,8 @@
 #define FORMAT "tessera-checkpoint"
 #define VERSION 1
 #define OWN_HASH "manifest_hash"
-#define ROWS_MAX ((int64_t)1 << 48) // dimensions above this are damage; products of them are checked
+#define ROWS_MAX                                                                                   \
+    ((int64_t)1 << 48) // dimensions above this are damage; products of them are checked
 
 Err manifest_new(Manifest **m, int64_t nfiles, int64_t ntensors, int64_t npieces) {
     *m = NULL;
@@ -62,7 +63,8 @@ int64_t manifest_rows(const Manifest *m, int64_t i) {
     return rows;
 }
 
-// ---- writing --------------------------------------------------------------------------------------
+// ---- writing
+// --------------------------------------------------------------------------------------
 
 // jansson takes over `value` in every *_new call, also when it is NULL or the call fails.
 static bool set(json_t *object, const char *key, json_t *value) {
@@ -77,8 +79,8 @@ static json_t *files_json(const Manifest *m) {
     json_t *list = json_array();
     for (int64_t i = 0; list && i < m->nfiles; i++) {
         const ManifestFile *f = &m->files[i];
-        json_t *o = json_pack("{s:s, s:I, s:o}", "name", f->name, "bytes", (json_int_t)f->bytes, "hash",
-                              hash_json(f->hash));
+        json_t *o = json_pack("{s:s, s:I, s:o}", "name", f->name, "bytes", (json_int_t)f->bytes,
+                              "hash", hash_json(f->hash));
         if (json_array_append_new(list, o) != 0) {
             json_decref(list);
             return NULL;
@@ -91,8 +93,9 @@ static json_t *pieces_json(const Manifest *m, int64_t tensor, int64_t *at) {
     json_t *list = json_array();
     for (; list && *at < m->npieces && m->pieces[*at].tensor == tensor; (*at)++) {
         const ManifestPiece *p = &m->pieces[*at];
-        json_t *o = json_pack("{s:s, s:I, s:I, s:o}", "file", m->files[p->file].name, "first", (json_int_t)p->first,
-                              "rows", (json_int_t)p->rows, "hash", hash_json(p->hash));
+        json_t *o = json_pack("{s:s, s:I, s:I, s:o}", "file", m->files[p->file].name, "first",
+                              (json_int_t)p->first, "rows", (json_int_t)p->rows, "hash",
+                              hash_json(p->hash));
         if (json_array_append_new(list, o) != 0) {
             json_decref(list);
             return NULL;
@@ -108,8 +111,9 @@ static json_t *tensors_json(const Manifest *m) {
         const ManifestTensor *t = &m->tensors[i];
         json_t *shape = json_array();
         for (int d = 0; d < t->ndim; d++) json_array_append_new(shape, json_integer(t->shape[d]));
-        json_t *o = json_pack("{s:s, s:s, s:o, s:o}", "name", t->name, "dtype", dtype_name(t->dtype), "shape", shape,
-                              "pieces", pieces_json(m, i, &at));
+        json_t *o =
+            json_pack("{s:s, s:s, s:o, s:o}", "name", t->name, "dtype", dtype_name(t->dtype),
+                      "shape", shape, "pieces", pieces_json(m, i, &at));
         if (json_array_append_new(list, o) != 0) {
             json_decref(list);
             return NULL;
@@ -122,10 +126,14 @@ static json_t *manifest_json(const Manifest *m) {
     json_t *root = json_object();
     char libraries[256];
     data_versions(libraries, sizeof libraries);
-    bool ok = root && set(root, "format", json_string(FORMAT)) && set(root, "version", json_integer(VERSION)) &&
-              set(root, "created", json_string(m->created)) && set(root, "libraries", json_string(libraries)) &&
-              set(root, "serial", json_integer(m->serial)) && set(root, "step", json_integer(m->step)) &&
-              set(root, "samples", json_integer(m->samples)) && set(root, "tokens", json_integer(m->tokens)) &&
+    bool ok = root && set(root, "format", json_string(FORMAT)) &&
+              set(root, "version", json_integer(VERSION)) &&
+              set(root, "created", json_string(m->created)) &&
+              set(root, "libraries", json_string(libraries)) &&
+              set(root, "serial", json_integer(m->serial)) &&
+              set(root, "step", json_integer(m->step)) &&
+              set(root, "samples", json_integer(m->samples)) &&
+              set(root, "tokens", json_integer(m->tokens)) &&
               set(root, "world", json_integer(m->world)) && set(root, "ep", json_integer(m->ep)) &&
               set(root, "data_fingerprint", json_string(m->data_fingerprint)) &&
               set(root, "tokenizer_hash", json_string(m->tokenizer_hash)) &&
@@ -152,7 +160,8 @@ static Err text_write(const char *path, const char *text) {
     for (size_t done = 0; done < size;) {
         ssize_t n = write(fd, text + done, size - done);
         if (n < 0 && errno == EINTR) continue;
-        CHECK_OR(n > 0, fail, E_OUTPUT, "cannot write %s: %s", path, n < 0 ? strerror(errno) : "no room");
+        CHECK_OR(n > 0, fail, E_OUTPUT, "cannot write %s: %s", path,
+                 n < 0 ? strerror(errno) : "no room");
         done += (size_t)n;
     }
     CHECK_OR(fsync(fd) == 0, fail, E_OUTPUT, "cannot write %s: %s", path, strerror(errno));
@@ -176,7 +185,8 @@ Err manifest_write(const char *path, const Manifest *m) {
     return OK;
 }
 
-// ---- reading --------------------------------------------------------------------------------------
+// ---- reading
+// --------------------------------------------------------------------------------------
 
 typedef struct Reader {
     const char *path;
@@ -188,7 +198,8 @@ static Err get_int(const Reader *r, const json_t *o, const char *key, int64_t ma
     const json_t *v = json_object_get(o, key);
     CHECK(json_is_integer(v), E_INPUT, "%s is damaged: no integer '%s'", r->path, key);
     *out = json_integer_value(v);
-    CHECK(*out >= 0 && *out <= max, E_INPUT, "%s is damaged: '%s' is %lld", r->path, key, (long long)*out);
+    CHECK(*out >= 0 && *out <= max, E_INPUT, "%s is damaged: '%s' is %lld", r->path, key,
+          (long long)*out);
     return OK;
 }
 
@@ -222,7 +233,8 @@ static Err read_files(Reader *r, Manifest *m, const json_t *list) {
         CHECK(is_plain, E_INPUT, "%s is damaged: file name '%s'", r->path, f->name);
         TRY(get_int(r, o, "bytes", INT64_MAX, &f->bytes));
         TRY(get_hash(r, o, &f->hash));
-        CHECK(json_object_set_new(r->file_index, f->name, json_integer(i)) == 0, E_INTERNAL, "out of memory");
+        CHECK(json_object_set_new(r->file_index, f->name, json_integer(i)) == 0, E_INTERNAL,
+              "out of memory");
     }
     return OK;
 }
@@ -233,18 +245,19 @@ static Err read_shape(const Reader *r, const json_t *o, ManifestTensor *t) {
     TRY(get_text(r, o, "name", t->name, sizeof t->name));
     TRY(get_text(r, o, "dtype", dtype, sizeof dtype));
     bool is_bf16 = strcmp(dtype, "bf16") == 0;
-    CHECK(is_bf16 || strcmp(dtype, "f32") == 0, E_INPUT, "%s: tensor %s has type %s, expected f32 or bf16", r->path,
-          t->name, dtype);
+    CHECK(is_bf16 || strcmp(dtype, "f32") == 0, E_INPUT,
+          "%s: tensor %s has type %s, expected f32 or bf16", r->path, t->name, dtype);
     t->dtype = is_bf16 ? DT_BF16 : DT_F32;
     TRY(get_list(r, o, "shape", &shape));
     t->ndim = (int)json_array_size(shape);
-    CHECK(t->ndim >= 1 && t->ndim <= 3, E_INPUT, "%s is damaged: tensor %s has %d dimensions", r->path, t->name,
-          t->ndim);
+    CHECK(t->ndim >= 1 && t->ndim <= 3, E_INPUT, "%s is damaged: tensor %s has %d dimensions",
+          r->path, t->name, t->ndim);
     int64_t left = ROWS_MAX;
     for (int d = 0; d < t->ndim; d++) {
         const json_t *v = json_array_get(shape, (size_t)d);
         t->shape[d] = json_is_integer(v) ? json_integer_value(v) : 0;
-        CHECK(t->shape[d] > 0 && t->shape[d] <= left, E_INPUT, "%s is damaged: shape of tensor %s", r->path, t->name);
+        CHECK(t->shape[d] > 0 && t->shape[d] <= left, E_INPUT, "%s is damaged: shape of tensor %s",
+              r->path, t->name);
         left /= t->shape[d];
     }
     return OK;
@@ -260,18 +273,20 @@ static Err read_pieces(const Reader *r, Manifest *m, int64_t i, const json_t *li
         char file[64];
         TRY(get_text(r, o, "file", file, sizeof file));
         const json_t *index = json_object_get(r->file_index, file);
-        CHECK(index, E_INPUT, "%s is damaged: tensor %s is in the unknown file '%s'", r->path, name, file);
+        CHECK(index, E_INPUT, "%s is damaged: tensor %s is in the unknown file '%s'", r->path, name,
+              file);
         p->tensor = i;
         p->file = json_integer_value(index);
         TRY(get_int(r, o, "first", rows, &p->first));
         TRY(get_int(r, o, "rows", rows, &p->rows));
         TRY(get_hash(r, o, &p->hash));
-        CHECK(p->first == next && p->rows > 0, E_INPUT, "%s is damaged: tensor %s has rows %lld twice or not at all",
-              r->path, name, (long long)next);
+        CHECK(p->first == next && p->rows > 0, E_INPUT,
+              "%s is damaged: tensor %s has rows %lld twice or not at all", r->path, name,
+              (long long)next);
         next += p->rows;
     }
-    CHECK(next == rows, E_INPUT, "%s is damaged: tensor %s has %lld of %lld rows", r->path, name, (long long)next,
-          (long long)rows);
+    CHECK(next == rows, E_INPUT, "%s is damaged: tensor %s has %lld of %lld rows", r->path, name,
+          (long long)next, (long long)rows);
     return OK;
 }
 
@@ -284,7 +299,8 @@ static Err read_lists(Reader *r, Manifest **out) {
         TRY(get_list(r, json_array_get(tensors, i), "pieces", &pieces));
         npieces += (int64_t)json_array_size(pieces);
     }
-    TRY(manifest_new(out, (int64_t)json_array_size(files), (int64_t)json_array_size(tensors), npieces));
+    TRY(manifest_new(out, (int64_t)json_array_size(files), (int64_t)json_array_size(tensors),
+                     npieces));
     Manifest *m = *out;
     TRY(read_files(r, m, files));
     for (int64_t i = 0; i < m->ntensors; i++) {
@@ -299,16 +315,18 @@ static Err read_head(const Reader *r) {
     char format[32], want[40];
     int64_t version = 0;
     TRY(get_text(r, r->root, "format", format, sizeof format));
-    CHECK(strcmp(format, FORMAT) == 0, E_INPUT, "%s: format '%s', expected '%s'", r->path, format, FORMAT);
+    CHECK(strcmp(format, FORMAT) == 0, E_INPUT, "%s: format '%s', expected '%s'", r->path, format,
+          FORMAT);
     TRY(get_int(r, r->root, "version", INT32_MAX, &version));
-    CHECK(version == VERSION, E_INPUT, "%s: version %lld of the checkpoint format, this program reads version %d",
-          r->path, (long long)version, VERSION);
+    CHECK(version == VERSION, E_INPUT,
+          "%s: version %lld of the checkpoint format, this program reads version %d", r->path,
+          (long long)version, VERSION);
     TRY(get_text(r, r->root, OWN_HASH, want, sizeof want));
     json_object_del(r->root, OWN_HASH);
     Hash128 found;
     CHECK(own_hash(r->root, &found), E_INTERNAL, "out of memory");
-    CHECK(strcmp(hash_text(found).s, want) == 0, E_INPUT, "%s is damaged: expected hash %s, found %s", r->path, want,
-          hash_text(found).s);
+    CHECK(strcmp(hash_text(found).s, want) == 0, E_INPUT,
+          "%s is damaged: expected hash %s, found %s", r->path, want, hash_text(found).s);
     return OK;
 }
 
@@ -339,7 +357,8 @@ Err manifest_read(Manifest **out, const char *dir) {
     json_error_t why;
     Reader r = {path, json_load_file(path, JSON_REJECT_DUPLICATES, &why), json_object()};
     Err err = OK;
-    CHECK_OR(r.root && r.file_index, done, E_INPUT, "%s is damaged: line %d: %s", path, why.line, why.text);
+    CHECK_OR(r.root && r.file_index, done, E_INPUT, "%s is damaged: line %d: %s", path, why.line,
+             why.text);
     TRY_OR(read_all(&r, out), done);
 done:
     json_decref(r.root);

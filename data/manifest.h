@@ -2,10 +2,11 @@
 //
 //     files     every other file of the directory with its size and the XXH3-128 of its bytes
 //     tensors   the logical tensors: name, type, shape
-//     pieces    runs of flat rows of a tensor, the shard that holds them (dataset of the tensor's name),
+//     pieces    runs of flat rows of a tensor, the shard that holds them (dataset of the tensor's
+//     name),
 //               and the XXH3-128 of the values in memory before they were written
-// The last member of the JSON, "manifest_hash", is the hash of everything before it, so damage to the
-// manifest itself is seen too. Local.
+// The last member of the JSON, "manifest_hash", is the hash of everything before it, so damage to
+// the manifest itself is seen too. Local.
 #pragma once
 #include "hash.h"
 #include "tensorfile.h"
@@ -37,8 +38,8 @@ typedef struct Manifest {
     int64_t serial; // 1 + the largest serial beside it: which of two checkpoints was written later
     int world, ep;
     char data_fingerprint[40], tokenizer_hash[40]; // "" if none
-    char created[32];                                // UTC, 2026-01-31T12:00:00Z
-    ManifestFile *files; // [nfiles]
+    char created[32];                              // UTC, 2026-01-31T12:00:00Z
+    ManifestFile *files;                           // [nfiles]
     int64_t nfiles;
     ManifestTensor *tensors; // [ntensors]
     int64_t ntensors;
@@ -46,16 +47,18 @@ typedef struct Manifest {
     int64_t npieces;
 } Manifest;
 
-// manifest_new: an empty one with room for so many entries. manifest_free accepts NULL inside, sets *m = NULL.
+// manifest_new: an empty one with room for so many entries. manifest_free accepts NULL inside, sets
+// *m = NULL.
 Err manifest_new(Manifest **m, int64_t nfiles, int64_t ntensors, int64_t npieces) MUST_CHECK;
 void manifest_free(Manifest **m);
 // manifest_write: to `path`, with fsync. Errors: E_OUTPUT.
 Err manifest_write(const char *path, const Manifest *m) MUST_CHECK;
-// manifest_read: from dir/manifest.json; free with manifest_free. Everything is checked: types, ranges, indices,
-// that the pieces of each tensor cover its rows once, and the hash. Errors: E_INPUT naming file and reason.
+// manifest_read: from dir/manifest.json; free with manifest_free. Everything is checked: types,
+// ranges, indices, that the pieces of each tensor cover its rows once, and the hash. Errors:
+// E_INPUT naming file and reason.
 Err manifest_read(Manifest **m, const char *dir) MUST_CHECK;
-// manifest_peek_serial: the serial of dir/manifest.json from its first lines, without checking anything else; -1 if it
-// is not there or not ours.
+// manifest_peek_serial: the serial of dir/manifest.json from its first lines, without checking
+// anything else; -1 if it is not there or not ours.
 int64_t manifest_peek_serial(const char *dir);
 // manifest_tensor: index of the tensor of this name, -1 if there is none. Local, pure.
 int64_t manifest_tensor(const Manifest *m, const char *name);
@@ -63,14 +66,19 @@ int64_t manifest_tensor(const Manifest *m, const char *name);
 int64_t manifest_cols(const Manifest *m, int64_t i);
 int64_t manifest_rows(const Manifest *m, int64_t i);
 
-// manifest_sizes: every file is there with its size. Errors: E_INPUT naming file, expected and found.
+// manifest_sizes: every file is there with its size. Errors: E_INPUT naming file, expected and
+// found.
 Err manifest_sizes(const Manifest *m, const char *dir) MUST_CHECK;
-// manifest_check_file: the bytes of file i are what was written. Errors: E_INPUT naming file and hashes.
+// manifest_check_file: the bytes of file i are what was written. Errors: E_INPUT naming file and
+// hashes.
 Err manifest_check_file(const Manifest *m, const char *dir, int64_t i) MUST_CHECK;
 // manifest_check_files: the same for the part-th of nparts shares of all files.
 Err manifest_check_files(const Manifest *m, const char *dir, int part, int nparts) MUST_CHECK;
-// manifest_check_pieces: the values of every piece with want[i] (NULL: all) in the part-th of nparts shares, read
-// from the shards, are what was in memory. Errors: E_INPUT naming file, tensor, rows, both hashes.
-Err manifest_check_pieces(const Manifest *m, const char *dir, const bool *want, int part, int nparts) MUST_CHECK;
-// manifest_piece_expect: compare `found` with the hash of piece i; the error of manifest_check_pieces.
+// manifest_check_pieces: the values of every piece with want[i] (NULL: all) in the part-th of
+// nparts shares, read from the shards, are what was in memory. Errors: E_INPUT naming file, tensor,
+// rows, both hashes.
+Err manifest_check_pieces(const Manifest *m, const char *dir, const bool *want, int part,
+                          int nparts) MUST_CHECK;
+// manifest_piece_expect: compare `found` with the hash of piece i; the error of
+// manifest_check_pieces.
 Err manifest_piece_expect(const Manifest *m, const char *dir, int64_t i, Hash128 found) MUST_CHECK;

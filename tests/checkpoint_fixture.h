@@ -1,5 +1,6 @@
-// checkpoint_fixture.h - a small model's parameters on the ranks of a test, filled with values that are a
-// function of tensor and global element, so that any layout can tell whether it holds the right ones.
+// checkpoint_fixture.h - a small model's parameters on the ranks of a test, filled with values that
+// are a function of tensor and global element, so that any layout can tell whether it holds the
+// right ones.
 #pragma once
 #include <stdio.h>
 #include <stdlib.h>
@@ -18,23 +19,37 @@ typedef struct Fixture {
     Params *params;
 } Fixture;
 
-static inline Err fixture_config(Config **c, const char *mode, int64_t hidden, const char *tokenizer) {
+static inline Err fixture_config(Config **c, const char *mode, int64_t hidden,
+                                 const char *tokenizer) {
     char sets[4][300];
     snprintf(sets[0], sizeof sets[0], "precision.mode=%s", mode);
     snprintf(sets[1], sizeof sets[1], "model.hidden_size=%lld", (long long)hidden);
     snprintf(sets[2], sizeof sets[2], "data.tokenizer=%s", tokenizer);
-    const char *all[] = {"model.vocab_size=900", "model.intermediate_size=136", "model.moe_intermediate_size=160",
-                         "model.num_hidden_layers=2", "model.num_nextn_predict_layers=1", "model.num_attention_heads=2",
-                         "model.n_routed_experts=4", "model.num_experts_per_tok=2", "model.kv_lora_rank=32",
-                         "model.q_lora_rank=24", "model.qk_nope_head_dim=16", "model.qk_rope_head_dim=8",
-                         "model.v_head_dim=16", "train.steps=10", "train.seq_len=8", "train.global_batch=8",
-                         sets[0], sets[1], sets[2]};
+    const char *all[] = {"model.vocab_size=900",
+                         "model.intermediate_size=136",
+                         "model.moe_intermediate_size=160",
+                         "model.num_hidden_layers=2",
+                         "model.num_nextn_predict_layers=1",
+                         "model.num_attention_heads=2",
+                         "model.n_routed_experts=4",
+                         "model.num_experts_per_tok=2",
+                         "model.kv_lora_rank=32",
+                         "model.q_lora_rank=24",
+                         "model.qk_nope_head_dim=16",
+                         "model.qk_rope_head_dim=8",
+                         "model.v_head_dim=16",
+                         "train.steps=10",
+                         "train.seq_len=8",
+                         "train.global_batch=8",
+                         sets[0],
+                         sets[1],
+                         sets[2]};
     return config_load(c, NULL, all, (int)(sizeof all / sizeof *all) - (tokenizer ? 0 : 1));
 }
 
 // Parameters with state for these ranks; boot->world is given, ep and edp are made here.
-static inline Err fixture_open(Fixture *f, const Boot *boot, int ep, const char *mode, int64_t hidden,
-                               const char *tokenizer) {
+static inline Err fixture_open(Fixture *f, const Boot *boot, int ep, const char *mode,
+                               int64_t hidden, const char *tokenizer) {
     memset(f, 0, sizeof *f);
     f->boot = *boot;
     f->boot.ep = f->boot.edp = NULL;
@@ -63,16 +78,18 @@ static inline float fixture_value(const char *name, int part, int64_t element) {
     return (float)((int64_t)(h >> 40) - (1 << 23)) / 4194304.0f;
 }
 
-// Visits one shard: fills it, or counts elements that are not what they should be. `stored` is the type the values
-// went through on disk.
+// Visits one shard: fills it, or counts elements that are not what they should be. `stored` is the
+// type the values went through on disk.
 static inline int64_t fixture_visit(const Param *p, int part, Mat a, DType stored, bool is_fill) {
     int64_t wrong = 0, first = (p->mat0 * p->rows + p->own.row0) * p->cols;
     for (int64_t i = 0; i < a.rows * a.cols; i++) {
         float want = fixture_value(p->name, part, first + i);
         if (stored == DT_BF16 || a.t == DT_BF16) want = bf16_round(want);
         if (is_fill) {
-            if (a.t == DT_BF16) ((uint16_t *)a.p)[i] = bf16_from_f32(want);
-            else ((float *)a.p)[i] = want;
+            if (a.t == DT_BF16)
+                ((uint16_t *)a.p)[i] = bf16_from_f32(want);
+            else
+                ((float *)a.p)[i] = want;
         } else {
             float have = a.t == DT_BF16 ? f32_from_bf16(((uint16_t *)a.p)[i]) : ((float *)a.p)[i];
             wrong += have != want;
@@ -105,10 +122,12 @@ static inline void fixture_spoil(Fixture *f) {
     for (int i = 0; i < f->params->n; i++) {
         const Param *p = &f->params->p[i];
         const Mat all[] = {p->master, p->m, p->v};
-        for (int k = 0; k < 3; k++) memset(all[k].p, 0xFF, (size_t)(all[k].rows * all[k].cols) * dtype_bytes(all[k].t));
+        for (int k = 0; k < 3; k++)
+            memset(all[k].p, 0xFF, (size_t)(all[k].rows * all[k].cols) * dtype_bytes(all[k].t));
     }
     for (int64_t b = 0; b < f->params->nblocks; b++) {
-        if (f->params->bias[b]) memset(f->params->bias[b], 0xFF, (size_t)f->params->E * sizeof(float));
+        if (f->params->bias[b])
+            memset(f->params->bias[b], 0xFF, (size_t)f->params->E * sizeof(float));
     }
 }
 

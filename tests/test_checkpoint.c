@@ -62,7 +62,8 @@ static int teardown(void **state) {
 
 static Err save(int64_t step, int64_t keep_last, int64_t keep_every) {
     CheckpointInfo info = fixture_info(step);
-    return checkpoint_save(checkpoints, fp8.params, &fp8.cx, &info, fp8.config, keep_last, keep_every);
+    return checkpoint_save(checkpoints, fp8.params, &fp8.cx, &info, fp8.config, keep_last,
+                           keep_every);
 }
 
 static void dir_of(char out[256], int64_t step) {
@@ -135,7 +136,8 @@ static void test_index_shows_logical_tensors(void **state) {
     assert_true(info.is_virtual);
     float row[160];
     ok(tensorfile_read_rows(f, name, DT_F32, 3 * 128 + 5, 1, row));
-    for (int i = 0; i < 160; i++) assert_true(row[i] == fixture_value(expert, 0, (3 * 128 + 5) * 160 + i));
+    for (int i = 0; i < 160; i++)
+        assert_true(row[i] == fixture_value(expert, 0, (3 * 128 + 5) * 160 + i));
     ok(tensorfile_info(f, "model.layers.2.eh_proj.weight/v", &info));
     assert_int_equal(info.dtype, DT_BF16);
     assert_int_equal(info.shape[1], 256);
@@ -246,7 +248,8 @@ static void test_find(void **state) {
 
 static void test_keep(void **state) {
     (void)state;
-    run("mkdir -p %s/step_00000007.partial && touch %s/step_00000007.partial/shard_00000.h5", checkpoints, checkpoints);
+    run("mkdir -p %s/step_00000007.partial && touch %s/step_00000007.partial/shard_00000.h5",
+        checkpoints, checkpoints);
     for (int64_t step = 100; step <= 500; step += 100) ok(save(step, 2, 200));
     expect_listing("latest step_00000200 step_00000400 step_00000500 ");
     ok(save(500, 2, 0)); // the same step again
@@ -269,7 +272,8 @@ static void expect_damage(int64_t step, const char *what) {
 
 static void test_damage_is_found_and_older_used(void **state) {
     (void)state;
-    static const char *const files[] = {"manifest.json", "index.h5", "shard_00000.h5", "config.yaml", "tokenizer.json"};
+    static const char *const files[] = {"manifest.json", "index.h5", "shard_00000.h5",
+                                        "config.yaml", "tokenizer.json"};
     char dir[256];
     ok(save(100, 9, 0));
     ok(save(200, 9, 0));
@@ -280,8 +284,10 @@ static void test_damage_is_found_and_older_used(void **state) {
         struct stat st;
         snprintf(path, sizeof path, "%s/%s", dir, files[i]);
         run("rm %s", path);
-        if (i > 0) expect_damage(200, files[i]);
-        else expect_found(checkpoints, -1, 100);
+        if (i > 0)
+            expect_damage(200, files[i]);
+        else
+            expect_found(checkpoints, -1, 100);
         run("cp %s/whole/%s %s && truncate -s -1 %s", root, files[i], path, path);
         expect_damage(200, files[i]);
         assert_int_equal(stat(path, &st), 0);
@@ -319,7 +325,8 @@ static void test_load_checks_values(void **state) {
         fclose(f);
         Err err = checkpoint_load(dir, fp8.params, &fp8.cx, true);
         assert_true(err == E_INPUT || err == OK); // OK: no value lies there
-        if (err == E_INPUT && strstr(fail_message(), "model.") && strstr(fail_message(), ".h5")) seen++;
+        if (err == E_INPUT && strstr(fail_message(), "model.") && strstr(fail_message(), ".h5"))
+            seen++;
         run("cp %s/copy %s", root, path);
     }
     assert_true(seen >= 4);

@@ -1,7 +1,8 @@
-// test_checkpoint_ranks.c - checkpoints across layouts, on real ranks: what any layout wrote, any other loads.
+// test_checkpoint_ranks.c - checkpoints across layouts, on real ranks: what any layout wrote, any
+// other loads.
 //
-// Run with mpirun -n 1, 2, 4; every world tries every expert-parallel size that divides it and the four experts, and one
-// rank alone. Failures of one rank must reach all.
+// Run with mpirun -n 1, 2, 4; every world tries every expert-parallel size that divides it and the
+// four experts, and one rank alone. Failures of one rank must reach all.
 #include <signal.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
@@ -20,7 +21,9 @@ static void expect(bool is_true, const char *what, int a, int b) {
     Err err = comm_sum_i64(boot.world, &bad, 1);
     if (err == OK && bad == 0) return;
     failures++;
-    if (boot.rank == 0) fprintf(stderr, "FAILED: %s (%d, %d): on %lld ranks: %s\n", what, a, b, (long long)bad, fail_message());
+    if (boot.rank == 0)
+        fprintf(stderr, "FAILED: %s (%d, %d): on %lld ranks: %s\n", what, a, b, (long long)bad,
+                fail_message());
 }
 
 static Err open_layout(Fixture *f, int ep) {
@@ -83,7 +86,8 @@ static void alone(bool is_save, int64_t step) {
     expect(err == OK && wrong == 0, is_save ? "save alone" : "load alone", (int)step, (int)wrong);
 }
 
-// The last rank has no room: every rank gets the same code, nothing of the save stays, the older one is valid.
+// The last rank has no room: every rank gets the same code, nothing of the save stays, the older
+// one is valid.
 static void no_room_on_last(int ep) {
     Fixture f;
     Err err = open_layout(&f, ep);
@@ -99,7 +103,8 @@ static void no_room_on_last(int ep) {
     setrlimit(RLIMIT_FSIZE, &old);
     char shard[32], path[300];
     snprintf(shard, sizeof shard, "shard_%05d.h5", boot.nranks - 1);
-    expect(err == E_OUTPUT && strstr(fail_message(), shard), "no room: E_OUTPUT naming the shard everywhere", ep, (int)err);
+    expect(err == E_OUTPUT && strstr(fail_message(), shard),
+           "no room: E_OUTPUT naming the shard everywhere", ep, (int)err);
     struct stat st;
     snprintf(path, sizeof path, "%s/step_00000900.partial", dir);
     expect(stat(path, &st) != 0, "no room: nothing stays", ep, 0);
@@ -125,7 +130,8 @@ static void damaged_shard(int ep, int64_t step) {
     }
     if (err == OK) err = boot.world->barrier(boot.world);
     if (err == OK) err = checkpoint_load(path, f.params, &f.cx, true);
-    expect(err == E_INPUT && strstr(fail_message(), "shard_"), "damage is refused everywhere", ep, (int)err);
+    expect(err == E_INPUT && strstr(fail_message(), "shard_"), "damage is refused everywhere", ep,
+           (int)err);
     fail_clear();
     fixture_close(&f);
 }

@@ -1,4 +1,5 @@
-// test_metrics.c - metrics.jsonl (keys, cutting, full disk), events.jsonl, TensorBoard records, the line.
+// test_metrics.c - metrics.jsonl (keys, cutting, full disk), events.jsonl, TensorBoard records, the
+// line.
 #include <dirent.h>
 #include <fcntl.h>
 #include <math.h>
@@ -111,12 +112,16 @@ static void test_keys(void **state) {
     char *second = strchr(text, '\n') + 1;
     second[-1] = '\0';
     assert_string_equal(
-        text, "{\"step\":1,\"tokens\":4096,\"samples\":8,\"global_batch\":8,\"loss\":10.8342915,\"lm_loss\":8.33407116,"
-              "\"mtp_loss\":8.3324461,\"mtp_losses\":[8.3324461],\"balance_loss\":0.000486000004,\"grad_norm\":1.25,"
-              "\"lr\":0.0001,\"tokens_per_s\":12345,\"step_ms\":331.5,\"mfu\":null,\"maxvio\":0.75,"
-              "\"dead_experts\":0.03125,\"a2a_dispatch_bytes\":9007199254740993,\"a2a_combine_bytes\":22,"
-              "\"a2a_meta_bytes\":33,\"fp8_saturated\":0.0001,\"fp8_underflow\":0.0123,\"fp8_nonfinite_tiles\":0,"
-              "\"rss_bytes\":3.5e+09,\"eta_s\":3700}");
+        text,
+        "{\"step\":1,\"tokens\":4096,\"samples\":8,\"global_batch\":8,\"loss\":10.8342915,\"lm_"
+        "loss\":8.33407116,"
+        "\"mtp_loss\":8.3324461,\"mtp_losses\":[8.3324461],\"balance_loss\":0.000486000004,\"grad_"
+        "norm\":1.25,"
+        "\"lr\":0.0001,\"tokens_per_s\":12345,\"step_ms\":331.5,\"mfu\":null,\"maxvio\":0.75,"
+        "\"dead_experts\":0.03125,\"a2a_dispatch_bytes\":9007199254740993,\"a2a_combine_bytes\":22,"
+        "\"a2a_meta_bytes\":33,\"fp8_saturated\":0.0001,\"fp8_underflow\":0.0123,\"fp8_nonfinite_"
+        "tiles\":0,"
+        "\"rss_bytes\":3.5e+09,\"eta_s\":3700}");
     assert_non_null(strstr(second, "\"loss\":null,"));
     assert_non_null(strstr(second, "\"mfu\":0.455,"));
     assert_non_null(strstr(second, ",\"state_hash\":\"00fedcba98765432\"}\n"));
@@ -157,12 +162,14 @@ static void expect_steps(const char *want) {
 
 static void test_cut_on_open(void **state) {
     (void)state;
-    const char *lines = "{\"step\":1,\"loss\":3}\n{\"step\":2,\"loss\":3}\n{\"step\":3,\"loss\":3}\n"
-                        "{\"step\":4,\"loss\":3}\n{\"step\":5,\"lo";
+    const char *lines =
+        "{\"step\":1,\"loss\":3}\n{\"step\":2,\"loss\":3}\n{\"step\":3,\"loss\":3}\n"
+        "{\"step\":4,\"loss\":3}\n{\"step\":5,\"lo";
     static const struct {
         int64_t loaded;
         const char *want;
-    } cases[] = {{0, ""}, {1, "1 "}, {3, "1 2 3 "}, {4, "1 2 3 4 "}, {5, "1 2 3 4 "}, {90, "1 2 3 4 "}};
+    } cases[] = {{0, ""},         {1, "1 "},       {3, "1 2 3 "},
+                 {4, "1 2 3 4 "}, {5, "1 2 3 4 "}, {90, "1 2 3 4 "}};
     for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
         write_all("metrics.jsonl", lines);
         Metrics *m = open_at(cases[i].loaded);
@@ -170,7 +177,8 @@ static void test_cut_on_open(void **state) {
         metrics_close(&m);
     }
     // a whole last object whose newline was lost is torn too; damaged and repeated lines go
-    write_all("metrics.jsonl", "{\"step\":1}\nrubbish\n{\"step\":2}\n{\"step\":2}\n{\"step\":1}\n{\"step\":3}");
+    write_all("metrics.jsonl",
+              "{\"step\":1}\nrubbish\n{\"step\":2}\n{\"step\":2}\n{\"step\":1}\n{\"step\":3}");
     Metrics *m = open_at(9);
     expect_steps("1 2 ");
     StepMetrics s = sample(3);
@@ -197,7 +205,8 @@ static void test_events(void **state) {
     assert_non_null(strstr(all, "{\"a\":1}\n{\"time\":"));
     assert_null(strstr(all, "torn"));
     assert_non_null(strstr(all, ",\"event\":\"start\"}\n"));
-    assert_non_null(strstr(all, ",\"event\":\"save\",\"step\":3,\"why\":\"a \\\"b\\\" \\\\ c\\u000a\"}\n"));
+    assert_non_null(
+        strstr(all, ",\"event\":\"save\",\"step\":3,\"why\":\"a \\\"b\\\" \\\\ c\\u000a\"}\n"));
 }
 
 static void test_other_ranks_are_silent(void **state) {
@@ -264,9 +273,12 @@ static int64_t event_scalar(const uint8_t *p, size_t n, const char *tag, float *
     bool is_found = false;
     while (p < end) {
         uint64_t key = varint(&p);
-        if (key == (1 << 3 | 1)) p += 8;
-        else if (key == (2 << 3 | 0)) step = (int64_t)varint(&p);
-        else if (key == (3 << 3 | 2) || key == (7 << 3 | 2)) p += varint(&p);
+        if (key == (1 << 3 | 1))
+            p += 8;
+        else if (key == (2 << 3 | 0))
+            step = (int64_t)varint(&p);
+        else if (key == (3 << 3 | 2) || key == (7 << 3 | 2))
+            p += varint(&p);
         else {
             assert_int_equal(key, 5 << 3 | 2);
             uint64_t size = varint(&p);
@@ -323,8 +335,13 @@ static void test_tensorboard(void **state) {
         const uint8_t *event = (uint8_t *)file + at + 12;
         memcpy(&crc, event + size, 4);
         assert_int_equal(crc, slow_masked_crc(event, size));
-        if (records == 0) assert_non_null(memmem(event, size, "\x1a\x0d" "brain.Event:2", 15));
-        if (records == 1) assert_memory_equal(event + size - 4, "\x3a\x02\x08\x01", 4); // session start
+        if (records == 0)
+            assert_non_null(memmem(event, size,
+                                   "\x1a\x0d"
+                                   "brain.Event:2",
+                                   15));
+        if (records == 1)
+            assert_memory_equal(event + size - 4, "\x3a\x02\x08\x01", 4); // session start
         float value = 0;
         int64_t step = event_scalar(event, size, "train/grad_norm", &value);
         if (records >= 2) {
@@ -352,9 +369,10 @@ static void test_line(void **state) {
     metrics_close(&m);
     log_close();
     size_t n = read_all("train.log", text, sizeof text);
-    assert_string_equal(text, "step 120000/235000 eta 12d12h | loss 10.8343 lm 8.3341 mtp 8.3324 | gnorm 1.25 lr "
-                              "1.0e-04 | 3.27M tok/s MFU 42.1% | MaxVio 0.75 dead 3.1% | fp8 sat 0.01% uf 1.23% "
-                              "| 61.2 GiB\n");
+    assert_string_equal(
+        text, "step 120000/235000 eta 12d12h | loss 10.8343 lm 8.3341 mtp 8.3324 | gnorm 1.25 lr "
+              "1.0e-04 | 3.27M tok/s MFU 42.1% | MaxVio 0.75 dead 3.1% | fp8 sat 0.01% uf 1.23% "
+              "| 61.2 GiB\n");
     assert_true(n <= 175);
 }
 

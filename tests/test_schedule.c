@@ -25,7 +25,8 @@ static Config base_config(void) {
 }
 
 static void assert_near(double got, double want) {
-    if (fabs(got - want) > 1e-12 * fabs(want) + 1e-300) fail_msg("got %.17g, want %.17g", got, want);
+    if (fabs(got - want) > 1e-12 * fabs(want) + 1e-300)
+        fail_msg("got %.17g, want %.17g", got, want);
 }
 
 static void test_warmup_and_cosine(void **state) {
@@ -72,8 +73,8 @@ static void test_tails(void **state) {
     assert_near(schedule_lr(&c, 111), 5e-5);
 }
 
-// DeepSeek-V3: 3072 -> 15360 sequences of 4096 tokens over 469B tokens; 2000 steps of warm-up; constant to
-// 10T tokens; cosine to 2.2e-5 over 4.3T; 2.2e-5 for 333B; 7.3e-6 for 167B.
+// DeepSeek-V3: 3072 -> 15360 sequences of 4096 tokens over 469B tokens; 2000 steps of warm-up;
+// constant to 10T tokens; cosine to 2.2e-5 over 4.3T; 2.2e-5 for 333B; 7.3e-6 for 167B.
 static Config v3_config(int64_t *tail_steps, double *tail_lr) {
     Config c = base_config();
     c.train.lr = 2.2e-4;
@@ -103,7 +104,8 @@ static void test_v3(void **state) {
     int64_t tail_steps[2];
     double tail_lr[2];
     Config c = v3_config(tail_steps, tail_lr);
-    assert_true(c.train.steps > 235000 && c.train.steps < 245000); // "about 235K, slightly more with the ramp"
+    assert_true(c.train.steps > 235000 &&
+                c.train.steps < 245000); // "about 235K, slightly more with the ramp"
     double tokens = (double)schedule_samples(&c, c.train.steps) * 4096.0;
     assert_true(fabs(tokens - 14.8e12) < 0.01 * 14.8e12);
     int64_t constant_end = c.train.warmup_steps + c.train.constant_steps;
@@ -116,7 +118,8 @@ static void test_v3(void **state) {
     assert_near(schedule_lr(&c, cosine_end + tail_steps[0] + 1), 7.3e-6);
     assert_near(schedule_lr(&c, c.train.steps), 7.3e-6);
     // continuous up to the last tail: no step moves more than the steepest slope of its phase
-    double up = 2.2e-4 / 2000, down = 0.5 * acos(-1.0) * (2.2e-4 - 2.2e-5) / (double)c.train.decay_steps;
+    double up = 2.2e-4 / 2000,
+           down = 0.5 * acos(-1.0) * (2.2e-4 - 2.2e-5) / (double)c.train.decay_steps;
     for (int64_t s = 1; s < cosine_end + tail_steps[0]; s++) {
         double d = schedule_lr(&c, s + 1) - schedule_lr(&c, s);
         assert_true(d <= up * 1.000001 && d >= -down * 1.000001);
@@ -141,15 +144,15 @@ static void test_v3_ramp(void **state) {
     assert_int_equal(before, 15360);
 }
 
-// Odd ramps against a plain loop: a start that the quantum does not divide, ramps shorter than a step,
-// one that ends between multiples.
+// Odd ramps against a plain loop: a start that the quantum does not divide, ramps shorter than a
+// step, one that ends between multiples.
 static void test_ramps_against_loop(void **state) {
     (void)state;
     static const int64_t cases[][4] = {
         // start, full, ramp samples, quantum
-        {4, 8, 100, 1},   {4, 8, 1, 4},     {1, 1000, 5000, 1}, {3, 17, 333, 5},
-        {8, 8, 1000, 8},  {2, 64, 4096, 2}, {16, 24, 7, 8},     {5, 1000, 99991, 3},
-        {0, 8, 0, 1},     {7, 1001, 12, 1}, {6, 600, 100000, 6},
+        {4, 8, 100, 1},  {4, 8, 1, 4},     {1, 1000, 5000, 1},  {3, 17, 333, 5},
+        {8, 8, 1000, 8}, {2, 64, 4096, 2}, {16, 24, 7, 8},      {5, 1000, 99991, 3},
+        {0, 8, 0, 1},    {7, 1001, 12, 1}, {6, 600, 100000, 6},
     };
     for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
         Config c = base_config();
@@ -162,9 +165,10 @@ static void test_ramps_against_loop(void **state) {
             assert_int_equal(schedule_samples(&c, s), samples);
             int64_t want = c.train.global_batch;
             if (c.train.batch_start > 0 && samples < c.train.batch_ramp_samples) {
-                double grown = floor((double)(c.train.global_batch - c.train.batch_start) * (double)samples /
-                                     (double)c.train.batch_ramp_samples);
-                want = (c.train.batch_start + (int64_t)grown) / c.train.batch_quantum * c.train.batch_quantum;
+                double grown = floor((double)(c.train.global_batch - c.train.batch_start) *
+                                     (double)samples / (double)c.train.batch_ramp_samples);
+                want = (c.train.batch_start + (int64_t)grown) / c.train.batch_quantum *
+                       c.train.batch_quantum;
                 if (want < c.train.batch_start) want = c.train.batch_start;
             }
             assert_int_equal(schedule_batch(&c, samples), want);
@@ -203,10 +207,14 @@ static void test_gamma_and_mtp(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_warmup_and_cosine), cmocka_unit_test(test_constant_only),
-        cmocka_unit_test(test_tails),             cmocka_unit_test(test_v3),
-        cmocka_unit_test(test_v3_ramp),           cmocka_unit_test(test_ramps_against_loop),
-        cmocka_unit_test(test_long_run_is_fast),  cmocka_unit_test(test_gamma_and_mtp),
+        cmocka_unit_test(test_warmup_and_cosine),
+        cmocka_unit_test(test_constant_only),
+        cmocka_unit_test(test_tails),
+        cmocka_unit_test(test_v3),
+        cmocka_unit_test(test_v3_ramp),
+        cmocka_unit_test(test_ramps_against_loop),
+        cmocka_unit_test(test_long_run_is_fast),
+        cmocka_unit_test(test_gamma_and_mtp),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -38,15 +38,15 @@ Err bench_time(double *seconds, BenchFn fn, void *user) {
 
 // --- the machine's peak ---
 
-// Floating-point operations per second of all threads, the best of a few tries.
+// Floating-point operations per second of all threads, the best of many short tries.
 static double measure_peak(GemmPeakFn fn, int threads) {
     double best = 0;
-    for (int i = 0; i < 8; i++) {
+    for (int i = 0; i < 50; i++) {
         double flops = 0, start = now_seconds();
 #pragma omp parallel num_threads(threads) reduction(+ : flops)
         {
             float sink[8] = {1.0f, 1e-9f, 0.0f};
-            flops += fn(400000, sink);
+            flops += fn(100000, sink);
         }
         double rate = flops / (now_seconds() - start);
         if (rate > best) best = rate;

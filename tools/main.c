@@ -24,6 +24,7 @@ static const Subcommand commands[] = {
     {"dump", "write logits, losses, gradients for given tokens, to compare with other programs", cmd_dump},
     {"import", "read a Hugging Face DeepSeek checkpoint", cmd_import},
     {"export", "write a checkpoint as a Hugging Face DeepSeek model", cmd_export},
+    {"inspect", "show what a run, checkpoint, token shard or tensor file holds, and verify it", cmd_inspect},
     {"bench", "speed of the operations, as a fraction of what this machine can do", cmd_bench},
     {"doctor", "describe this machine, its ranks and the libraries", cmd_doctor},
 };

@@ -1,9 +1,9 @@
-// checkpoint.c - saving: every rank writes its rows, rank 0 describes them, and nothing counts before it was
-// read back.
+// checkpoint.c - saving: every rank writes its rows, rank 0 describes them, and nothing counts
+// before it was read back.
 //
-// Everything happens in step_%08d.partial, which no reader looks at. It gets its name by one rename after
-// all ranks have agreed that every value on disk has the hash it had in memory. Until then, and if anything
-// fails, the older checkpoints are untouched.
+// Everything happens in step_%08d.partial, which no reader looks at. It gets its name by one rename
+// after all ranks have agreed that every value on disk has the hash it had in memory. Until then,
+// and if anything fails, the older checkpoints are untouched.
 #include "checkpoint.h"
 
 #include <errno.h>
@@ -32,7 +32,7 @@ typedef struct Save {
     char name[32], partial[CKDIR_PATH]; // "step_00000500", dir/step_00000500.partial
     Cx *cx;
     CkTable table;
-    Hash128 *hashes;  // [world][table.n] of the rows each rank wrote
+    Hash128 *hashes;   // [world][table.n] of the rows each rank wrote
     ShardInfo *shards; // [world]
     int64_t serial;
 } Save;
@@ -41,7 +41,8 @@ static void shard_name(char out[64], int rank) {
     snprintf(out, 64, "shard_%05d.h5", rank);
 }
 
-// ---- every rank: its rows -------------------------------------------------------------------------
+// ---- every rank: its rows
+// -------------------------------------------------------------------------
 
 static Err write_rows(Save *s, TensorFile *f, void *stage) {
     Cx *cx = s->cx;
@@ -52,7 +53,8 @@ static Err write_rows(Save *s, TensorFile *f, void *stage) {
         cktable_rows(t, &cx->mesh, cx->world->rank, &first, &rows);
         if (rows == 0) continue;
         CHECK(t->here.p && t->here.rows == rows && t->here.ld == t->cols, E_INTERNAL,
-              "checkpoint: %s has %lld rows here, %lld expected", t->is.name, (long long)t->here.rows, (long long)rows);
+              "checkpoint: %s has %lld rows here, %lld expected", t->is.name,
+              (long long)t->here.rows, (long long)rows);
         size_t bytes = (size_t)(rows * t->cols) * dtype_bytes(t->is.dtype);
         TRY(cx->dev->to_host(stage, t->here.p, bytes));
         mine[i] = hash128(stage, bytes);
@@ -92,7 +94,8 @@ done:
     return err;
 }
 
-// ---- rank 0: what describes the rows --------------------------------------------------------------
+// ---- rank 0: what describes the rows
+// --------------------------------------------------------------
 
 static Err text_file(const Save *s, const char *name, const char *text, size_t n) {
     char path[CKDIR_PATH + 80];
@@ -206,7 +209,8 @@ static void manifest_head(const Save *s, Manifest *m, const CheckpointInfo *info
     strftime(m->created, sizeof m->created, "%Y-%m-%dT%H:%M:%SZ", gmtime_r(&now, &utc));
 }
 
-static Err write_descriptions(const Save *s, Manifest *m, const CheckpointInfo *info, const Config *config) {
+static Err write_descriptions(const Save *s, Manifest *m, const CheckpointInfo *info,
+                              const Config *config) {
     char path[CKDIR_PATH + 80];
     bool has_tokenizer;
     manifest_head(s, m, info);
@@ -236,7 +240,8 @@ static Err describe(const Save *s, const CheckpointInfo *info, const Config *con
     return err;
 }
 
-// ---- all together ---------------------------------------------------------------------------------
+// ---- all together
+// ---------------------------------------------------------------------------------
 
 // rank 0: the folder, without what earlier runs left, and the serial number of this save.
 static Err prepare(Save *s) {
@@ -248,11 +253,13 @@ static Err prepare(Save *s) {
     for (int i = 0; i < n; i++) s->serial = max_i64(s->serial, list[i].serial);
     s->serial++;
     free(list);
-    CHECK(mkdir(s->partial, 0777) == 0, E_OUTPUT, "cannot create %s: %s", s->partial, strerror(errno));
+    CHECK(mkdir(s->partial, 0777) == 0, E_OUTPUT, "cannot create %s: %s", s->partial,
+          strerror(errno));
     return OK;
 }
 
-// Reads back a share of what was written: that of the next rank, so that caches of this node do not answer.
+// Reads back a share of what was written: that of the next rank, so that caches of this node do not
+// answer.
 static Err read_back(const Save *s) {
     Manifest *m = NULL;
     Comm *w = s->cx->world;
@@ -299,7 +306,8 @@ static Err save_all(Save *s, const Params *p, const CheckpointInfo *info, const 
     TRY(cktable_build(&s->table, p, has_state));
     Err err = save_steps(s, info, config);
     if (err == E_INPUT) { // reading what was just written: the fault is the output's
-        err = fail_at(E_OUTPUT, __FILE__, __LINE__, "the checkpoint did not read back as written: %s", fail_message());
+        err = fail_at(E_OUTPUT, __FILE__, __LINE__,
+                      "the checkpoint did not read back as written: %s", fail_message());
     }
     if (err == OK || s->cx->world->rank != 0) return err;
     char why[1024];
@@ -308,8 +316,8 @@ static Err save_all(Save *s, const Params *p, const CheckpointInfo *info, const 
     return fail_at(err, __FILE__, __LINE__, "%s", why);
 }
 
-Err checkpoint_save(const char *dir, const Params *p, Cx *cx, const CheckpointInfo *info, const Config *config,
-                    int64_t keep_last, int64_t keep_every) {
+Err checkpoint_save(const char *dir, const Params *p, Cx *cx, const CheckpointInfo *info,
+                    const Config *config, int64_t keep_last, int64_t keep_every) {
     Save s = {.dir = dir, .cx = cx};
     snprintf(s.name, sizeof s.name, "step_%08lld", (long long)info->step);
     CHECK(strlen(dir) < CKDIR_PATH - 64, E_OUTPUT, "path too long: %s", dir);

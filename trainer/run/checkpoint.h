@@ -1,35 +1,41 @@
 // checkpoint.h - saving and loading the whole training state, in any layout of ranks.
 //
-// A checkpoint is a directory that appears by one rename: manifest.json (file sizes, hashes taken in memory before
-// the write, step, samples, tokens, fingerprints, versions), index.h5 (virtual datasets: every logical tensor whole),
-// shard_%05d.h5 (this rank's rows of master, m, v; rank 0 also biases), config.yaml, tokenizer.json (if given).
-// Logical datasets: /<param name>/master f32, /<param name>/m, /<param name>/v, [rows, cols] or [E, rows, cols];
+// A checkpoint is a directory that appears by one rename: manifest.json (file sizes, hashes taken
+// in memory before the write, step, samples, tokens, fingerprints, versions), index.h5 (virtual
+// datasets: every logical tensor whole), shard_%05d.h5 (this rank's rows of master, m, v; rank 0
+// also biases), config.yaml, tokenizer.json (if given). Logical datasets: /<param name>/master f32,
+// /<param name>/m, /<param name>/v, [rows, cols] or [E, rows, cols];
 // /<block prefix>.mlp.gate.e_score_correction_bias f32 [E].
 #pragma once
 #include "params.h"
 
 typedef struct CheckpointInfo {
-    int64_t step;             // finished optimizer steps
-    int64_t samples, tokens;  // consumed
+    int64_t step;              // finished optimizer steps
+    int64_t samples, tokens;   // consumed
     char data_fingerprint[40]; // of the training shards, "" if none
     char tokenizer_hash[40];
-    int world, ep;            // of the writer
+    int world, ep; // of the writer
 } CheckpointInfo;
 
-// checkpoint_save: write `dir`/step_%08d (through step_%08d.partial, fsync, rename), read it back and verify, point `latest` at it, then delete
-// checkpoints beyond keep_last / keep_every. Without room or rights: E_OUTPUT on all ranks, the older ones stay
-// valid. Collective over world.
-Err checkpoint_save(const char *dir, const Params *p, Cx *cx, const CheckpointInfo *info, const Config *config,
-                    int64_t keep_last, int64_t keep_every) MUST_CHECK;
-// checkpoint_find: resolve PATH, PATH@STEP, a run directory, or "auto" semantics for a run directory: the newest
-// checkpoint whose manifest and file sizes and hashes verify; others are skipped with a warning that says why.
-// *found false if there is none. Only rank 0 looks; the result is the same everywhere. Collective over world.
-Err checkpoint_find(char *out, size_t n, bool *found, const char *path, int64_t step, Cx *cx) MUST_CHECK;
-// checkpoint_read_info / checkpoint_read_config: from the manifest and config.yaml of a checkpoint directory. Local. E_INPUT.
+// checkpoint_save: write `dir`/step_%08d (through step_%08d.partial, fsync, rename), read it back
+// and verify, point `latest` at it, then delete checkpoints beyond keep_last / keep_every. Without
+// room or rights: E_OUTPUT on all ranks, the older ones stay valid. Collective over world.
+Err checkpoint_save(const char *dir, const Params *p, Cx *cx, const CheckpointInfo *info,
+                    const Config *config, int64_t keep_last, int64_t keep_every) MUST_CHECK;
+// checkpoint_find: resolve PATH, PATH@STEP, a run directory, or "auto" semantics for a run
+// directory: the newest checkpoint whose manifest and file sizes and hashes verify; others are
+// skipped with a warning that says why. *found false if there is none. Only rank 0 looks; the
+// result is the same everywhere. Collective over world.
+Err checkpoint_find(char *out, size_t n, bool *found, const char *path, int64_t step,
+                    Cx *cx) MUST_CHECK;
+// checkpoint_read_info / checkpoint_read_config: from the manifest and config.yaml of a checkpoint
+// directory. Local. E_INPUT.
 Err checkpoint_read_info(const char *dir, CheckpointInfo *info) MUST_CHECK;
 Err checkpoint_read_config(const char *dir, Config **out) MUST_CHECK;
-// checkpoint_load: own rows of every master (and m, v if with_state) and the biases, checked by hash, for any layout. The caller
-// publishes. A missing, extra or differently shaped tensor is E_INPUT naming it, expected and found shape. Collective over world.
+// checkpoint_load: own rows of every master (and m, v if with_state) and the biases, checked by
+// hash, for any layout. The caller publishes. A missing, extra or differently shaped tensor is
+// E_INPUT naming it, expected and found shape. Collective over world.
 Err checkpoint_load(const char *dir, Params *p, Cx *cx, bool with_state) MUST_CHECK;
-// checkpoint_verify: every hash of a checkpoint. Local (for `inspect`). E_INPUT names file and tensor.
+// checkpoint_verify: every hash of a checkpoint. Local (for `inspect`). E_INPUT names file and
+// tensor.
 Err checkpoint_verify(const char *dir) MUST_CHECK;

@@ -67,8 +67,8 @@ Err ckdir_make(const char *dir) {
         slash += strcspn(slash, "/");
         char was = *slash;
         *slash = '\0';
-        CHECK(mkdir(path, 0777) == 0 || errno == EEXIST, E_OUTPUT, "cannot create the folder %s: %s", path,
-              strerror(errno));
+        CHECK(mkdir(path, 0777) == 0 || errno == EEXIST, E_OUTPUT,
+              "cannot create the folder %s: %s", path, strerror(errno));
         *slash = was;
         if (!was) break;
     }
@@ -87,8 +87,8 @@ static int remove_one(const char *path, const struct stat *st, int kind, struct 
 Err ckdir_remove(const char *path) {
     struct stat st;
     if (lstat(path, &st) != 0 && (errno == ENOENT || errno == ENOTDIR)) return OK;
-    CHECK(nftw(path, remove_one, 16, FTW_DEPTH | FTW_PHYS) == 0, E_OUTPUT, "cannot remove %s: %s", path,
-          strerror(errno));
+    CHECK(nftw(path, remove_one, 16, FTW_DEPTH | FTW_PHYS) == 0, E_OUTPUT, "cannot remove %s: %s",
+          path, strerror(errno));
     return OK;
 }
 
@@ -97,7 +97,8 @@ void ckdir_clean(const char *dir) {
     if (!d) return;
     for (struct dirent *e; (e = readdir(d));) {
         size_t n = strlen(e->d_name);
-        bool is_left = n > 13 && strncmp(e->d_name, "step_", 5) == 0 && strcmp(e->d_name + n - 8, ".partial") == 0;
+        bool is_left = n > 13 && strncmp(e->d_name, "step_", 5) == 0 &&
+                       strcmp(e->d_name + n - 8, ".partial") == 0;
         if (!is_left) continue;
         char path[CKDIR_PATH];
         snprintf(path, sizeof path, "%s/%s", dir, e->d_name);
@@ -117,20 +118,22 @@ static Err point_latest(const char *dir, const char *name) {
         log_warn("cannot create the link %s: %s", link, strerror(errno));
         return OK;
     }
-    CHECK(rename(temp, link) == 0, E_OUTPUT, "cannot replace the link %s: %s", link, strerror(errno));
+    CHECK(rename(temp, link) == 0, E_OUTPUT, "cannot replace the link %s: %s", link,
+          strerror(errno));
     return OK;
 }
 
 // An old checkpoint of the same step gives up its name and is removed.
 static Err replace(const char *partial, const char *final) {
-    if (renameat2(AT_FDCWD, partial, AT_FDCWD, final, RENAME_EXCHANGE) == 0) return ckdir_remove(partial);
-    CHECK(errno == EINVAL || errno == ENOSYS || errno == ENOTSUP, E_OUTPUT, "cannot rename %s to %s: %s", partial,
-          final, strerror(errno));
+    if (renameat2(AT_FDCWD, partial, AT_FDCWD, final, RENAME_EXCHANGE) == 0)
+        return ckdir_remove(partial);
+    CHECK(errno == EINVAL || errno == ENOSYS || errno == ENOTSUP, E_OUTPUT,
+          "cannot rename %s to %s: %s", partial, final, strerror(errno));
     char old[CKDIR_PATH];
     snprintf(old, sizeof old, "%s.replaced.partial", final);
     TRY(ckdir_remove(old));
-    CHECK(rename(final, old) == 0 && rename(partial, final) == 0, E_OUTPUT, "cannot rename %s to %s: %s", partial,
-          final, strerror(errno));
+    CHECK(rename(final, old) == 0 && rename(partial, final) == 0, E_OUTPUT,
+          "cannot rename %s to %s: %s", partial, final, strerror(errno));
     return ckdir_remove(old);
 }
 
@@ -143,7 +146,8 @@ Err ckdir_commit(const char *dir, const char *name) {
     if (lstat(final, &st) == 0) {
         TRY(replace(partial, final));
     } else {
-        CHECK(rename(partial, final) == 0, E_OUTPUT, "cannot rename %s to %s: %s", partial, final, strerror(errno));
+        CHECK(rename(partial, final) == 0, E_OUTPUT, "cannot rename %s to %s: %s", partial, final,
+              strerror(errno));
     }
     TRY(tensorfile_sync(dir));
     TRY(point_latest(dir, name));

@@ -1,9 +1,10 @@
 // checkpoint_read.c - finding, checking and loading checkpoints, in any layout of ranks.
 //
-// Rows are read through the virtual tensors of index.h5, so the layout of the writer does not matter. Where
-// this rank's rows are exactly a piece of the writer, the hash is taken of what was loaded; all other pieces
-// are shared out among the ranks and read once more. Two guards therefore stand before a resume:
-// checkpoint_find compares the bytes of files, checkpoint_load the values of tensors.
+// Rows are read through the virtual tensors of index.h5, so the layout of the writer does not
+// matter. Where this rank's rows are exactly a piece of the writer, the hash is taken of what was
+// loaded; all other pieces are shared out among the ranks and read once more. Two guards therefore
+// stand before a resume: checkpoint_find compares the bytes of files, checkpoint_load the values of
+// tensors.
 #include <errno.h>
 #include <limits.h>
 #include <stdlib.h>
@@ -30,7 +31,8 @@ static bool has_manifest(const char *dir) {
     return access(path, F_OK) == 0;
 }
 
-// ---- finding --------------------------------------------------------------------------------------
+// ---- finding
+// --------------------------------------------------------------------------------------
 
 // One candidate after the other, the same on all ranks.
 typedef struct Search {
@@ -44,7 +46,8 @@ typedef struct Search {
 static void split_step(char *path, int64_t *step) {
     struct stat st;
     char *at = strrchr(path, '@');
-    if (!at || !at[1] || stat(path, &st) == 0 || strspn(at + 1, "0123456789") != strlen(at + 1)) return;
+    if (!at || !at[1] || stat(path, &st) == 0 || strspn(at + 1, "0123456789") != strlen(at + 1))
+        return;
     *step = strtoll(at + 1, NULL, 10);
     *at = '\0';
 }
@@ -58,7 +61,8 @@ static Err search_begin(Search *s, const char *given, int64_t step) {
     split_step(path, &step);
     if (step < 0 && has_manifest(path)) { // a checkpoint itself; `latest` becomes what it points at
         s->list = calloc(1, sizeof *s->list);
-        CHECK(s->list && realpath(path, s->dir), E_INPUT, "cannot read %s: %s", path, strerror(errno));
+        CHECK(s->list && realpath(path, s->dir), E_INPUT, "cannot read %s: %s", path,
+              strerror(errno));
         s->n = 1;
         s->is_exact = true;
         return OK;
@@ -100,7 +104,8 @@ static Err search_run(Search *s, Comm *w, char *out, size_t n, bool *found) {
         if (w->rank == 0 && i < s->n) {
             c.is_there = 1;
             c.is_exact = s->is_exact;
-            snprintf(c.dir, sizeof c.dir, s->list[i].name[0] ? "%s/%s" : "%s", s->dir, s->list[i].name);
+            snprintf(c.dir, sizeof c.dir, s->list[i].name[0] ? "%s/%s" : "%s", s->dir,
+                     s->list[i].name);
         }
         TRY(w->broadcast(w, &c, sizeof c, 0));
         if (!c.is_there) return OK;
@@ -129,7 +134,8 @@ Err checkpoint_find(char *out, size_t n, bool *found, const char *path, int64_t 
     return err;
 }
 
-// ---- what it says about itself --------------------------------------------------------------------
+// ---- what it says about itself
+// --------------------------------------------------------------------
 
 Err checkpoint_read_info(const char *dir, CheckpointInfo *info) {
     Manifest *m = NULL;
@@ -183,7 +189,8 @@ done:
     return err;
 }
 
-// ---- loading --------------------------------------------------------------------------------------
+// ---- loading
+// --------------------------------------------------------------------------------------
 
 typedef struct Load {
     const char *dir;
@@ -201,7 +208,9 @@ static Err shape_differs(const Load *l, const ManifestTensor *want, const Manife
     char a[96], b[96];
     cktable_shape_text(a, sizeof a, want);
     cktable_shape_text(b, sizeof b, have);
-    FAIL(E_INPUT, "%s: tensor %s: expected shape %s (this model), found %s: a checkpoint of another architecture",
+    FAIL(E_INPUT,
+         "%s: tensor %s: expected shape %s (this model), found %s: a checkpoint of another "
+         "architecture",
          l->dir, want->name, a, b);
 }
 
@@ -217,22 +226,27 @@ static Err match_model(Load *l) {
         char shape[96];
         cktable_shape_text(shape, sizeof shape, &t->is);
         CHECK(has_state || !t->is_state, E_INPUT,
-              "%s holds weights but no optimizer state, so no run can be resumed from it (start one from its weights)",
+              "%s holds weights but no optimizer state, so no run can be resumed from it (start "
+              "one from its weights)",
               l->dir);
         int64_t at = l->tensor[i] = manifest_tensor(l->m, t->is.name);
-        CHECK(at >= 0, E_INPUT, "%s: tensor %s: expected shape %s (this model), found no such tensor: a checkpoint of "
-              "another architecture", l->dir, t->is.name, shape);
+        CHECK(
+            at >= 0, E_INPUT,
+            "%s: tensor %s: expected shape %s (this model), found no such tensor: a checkpoint of "
+            "another architecture",
+            l->dir, t->is.name, shape);
         const ManifestTensor *have = &l->m->tensors[at];
         bool is_same = have->ndim == t->is.ndim;
         for (int d = 0; is_same && d < have->ndim; d++) is_same = have->shape[d] == t->is.shape[d];
         if (!is_same) return shape_differs(l, &t->is, have);
-        CHECK(t->is_state || have->dtype == DT_F32, E_INPUT, "%s: tensor %s: expected f32, found %s", l->dir,
-              have->name, dtype_name(have->dtype));
+        CHECK(t->is_state || have->dtype == DT_F32, E_INPUT,
+              "%s: tensor %s: expected f32, found %s", l->dir, have->name, dtype_name(have->dtype));
     }
     return OK;
 }
 
-// The checkpoint holds nothing that the model lacks. Moments are left out if only weights are wanted.
+// The checkpoint holds nothing that the model lacks. Moments are left out if only weights are
+// wanted.
 static Err match_extra(const Load *l, bool with_state) {
     bool *is_known = NULL;
     MEM_NEW(is_known, l->m->ntensors);
@@ -247,8 +261,11 @@ static Err match_extra(const Load *l, bool with_state) {
     if (extra < 0) return OK;
     char shape[96];
     cktable_shape_text(shape, sizeof shape, &l->m->tensors[extra]);
-    FAIL(E_INPUT, "%s: tensor %s: expected none (this model has no such tensor), found shape %s: a checkpoint of "
-         "another architecture", l->dir, l->m->tensors[extra].name, shape);
+    FAIL(E_INPUT,
+         "%s: tensor %s: expected none (this model has no such tensor), found shape %s: a "
+         "checkpoint of "
+         "another architecture",
+         l->dir, l->m->tensors[extra].name, shape);
 }
 
 // The piece of a tensor that is exactly these rows, -1 if none is.
@@ -257,8 +274,10 @@ static int64_t exact_piece(const Load *l, int64_t tensor, int64_t first, int64_t
     while (low < high) {
         int64_t mid = (low + high) / 2;
         if (l->m->pieces[mid].first == first) return l->m->pieces[mid].rows == rows ? mid : -1;
-        if (l->m->pieces[mid].first < first) low = mid + 1;
-        else high = mid;
+        if (l->m->pieces[mid].first < first)
+            low = mid + 1;
+        else
+            high = mid;
     }
     return -1;
 }
@@ -298,7 +317,8 @@ static const void *convert(Load *l, DType to, DType from, int64_t n) {
     return l->converted;
 }
 
-// Rows that cannot be read through index.h5: which shard is to blame? Its error if one is, else the one at hand.
+// Rows that cannot be read through index.h5: which shard is to blame? Its error if one is, else the
+// one at hand.
 static Err blame(const Load *l, int64_t tensor, int64_t first, int64_t rows, Err err) {
     char why[1024];
     snprintf(why, sizeof why, "%s", fail_message());
@@ -317,10 +337,12 @@ static Err load_tensor(Load *l, int64_t i) {
     const CkTensor *t = &l->table.t[i];
     const ManifestTensor *have = &l->m->tensors[l->tensor[i]];
     int64_t first, rows;
-    cktable_rows(t, &l->cx->mesh, t->param ? l->cx->world->rank : 0, &first, &rows); // biases: all ranks, all rows
+    cktable_rows(t, &l->cx->mesh, t->param ? l->cx->world->rank : 0, &first,
+                 &rows); // biases: all ranks, all rows
     if (rows == 0) return OK;
     CHECK(t->here.p && t->here.rows == rows && t->here.ld == t->cols, E_INTERNAL,
-          "checkpoint: %s has %lld rows here, %lld expected", t->is.name, (long long)t->here.rows, (long long)rows);
+          "checkpoint: %s has %lld rows here, %lld expected", t->is.name, (long long)t->here.rows,
+          (long long)rows);
     int64_t n = rows * t->cols;
     Err err = tensorfile_read_rows(l->index, have->name, have->dtype, first, rows, l->stage);
     if (err != OK) return blame(l, l->tensor[i], first, rows, err);

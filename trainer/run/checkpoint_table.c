@@ -21,7 +21,8 @@ static void add(CkTable *t, const Param *p, const char *part, Mat here, bool is_
 static void add_bias(CkTable *t, int64_t block, float *bias, int64_t nexperts) {
     CkTensor *e = &t->t[t->n++];
     memset(e, 0, sizeof *e);
-    snprintf(e->is.name, sizeof e->is.name, "model.layers.%lld.mlp.gate.e_score_correction_bias", (long long)block);
+    snprintf(e->is.name, sizeof e->is.name, "model.layers.%lld.mlp.gate.e_score_correction_bias",
+             (long long)block);
     e->is.dtype = DT_F32;
     e->is.ndim = 1;
     e->is.shape[0] = nexperts;

@@ -1,8 +1,9 @@
-// checkpoint_table.h - the logical tensors of a checkpoint and which rank of a layout holds which rows.
+// checkpoint_table.h - the logical tensors of a checkpoint and which rank of a layout holds which
+// rows.
 //
-// One entry per parameter and part (master, m, v) and one per router bias. Rows are those of the whole
-// logical tensor, seen as [rows, cols]: for stacked experts [E*rows, cols]. Everything here is pure
-// arithmetic, so every rank knows what every other rank writes. Private to checkpoint*.c.
+// One entry per parameter and part (master, m, v) and one per router bias. Rows are those of the
+// whole logical tensor, seen as [rows, cols]: for stacked experts [E*rows, cols]. Everything here
+// is pure arithmetic, so every rank knows what every other rank writes. Private to checkpoint*.c.
 #pragma once
 #include "manifest.h"
 #include "params.h"
@@ -21,11 +22,12 @@ typedef struct CkTable {
     int64_t stage_bytes; // the largest run of rows that this rank moves
 } CkTable;
 
-// cktable_build: with m and v if with_state. Views point into p. Local. cktable_free sets t->t = NULL.
+// cktable_build: with m and v if with_state. Views point into p. Local. cktable_free sets t->t =
+// NULL.
 Err cktable_build(CkTable *t, const Params *p, bool with_state) MUST_CHECK;
 void cktable_free(CkTable *t);
-// cktable_rows: the rows of tensor `t` that rank `rank` of the world writes: masters and moments have one
-// owner per row, biases are written by rank 0. *rows may be 0. Pure.
+// cktable_rows: the rows of tensor `t` that rank `rank` of the world writes: masters and moments
+// have one owner per row, biases are written by rank 0. *rows may be 0. Pure.
 void cktable_rows(const CkTensor *t, const Mesh *m, int rank, int64_t *first, int64_t *rows);
 // cktable_shape_text: "[64, 512, 256]".
 void cktable_shape_text(char *out, size_t n, const ManifestTensor *t);

@@ -1,8 +1,8 @@
 // metrics.c - metrics.jsonl, events.jsonl, TensorBoard scalars and the line for people.
 //
-// metrics.jsonl holds exactly one object per finished step. Lines are written whole, with one write(2)
-// each; what a killed run left behind (a torn line, steps after the checkpoint that is resumed) is cut
-// when the file is opened, by writing a new file beside it and renaming.
+// metrics.jsonl holds exactly one object per finished step. Lines are written whole, with one
+// write(2) each; what a killed run left behind (a torn line, steps after the checkpoint that is
+// resumed) is cut when the file is opened, by writing a new file beside it and renaming.
 #include "metrics.h"
 
 #include <errno.h>
@@ -27,7 +27,8 @@ struct Metrics {
     TbWriter *tb;
 };
 
-// One line in the making; a line that does not fit is a bug of the caller and reported by line_write.
+// One line in the making; a line that does not fit is a bug of the caller and reported by
+// line_write.
 typedef struct Line {
     char s[LINE_CAP];
     size_t n;
@@ -94,14 +95,15 @@ static Err copy_lines(FILE *from, FILE *to, const char *path, int64_t loaded_ste
     while ((n = getline(&line, &cap, from)) > 0) {
         int64_t step = line_step(line, (size_t)n);
         bool is_torn = line[n - 1] != '\n'; // what a killed run leaves: nothing to worry about
-        if (step < 0 && !is_torn) log_warn("%s: dropped a damaged line after step %lld", path, (long long)last);
+        if (step < 0 && !is_torn)
+            log_warn("%s: dropped a damaged line after step %lld", path, (long long)last);
         if (step <= last || step > loaded_step) {
             (*ncut)++;
             continue;
         }
         last = step;
-        CHECK_OR(fwrite(line, 1, (size_t)n, to) == (size_t)n, done, E_OUTPUT, "cannot write %s: %s", path,
-                 strerror(errno));
+        CHECK_OR(fwrite(line, 1, (size_t)n, to) == (size_t)n, done, E_OUTPUT, "cannot write %s: %s",
+                 path, strerror(errno));
     }
     CHECK_OR(!ferror(from), done, E_OUTPUT, "cannot read %s: %s", path, strerror(errno));
 done:
@@ -126,7 +128,8 @@ static Err cut_steps(const char *path, int64_t loaded_step) {
     to = NULL;
     CHECK_OR(is_flushed && is_closed, done, E_OUTPUT, "cannot write %s: %s", temp, strerror(errno));
     if (ncut > 0) {
-        CHECK_OR(rename(temp, path) == 0, done, E_OUTPUT, "cannot replace %s: %s", path, strerror(errno));
+        CHECK_OR(rename(temp, path) == 0, done, E_OUTPUT, "cannot replace %s: %s", path,
+                 strerror(errno));
     }
 done:
     if (to) fclose(to);
@@ -148,7 +151,8 @@ static Err cut_torn(int fd, const char *path) {
     off_t keep = size;
     char c = '\n';
     while (keep > 0) {
-        CHECK(pread(fd, &c, 1, keep - 1) == 1, E_OUTPUT, "cannot read %s: %s", path, strerror(errno));
+        CHECK(pread(fd, &c, 1, keep - 1) == 1, E_OUTPUT, "cannot read %s: %s", path,
+              strerror(errno));
         if (c == '\n') break;
         keep--;
     }
@@ -159,7 +163,8 @@ static Err cut_torn(int fd, const char *path) {
 
 Err metrics_open(Metrics **out, const char *run_dir, int64_t loaded_step, int rank) {
     *out = NULL;
-    CHECK(strlen(run_dir) < PATH_CAP - 32, E_OUTPUT, "the path of the run directory is too long: %s", run_dir);
+    CHECK(strlen(run_dir) < PATH_CAP - 32, E_OUTPUT,
+          "the path of the run directory is too long: %s", run_dir);
     Metrics *m;
     MEM_NEW(m, 1);
     m->steps_fd = m->events_fd = -1;
@@ -264,10 +269,12 @@ static void print_line(const StepMetrics *s, int64_t total_steps) {
     Line l = {.n = 0};
     char total[24];
     int width = snprintf(total, sizeof total, "%lld", (long long)total_steps);
-    line_add(&l, "step %*lld/%s eta %s", width, (long long)s->step, total, text_duration(s->eta_s).s);
+    line_add(&l, "step %*lld/%s eta %s", width, (long long)s->step, total,
+             text_duration(s->eta_s).s);
     line_add(&l, " | loss %.4f lm %.4f", s->loss, s->lm_loss);
     if (s->nmtp > 0) line_add(&l, " mtp %.4f", s->mtp_loss);
-    line_add(&l, " | gnorm %.3g lr %.1e | %s tok/s", s->grad_norm, s->lr, text_count(s->tokens_per_s).s);
+    line_add(&l, " | gnorm %.3g lr %.1e | %s tok/s", s->grad_norm, s->lr,
+             text_count(s->tokens_per_s).s);
     if (isfinite(s->mfu)) line_add(&l, " MFU %.1f%%", 100 * s->mfu);
     line_add(&l, " | MaxVio %.2f dead %.1f%%", s->maxvio, 100 * s->dead_experts);
     line_add(&l, " | fp8 sat %.2f%% uf %.2f%%", 100 * s->fp8_saturated, 100 * s->fp8_underflow);
@@ -289,7 +296,8 @@ Err metrics_event(Metrics *m, const char *kind, const char *fields_fmt, ...) {
     struct timeval now;
     gettimeofday(&now, NULL);
     Line l = {.n = 0};
-    line_add(&l, "{\"time\":%lld.%03d,\"event\":\"%s\"", (long long)now.tv_sec, (int)(now.tv_usec / 1000), kind);
+    line_add(&l, "{\"time\":%lld.%03d,\"event\":\"%s\"", (long long)now.tv_sec,
+             (int)(now.tv_usec / 1000), kind);
     size_t head = l.n;
     line_add(&l, ",");
     va_list ap;

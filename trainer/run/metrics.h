@@ -1,22 +1,23 @@
-// metrics.h - what a run writes down: metrics.jsonl (one object per finished step), events.jsonl, TensorBoard
-// events, and the line for people.
+// metrics.h - what a run writes down: metrics.jsonl (one object per finished step), events.jsonl,
+// TensorBoard events, and the line for people.
 #pragma once
 #include "config.h"
 
 typedef struct StepMetrics {
-    int64_t step, tokens, samples;       // after this step, consumed in all
+    int64_t step, tokens, samples; // after this step, consumed in all
     float loss, lm_loss, balance_loss;
-    float mtp_loss;                      // mean over modules
+    float mtp_loss; // mean over modules
     int nmtp;
     float mtp[16];
     double grad_norm, lr;
-    double tokens_per_s, step_ms, mfu;   // mfu: model FLOPs / (time * peak), NAN if the peak is not known
-    double maxvio;                       // mean over MoE layers
-    double dead_experts;                 // share of experts without a token in this step, all layers
+    double tokens_per_s, step_ms,
+        mfu;             // mfu: model FLOPs / (time * peak), NAN if the peak is not known
+    double maxvio;       // mean over MoE layers
+    double dead_experts; // share of experts without a token in this step, all layers
     int64_t a2a_dispatch_bytes, a2a_combine_bytes, a2a_meta_bytes;
     double fp8_saturated, fp8_underflow; // shares of quantised values
     int64_t fp8_nonfinite_tiles;
-    double rss_bytes;                    // largest over ranks
+    double rss_bytes; // largest over ranks
     int64_t global_batch;
     bool has_hash;
     uint64_t state_hash;
@@ -24,12 +25,16 @@ typedef struct StepMetrics {
 } StepMetrics;
 
 typedef struct Metrics Metrics;
-// metrics_open: files in run_dir; metrics.jsonl is cut to steps <= loaded_step (a torn last line is dropped). Only rank 0 does anything. E_OUTPUT.
+// metrics_open: files in run_dir; metrics.jsonl is cut to steps <= loaded_step (a torn last line is
+// dropped). Only rank 0 does anything. E_OUTPUT.
 Err metrics_open(Metrics **out, const char *run_dir, int64_t loaded_step, int rank) MUST_CHECK;
-// metrics_step: one line of metrics.jsonl, TensorBoard scalars, and (print) the readable line. Local (rank 0).
+// metrics_step: one line of metrics.jsonl, TensorBoard scalars, and (print) the readable line.
+// Local (rank 0).
 Err metrics_step(Metrics *m, const StepMetrics *s, int64_t total_steps, bool print) MUST_CHECK;
-// metrics_event: one line of events.jsonl: {"time":..,"event":kind,...}; fields is a JSON object's inside, e.g. "\"step\":3". E_OUTPUT.
+// metrics_event: one line of events.jsonl: {"time":..,"event":kind,...}; fields is a JSON object's
+// inside, e.g. "\"step\":3". E_OUTPUT.
 Err metrics_event(Metrics *m, const char *kind, const char *fields_fmt, ...) PRINTF_LIKE(3, 4);
-// metrics_escape: `text` as the inside of a JSON string, for the fields of an event; cut to n bytes. Pure.
+// metrics_escape: `text` as the inside of a JSON string, for the fields of an event; cut to n
+// bytes. Pure.
 void metrics_escape(char *out, size_t n, const char *text);
 void metrics_close(Metrics **m);

@@ -19,8 +19,8 @@ struct RunLock {
 
 Err run_dir_make(const char *path) {
     TRY(ckdir_make(path));
-    CHECK(access(path, W_OK | X_OK) == 0, E_OUTPUT, "cannot write into the run directory %s: %s", path,
-          strerror(errno));
+    CHECK(access(path, W_OK | X_OK) == 0, E_OUTPUT, "cannot write into the run directory %s: %s",
+          path, strerror(errno));
     return OK;
 }
 
@@ -43,7 +43,9 @@ bool run_dir_is_occupied(const char *path) {
 }
 
 Err run_dir_refuse(const char *path) {
-    FAIL(E_USAGE, "%s already holds a run: continue it with --resume auto, or name another folder with --run-dir",
+    FAIL(E_USAGE,
+         "%s already holds a run: continue it with --resume auto, or name another folder with "
+         "--run-dir",
          path);
 }
 
@@ -63,7 +65,8 @@ static void write_holder(int fd) {
     strftime(when, sizeof when, "%Y-%m-%dT%H:%M:%SZ", gmtime_r(&now, &utc));
     int n = snprintf(text, sizeof text, "process %d on %s, since %s\n", (int)getpid(), host, when);
     // The text is a courtesy: the lock holds without it.
-    if (ftruncate(fd, 0) != 0 || pwrite(fd, text, (size_t)n, 0) != n) log_warn("cannot write the lock file's text");
+    if (ftruncate(fd, 0) != 0 || pwrite(fd, text, (size_t)n, 0) != n)
+        log_warn("cannot write the lock file's text");
 }
 
 Err run_lock_take(RunLock **lock, const char *path) {
@@ -78,11 +81,14 @@ Err run_lock_take(RunLock **lock, const char *path) {
         read_holder(fd, holder, sizeof holder);
         if (why == EWOULDBLOCK) {
             close(fd);
-            FAIL(E_USAGE, "%s is in use by another run (%s): wait for it, or name another folder with --run-dir", path,
-                 holder);
+            FAIL(E_USAGE,
+                 "%s is in use by another run (%s): wait for it, or name another folder with "
+                 "--run-dir",
+                 path, holder);
         }
         // Some network file systems have no locks: better no guard than no run.
-        log_warn("cannot lock %s (%s): nothing stops a second run in this folder", file, strerror(why));
+        log_warn("cannot lock %s (%s): nothing stops a second run in this folder", file,
+                 strerror(why));
     }
     Err err = mem_alloc((void **)lock, sizeof **lock, "run lock");
     if (err != OK) {

@@ -11,7 +11,8 @@
 
 #define PI 3.14159265358979323846
 
-// Steps of the cosine: as configured, or what warm-up, constant phase and tails leave of the schedule.
+// Steps of the cosine: as configured, or what warm-up, constant phase and tails leave of the
+// schedule.
 static int64_t cosine_steps(const Config *c) {
     if (c->train.decay_steps > 0) return c->train.decay_steps;
     int64_t left = c->train.steps - c->train.warmup_steps - c->train.constant_steps;
@@ -58,13 +59,14 @@ static int64_t next_change(const Config *c, int64_t batch) {
     int64_t ramp = c->train.batch_ramp_samples, q = max_i64(c->train.batch_quantum, 1);
     int64_t next = (batch / q + 1) * q;
     if (full <= start || next > full) return ramp;
-    __int128 need = (__int128)(next - start) * ramp; // smallest s with (full-start)*s/ramp >= next-start
+    __int128 need =
+        (__int128)(next - start) * ramp; // smallest s with (full-start)*s/ramp >= next-start
     int64_t s = (int64_t)((need + (full - start) - 1) / (full - start));
     return min_i64(s, ramp);
 }
 
-// Whole plateaus of the ramp at a time, so that the cost depends on the number of batch sizes and not
-// on the number of steps.
+// Whole plateaus of the ramp at a time, so that the cost depends on the number of batch sizes and
+// not on the number of steps.
 int64_t schedule_samples(const Config *c, int64_t steps) {
     int64_t samples = 0;
     while (steps > 0 && is_ramping(c, samples)) {

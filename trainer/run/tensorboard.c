@@ -1,10 +1,11 @@
-// tensorboard.c - event files: TFRecord framing and the few protocol buffer fields that a scalar needs.
+// tensorboard.c - event files: TFRecord framing and the few protocol buffer fields that a scalar
+// needs.
 //
 //   Event      1 wall_time double, 2 step varint, 3 file_version string, 5 summary, 7 session_log
 //   Summary    1 value (repeated);  Value  1 tag string, 2 simple_value float
 //   SessionLog 1 status varint (1 = START)
-// Every event is one write(2), so a killed run leaves whole records or a short last one, which readers
-// skip.
+// Every event is one write(2), so a killed run leaves whole records or a short last one, which
+// readers skip.
 #include "tensorboard.h"
 
 #include <errno.h>
@@ -119,7 +120,8 @@ static Err write_head(TbWriter *w, int64_t first_step) {
 
 Err tb_open(TbWriter **out, const char *dir, int64_t first_step) {
     *out = NULL;
-    CHECK(mkdir(dir, 0777) == 0 || errno == EEXIST, E_OUTPUT, "cannot create %s: %s", dir, strerror(errno));
+    CHECK(mkdir(dir, 0777) == 0 || errno == EEXIST, E_OUTPUT, "cannot create %s: %s", dir,
+          strerror(errno));
     TbWriter *w;
     MEM_NEW(w, 1);
     char host[64] = "host";
@@ -127,8 +129,8 @@ Err tb_open(TbWriter **out, const char *dir, int64_t first_step) {
     struct timeval now;
     gettimeofday(&now, NULL);
     // Readers take files of a folder in name order: the time first, fine enough for quick restarts.
-    snprintf(w->path, sizeof w->path, "%s/events.out.tfevents.%010lld.%06ld.%s.%d", dir, (long long)now.tv_sec,
-             (long)now.tv_usec, host, (int)getpid());
+    snprintf(w->path, sizeof w->path, "%s/events.out.tfevents.%010lld.%06ld.%s.%d", dir,
+             (long long)now.tv_sec, (long)now.tv_usec, host, (int)getpid());
     w->fd = open(w->path, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0666);
     Err err = OK;
     CHECK_OR(w->fd >= 0, fail, E_OUTPUT, "cannot create %s: %s", w->path, strerror(errno));

@@ -1,14 +1,16 @@
 // tensorboard.h - scalars for TensorBoard, in its own event files, written without any library.
 //
-// A file is a sequence of TFRecords: u64 length, masked CRC32C of the length, payload, masked CRC32C of
-// the payload (little endian). A payload is one protocol buffer message Event. Only rank 0 writes.
+// A file is a sequence of TFRecords: u64 length, masked CRC32C of the length, payload, masked
+// CRC32C of the payload (little endian). A payload is one protocol buffer message Event. Only rank
+// 0 writes.
 #pragma once
 #include "fail.h"
 
 typedef struct TbWriter TbWriter;
 
-// tb_open: a new event file in `dir` (created if needed). With first_step > 0 readers are told that points
-// at or after this step in older files of the folder are void (a resumed run). Local. Errors: E_OUTPUT.
+// tb_open: a new event file in `dir` (created if needed). With first_step > 0 readers are told that
+// points at or after this step in older files of the folder are void (a resumed run). Local.
+// Errors: E_OUTPUT.
 Err tb_open(TbWriter **out, const char *dir, int64_t first_step) MUST_CHECK;
 void tb_close(TbWriter **w);
 // tb_scalar: add one point of the step that is being collected. Local.

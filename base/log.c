@@ -118,7 +118,7 @@ Text32 text_duration(double seconds) {
 Text32 text_count(double n) {
     Text32 t;
     if (n >= 1e9) {
-        snprintf(t.s, sizeof t.s, "%.3fB", n / 1e9);
+        snprintf(t.s, sizeof t.s, n >= 2e10 ? "%.2fB" : "%.3fB", n / 1e9);
     } else if (n >= 1e6) {
         snprintf(t.s, sizeof t.s, "%.2fM", n / 1e6);
     } else if (n >= 1e4) {

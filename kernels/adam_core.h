@@ -5,8 +5,8 @@
 #include "adam.h"
 #include "fp8.h"
 
-// adam_weight: returns the new weight; *m and *v go in and come out as FP32 (the caller rounds them).
-// Adam: Kingma and Ba 2015; decoupled decay: Loshchilov and Hutter 2019.
+// adam_weight: returns the new weight; *m and *v go in and come out as FP32 (the caller rounds
+// them). Adam: Kingma and Ba 2015; decoupled decay: Loshchilov and Hutter 2019.
 static HD inline float adam_weight(float w, float *m, float *v, float grad, AdamStep s) {
     float g = grad * s.grad_scale;
     float m1 = s.beta1 * *m + (1.0f - s.beta1) * g;

@@ -25,9 +25,10 @@ Err adam_step_cpu(OpCx *cx, Mat master, Mat m, Mat v, Mat grad, AdamStep s) {
     ROW_MAT(m, R, C);
     ROW_MAT(v, R, C);
     ROW_MAT(grad, R, C);
-    CHECK(master.t == DT_F32 && grad.t == DT_F32, E_INTERNAL, "adam: weights %s, gradients %s, not f32",
-          dtype_name(master.t), dtype_name(grad.t));
-#pragma omp parallel for schedule(static) num_threads(row_threads(cx, R *C * 4))
+    CHECK(master.t == DT_F32 && grad.t == DT_F32, E_INTERNAL,
+          "adam: weights %s, gradients %s, not f32", dtype_name(master.t), dtype_name(grad.t));
+    int threads = row_threads(cx, R * C * 4);
+#pragma omp parallel for schedule(static) num_threads(threads)
     for (int64_t r = 0; r < R; r++) adam_row(master, m, v, grad, s, r);
     return OK;
 }
@@ -82,7 +83,8 @@ static int64_t count_nonfinite(Mat x, int64_t r0, int64_t r1) {
 Err sumsq_blocks_cpu(OpCx *cx, double *out, int64_t *nonfinite, Mat x) {
     ROW_MAT(x, x.rows, x.cols);
     int64_t nblocks = ceil_div(x.rows, ROW_BLOCK), tasks = ceil_div(nblocks, SUMSQ_BLOCKS);
-#pragma omp parallel for schedule(dynamic) num_threads(row_threads(cx, x.rows *x.cols))
+    int threads = row_threads(cx, x.rows * x.cols);
+#pragma omp parallel for schedule(dynamic) num_threads(threads)
     for (int64_t k = 0; k < tasks; k++) sumsq_four(out, x, k * SUMSQ_BLOCKS);
     // Squares of finite floats cannot overflow a double, so only a bad sum has bad values.
     for (int64_t b = 0; b < nblocks; b++)

@@ -1,8 +1,9 @@
 // attn_cpu.c - causal attention on the CPU, one task per (sequence, head). Contract: attn.h.
 //
-// A task turns keys and values of its head into FP32 once: transposed panels of 64 positions for products
-// whose columns are positions, plain rows for sums over positions. Queries go through in blocks of 48 rows. The forward keeps the scores of a block against all positions (48 x S), the backward
-// goes panel by panel and recomputes the probabilities from the saved log-sum.
+// A task turns keys and values of its head into FP32 once: transposed panels of 64 positions for
+// products whose columns are positions, plain rows for sums over positions. Queries go through in
+// blocks of 48 rows. The forward keeps the scores of a block against all positions (48 x S), the
+// backward goes panel by panel and recomputes the probabilities from the saved log-sum.
 #include "attn.h"
 
 #include <omp.h>
@@ -10,16 +11,17 @@
 #include "attn_core.h"
 #include "attn_gemm.h"
 
-#define Q_ROWS 48  // rows of a query block, a multiple of AG_ROWS
-#define PANEL 64   // positions of a panel, a multiple of ROW_LANES
+#define Q_ROWS 48 // rows of a query block, a multiple of AG_ROWS
+#define PANEL 64  // positions of a panel, a multiple of ROW_LANES
 
 // Buffers of one task. D = Dn+Dr. Widths ending in p are padded to 16 with zeros.
 typedef struct AttnRoom {
-    float *kt, *vt;    // panels [S/64][D or Dv][64]
-    float *k, *v;      // rows [S][Dp], [S][Vp]
-    float *dk, *dv;    // rows [S][Dp], [S][Vp]
-    float *q, *dq, *o; // query block [Q_ROWS][Dp], its gradient, output (or its gradient) [Q_ROWS][Vp]
-    float *p, *ds;     // probabilities and score gradients: fwd [Q_ROWS][Sp], bwd [Q_ROWS][PANEL]
+    float *kt, *vt; // panels [S/64][D or Dv][64]
+    float *k, *v;   // rows [S][Dp], [S][Vp]
+    float *dk, *dv; // rows [S][Dp], [S][Vp]
+    float *q, *dq,
+        *o;        // query block [Q_ROWS][Dp], its gradient, output (or its gradient) [Q_ROWS][Vp]
+    float *p, *ds; // probabilities and score gradients: fwd [Q_ROWS][Sp], bwd [Q_ROWS][PANEL]
 } AttnRoom;
 
 typedef struct AttnDims {
@@ -36,7 +38,8 @@ static AttnDims attn_dims(AttnShape a, const int32_t *doc_start) {
     AttnDims d = {a, a.Dn + a.Dr, 0, 0, 0, doc_start};
     d.Dp = round_up(d.D, ROW_LANES);
     d.Vp = round_up(a.Dv, ROW_LANES);
-    d.Sp = round_up(a.S, PANEL) + ROW_LANES; // not a power of two: rows of scores share no cache set
+    d.Sp =
+        round_up(a.S, PANEL) + ROW_LANES; // not a power of two: rows of scores share no cache set
     return d;
 }
 
@@ -60,8 +63,8 @@ static Err attn_room(Arena *s, AttnRoom *r, AttnDims d, bool bwd) {
 }
 
 // Columns [c, c+n) of rows [r0, r0+rows) into dst[row][at ...], row length ld.
-ROW_INLINE void load_block(float *dst, int64_t ld, int64_t at, Mat m, int64_t r0, int64_t rows, int64_t c,
-                           int64_t n) {
+ROW_INLINE void load_block(float *dst, int64_t ld, int64_t at, Mat m, int64_t r0, int64_t rows,
+                           int64_t c, int64_t n) {
     for (int64_t i = 0; i < rows; i++) row_copy(dst + i * ld + at, m, r0 + i, c, n);
 }
 ROW_INLINE void zero_pad(float *dst, int64_t ld, int64_t rows, int64_t used) {
@@ -92,10 +95,10 @@ ROW_INLINE int64_t block_first(const AttnDims *d, int64_t t0, int64_t i0, int64_
     return first / PANEL * PANEL;
 }
 
-// Probabilities of one row, unnormalised: positions [first, i] of p; all others of [lo, hi) become 0.
-// Returns the log of the softmax denominator; *sum is the sum of the probabilities.
-ROW_INLINE float softmax_row(float *p, int64_t lo, int64_t first, int64_t i, int64_t hi, float scale,
-                             float *sum) {
+// Probabilities of one row, unnormalised: positions [first, i] of p; all others of [lo, hi) become
+// 0. Returns the log of the softmax denominator; *sum is the sum of the probabilities.
+ROW_INLINE float softmax_row(float *p, int64_t lo, int64_t first, int64_t i, int64_t hi,
+                             float scale, float *sum) {
     for (int64_t j = lo; j < first; j++) p[j] = 0.0f;
     for (int64_t j = i + 1; j < hi; j++) p[j] = 0.0f;
     for (int64_t j = first; j <= i; j++) p[j] *= scale;
@@ -119,8 +122,8 @@ ROW_INLINE void load_values(float *v, Mat kv, const AttnDims *d, int64_t t0, int
     zero_pad(v, d->Vp, d->a.S, d->a.Dv);
 }
 
-ROW_CLONES static void attn_fwd_task(Mat o, float *lse, Mat q, Mat kv, Mat kr, const AttnDims *d, int64_t s,
-                                     int64_t h, const AttnRoom *w) {
+ROW_CLONES static void attn_fwd_task(Mat o, float *lse, Mat q, Mat kv, Mat kr, const AttnDims *d,
+                                     int64_t s, int64_t h, const AttnRoom *w) {
     AttnShape a = d->a;
     int64_t t0 = s * a.S, D = d->D;
     float sum[Q_ROWS];
@@ -135,8 +138,8 @@ ROW_CLONES static void attn_fwd_task(Mat o, float *lse, Mat q, Mat kv, Mat kr, c
             ag_product(w->p + j0, d->Sp, w->q, d->Dp, 1, w->kt + j0 * D, PANEL, rows,
                        min_i64(PANEL, hi - j0), D, false);
         for (int64_t i = 0; i < rows; i++)
-            lse[h * q.rows + t0 + i0 + i] = softmax_row(w->p + i * d->Sp, lo, doc_first(d, t0, i0 + i),
-                                                        i0 + i, hi, a.scale, sum + i);
+            lse[h * q.rows + t0 + i0 + i] = softmax_row(
+                w->p + i * d->Sp, lo, doc_first(d, t0, i0 + i), i0 + i, hi, a.scale, sum + i);
         for (int64_t j0 = lo; j0 < i1; j0 += PANEL)
             ag_product(w->o, d->Vp, w->p + j0, d->Sp, 1, w->v + j0 * d->Vp, d->Vp, rows, d->Vp,
                        min_i64(PANEL, i1 - j0), j0 > lo);
@@ -157,14 +160,16 @@ static Err attn_check(Mat q, Mat kv, Mat kr, AttnShape a) {
 }
 
 // One room per thread that can be busy with `tasks` tasks.
-static Err attn_rooms(OpCx *cx, AttnRoom **rooms, int *nthreads, int64_t tasks, AttnDims d, bool bwd) {
+static Err attn_rooms(OpCx *cx, AttnRoom **rooms, int *nthreads, int64_t tasks, AttnDims d,
+                      bool bwd) {
     *nthreads = (int)max_i64(1, min_i64(row_threads(cx, tasks * d.a.S * d.a.S * d.D), tasks));
     ARENA_NEW(cx->scratch, *rooms, *nthreads);
     for (int i = 0; i < *nthreads; i++) TRY(attn_room(cx->scratch, *rooms + i, d, bwd));
     return OK;
 }
 
-Err attn_fwd_cpu(OpCx *cx, Mat o, float *lse, Mat q, Mat kv, Mat kr, AttnShape a, const int32_t *doc_start) {
+Err attn_fwd_cpu(OpCx *cx, Mat o, float *lse, Mat q, Mat kv, Mat kr, AttnShape a,
+                 const int32_t *doc_start) {
     TRY(attn_check(q, kv, kr, a));
     ROW_MAT(o, q.rows, a.H * a.Dv);
     AttnDims d = attn_dims(a, doc_start);
@@ -187,11 +192,13 @@ typedef struct AttnGrads {
 } AttnGrads;
 
 // Scores of rows [i0, i0+rows) against the panel at j0, then p and ds in place.
-ROW_INLINE void bwd_scores(const AttnGrads *g, const AttnDims *d, const AttnRoom *w, int64_t t0, int64_t h,
-                           int64_t i0, int64_t rows, int64_t j0, int64_t width, const float *delta) {
+ROW_INLINE void bwd_scores(const AttnGrads *g, const AttnDims *d, const AttnRoom *w, int64_t t0,
+                           int64_t h, int64_t i0, int64_t rows, int64_t j0, int64_t width,
+                           const float *delta) {
     float scale = d->a.scale;
     ag_product(w->p, PANEL, w->q, d->Dp, 1, w->kt + j0 * d->D, PANEL, rows, width, d->D, false);
-    ag_product(w->ds, PANEL, w->o, d->Vp, 1, w->vt + j0 * d->a.Dv, PANEL, rows, width, d->a.Dv, false);
+    ag_product(w->ds, PANEL, w->o, d->Vp, 1, w->vt + j0 * d->a.Dv, PANEL, rows, width, d->a.Dv,
+               false);
     for (int64_t i = 0; i < rows; i++) {
         float *p = w->p + i * PANEL, *ds = w->ds + i * PANEL;
         float lse = g->lse[h * g->q.rows + t0 + i0 + i], dl = delta[i];
@@ -207,8 +214,8 @@ ROW_INLINE void bwd_scores(const AttnGrads *g, const AttnDims *d, const AttnRoom
 }
 
 // dkr_part [S, Dr]: this head's part of the gradient of the shared key.
-ROW_CLONES static void attn_bwd_task(const AttnGrads *g, float *dkr_part, const AttnDims *d, int64_t s,
-                                     int64_t h, const AttnRoom *w) {
+ROW_CLONES static void attn_bwd_task(const AttnGrads *g, float *dkr_part, const AttnDims *d,
+                                     int64_t s, int64_t h, const AttnRoom *w) {
     AttnShape a = d->a;
     int64_t t0 = s * a.S, D = d->D;
     float delta[Q_ROWS], buf[ROW_CHUNK];
@@ -229,16 +236,20 @@ ROW_CLONES static void attn_bwd_task(const AttnGrads *g, float *dkr_part, const 
             V16 acc = {0};
             for (int64_t c = 0; c < a.Dv; c += ROW_CHUNK) {
                 int64_t n = min_i64(a.Dv - c, ROW_CHUNK);
-                v16_dot(&acc, w->o + i * d->Vp + c, row_get(g->o, t0 + i0 + i, h * a.Dv + c, n, buf), n);
+                v16_dot(&acc, w->o + i * d->Vp + c,
+                        row_get(g->o, t0 + i0 + i, h * a.Dv + c, n, buf), n);
             }
             delta[i] = v16_sum(&acc);
         }
         for (int64_t j0 = lo; j0 < i1; j0 += PANEL) {
             int64_t n = min_i64(PANEL, i1 - j0), width = min_i64(PANEL, hi - j0);
             bwd_scores(g, d, w, t0, h, i0, rows, j0, width, delta);
-            ag_product(w->dq, d->Dp, w->ds, PANEL, 1, w->k + j0 * d->Dp, d->Dp, rows, d->Dp, n, j0 > lo);
-            ag_product(w->dv + j0 * d->Vp, d->Vp, w->p, 1, PANEL, w->o, d->Vp, n, d->Vp, rows, true);
-            ag_product(w->dk + j0 * d->Dp, d->Dp, w->ds, 1, PANEL, w->q, d->Dp, n, d->Dp, rows, true);
+            ag_product(w->dq, d->Dp, w->ds, PANEL, 1, w->k + j0 * d->Dp, d->Dp, rows, d->Dp, n,
+                       j0 > lo);
+            ag_product(w->dv + j0 * d->Vp, d->Vp, w->p, 1, PANEL, w->o, d->Vp, n, d->Vp, rows,
+                       true);
+            ag_product(w->dk + j0 * d->Dp, d->Dp, w->ds, 1, PANEL, w->q, d->Dp, n, d->Dp, rows,
+                       true);
         }
         for (int64_t i = 0; i < rows; i++) row_put(g->dq, t0 + i0 + i, h * D, D, w->dq + i * d->Dp);
     }
@@ -263,8 +274,8 @@ ROW_CLONES static void sum_heads(Mat dkr, const float *part, AttnShape a, int64_
     }
 }
 
-Err attn_bwd_cpu(OpCx *cx, Mat dq, Mat dkv, Mat dkr, Mat dout, Mat o, const float *lse, Mat q, Mat kv,
-                 Mat kr, AttnShape a, const int32_t *doc_start) {
+Err attn_bwd_cpu(OpCx *cx, Mat dq, Mat dkv, Mat dkr, Mat dout, Mat o, const float *lse, Mat q,
+                 Mat kv, Mat kr, AttnShape a, const int32_t *doc_start) {
     TRY(attn_check(q, kv, kr, a));
     TRY(attn_check(dq, dkv, dkr, a));
     ROW_MAT(o, q.rows, a.H * a.Dv);

@@ -9,7 +9,8 @@
 static Err embed_check(const int32_t *token, int64_t T, int64_t V) {
     for (int64_t t = 0; t < T; t++) {
         CHECK(embed_is_known(token[t], V), E_INPUT,
-              "token %d at position %lld of the micro-batch is outside the vocabulary of %lld: were the "
+              "token %d at position %lld of the micro-batch is outside the vocabulary of %lld: "
+              "were the "
               "data prepared with another tokenizer?",
               (int)token[t], (long long)t, (long long)V);
     }
@@ -28,7 +29,8 @@ Err embed_fwd_cpu(OpCx *cx, Mat x, Mat table, const int32_t *token) {
     ROW_MAT(x, x.rows, x.cols);
     ROW_MAT(table, table.rows, x.cols);
     TRY(embed_check(token, x.rows, table.rows));
-#pragma omp parallel for schedule(static) num_threads(row_threads(cx, x.rows *x.cols))
+    int threads = row_threads(cx, x.rows * x.cols);
+#pragma omp parallel for schedule(static) num_threads(threads)
     for (int64_t t = 0; t < x.rows; t++) {
         if (token[t] < 0)
             memset(mat_at(x, t, 0), 0, (size_t)x.cols * dtype_bytes(x.t));
@@ -39,7 +41,8 @@ Err embed_fwd_cpu(OpCx *cx, Mat x, Mat table, const int32_t *token) {
 }
 
 // Columns [c, c+n), all tokens in order: every element of the table sees one order of sums.
-ROW_CLONES static void embed_bwd_cols(Mat dtable, Mat dx, const int32_t *token, int64_t c, int64_t n) {
+ROW_CLONES static void embed_bwd_cols(Mat dtable, Mat dx, const int32_t *token, int64_t c,
+                                      int64_t n) {
     float buf[EMBED_COLS];
     for (int64_t t = 0; t < dx.rows; t++) {
         if (token[t] < 0) continue;
@@ -56,7 +59,8 @@ Err embed_bwd_cpu(OpCx *cx, Mat dtable, Mat dx, const int32_t *token) {
           dtype_name(dtable.t));
     TRY(embed_check(token, dx.rows, dtable.rows));
     int64_t tasks = ceil_div(dx.cols, EMBED_COLS);
-#pragma omp parallel for schedule(static) num_threads(row_threads(cx, dx.rows *dx.cols))
+    int threads = row_threads(cx, dx.rows * dx.cols);
+#pragma omp parallel for schedule(static) num_threads(threads)
     for (int64_t k = 0; k < tasks; k++) {
         int64_t c = k * EMBED_COLS;
         embed_bwd_cols(dtable, dx, token, c, min_i64(dx.cols - c, EMBED_COLS));

@@ -1,16 +1,17 @@
 // exp_core.h - exponential and sigmoid in FP32: the same bits on every host and backend.
 //
-// A library's expf differs between hosts and does not vectorise; this one is plain arithmetic without
-// branches, so that loops over it vectorise. Error below 1.1 ulp where the result is normal (tested against
-// double), results below 2^-150 are 0, above the largest float infinity; NaN stays NaN.
-// Range reduction and polynomial after Moshier's Cephes (expf).
+// A library's expf differs between hosts and does not vectorise; this one is plain arithmetic
+// without branches, so that loops over it vectorise. Error below 1.1 ulp where the result is normal
+// (tested against double), results below 2^-150 are 0, above the largest float infinity; NaN stays
+// NaN. Range reduction and polynomial after Moshier's Cephes (expf).
 #pragma once
 #include <math.h>
 
 #include "fp8.h"
 
 static HD inline float exp_f32(float x) {
-    // Outside these limits the result is 0 or infinity; comparisons are false for NaN, which passes.
+    // Outside these limits the result is 0 or infinity; comparisons are false for NaN, which
+    // passes.
     float c = x < -104.0f ? -104.0f : x;
     c = c > 89.0f ? 89.0f : c;
     // k = round(x / ln 2) by adding 1.5 * 2^23, whose low bits then hold k.

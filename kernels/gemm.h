@@ -20,3 +20,11 @@
 
 // gemm_isa: name of the instruction set chosen for this processor: "avx512-bf16", "avx512", "avx2", "portable".
 const char *gemm_isa(void);
+
+// gemm_peak: floating-point operations per second that nthreads threads reach here with independent multiply-adds in
+// registers, the best instruction set of the processor: FP32, and `half` for FP8 and BF16 products (BF16 dot
+// products where they are faster). Takes some 30 ms. Local.
+typedef struct GemmPeak {
+    double f32, half;
+} GemmPeak;
+GemmPeak gemm_peak(int nthreads);

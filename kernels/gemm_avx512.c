@@ -1,6 +1,6 @@
 // gemm_avx512.c - output tiles with AVX-512 (F, BW, DQ, VL): FP32 multiply-adds, 12 x 32.
-// Compiled with its own flags and called only where the processor has them; without the flags (another
-// architecture) only names that are never called are left.
+// Compiled with its own flags and called only where the processor has them; without the flags
+// (another architecture) only names that are never called are left.
 #include "gemm_engine.h"
 
 #ifdef __AVX512BW__
@@ -31,7 +31,8 @@ static inline vf vjoin(vf even, vf odd) {
 
 #include "gemm_tile.h"
 #else
-void gemm_tile_avx512(const GemmProblem *p, int64_t m0, int64_t mn, int64_t n0, int64_t nn, GemmWork *w) {
+void gemm_tile_avx512(const GemmProblem *p, int64_t m0, int64_t mn, int64_t n0, int64_t nn,
+                      GemmWork *w) {
     (void)p, (void)m0, (void)mn, (void)n0, (void)nn, (void)w;
 }
 double gemm_peak_avx512(int64_t n, float *sink) {

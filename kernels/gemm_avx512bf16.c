@@ -1,9 +1,9 @@
 // gemm_avx512bf16.c - output tiles with AVX-512 BF16 (vdpbf16ps): pairs of products, 12 x 32.
 //
-// Every E4M3 value is a BF16 value, so FP8 products are exact here; sums are FP32. The instruction reads BF16
-// subnormals as zero and flushes FP32 subnormals: below 2^-126, and of no weight in a sum that matters.
-// Compiled with its own flags and called only where the processor has them; without the flags (another
-// architecture) only names that are never called are left.
+// Every E4M3 value is a BF16 value, so FP8 products are exact here; sums are FP32. The instruction
+// reads BF16 subnormals as zero and flushes FP32 subnormals: below 2^-126, and of no weight in a
+// sum that matters. Compiled with its own flags and called only where the processor has them;
+// without the flags (another architecture) only names that are never called are left.
 #include "gemm_engine.h"
 
 #ifdef __AVX512BF16__

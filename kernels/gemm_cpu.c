@@ -4,8 +4,8 @@
 #include "gemm_engine.h"
 
 // One product with its sizes checked against the operands.
-static Err run_one(OpCx *cx, GemmOperand a, GemmOperand b, Mat y, int64_t k_a, int64_t k_b, bool is_shape_ok,
-                   bool acc) {
+static Err run_one(OpCx *cx, GemmOperand a, GemmOperand b, Mat y, int64_t k_a, int64_t k_b,
+                   bool is_shape_ok, bool acc) {
     CHECK(is_shape_ok && k_a == k_b, E_INTERNAL,
           "gemm: the output is %lld x %lld, the contractions are %lld and %lld: shapes disagree",
           (long long)y.rows, (long long)y.cols, (long long)k_a, (long long)k_b);

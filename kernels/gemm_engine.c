@@ -32,7 +32,8 @@ static bool isa_is_usable(int i) {
 #endif
 }
 
-// Intel's processors issue vdpbf16ps at half the rate of the FP32 multiply-add or less: no gain there.
+// Intel's processors issue vdpbf16ps at half the rate of the FP32 multiply-add or less: no gain
+// there.
 static bool isa_is_preferred(int i) {
 #if defined(__x86_64__)
     return i != 0 || !__builtin_cpu_is("intel");
@@ -65,13 +66,14 @@ const char *gemm_isa_name(int i) {
 }
 
 GemmOperand gemm_operand_mat(Mat m, bool is_k_contig) {
-    GemmOperand o = {.p = m.p, .t = m.t == DT_F32 ? SRC_F32 : SRC_BF16, .is_k_contig = is_k_contig,
-                     .ld = m.ld};
+    GemmOperand o = {
+        .p = m.p, .t = m.t == DT_F32 ? SRC_F32 : SRC_BF16, .is_k_contig = is_k_contig, .ld = m.ld};
     return o;
 }
 
 GemmOperand gemm_operand_q(MatQ m, bool is_k_contig) {
-    GemmOperand o = {.p = m.q, .t = SRC_E4M3, .is_k_contig = is_k_contig, .ld = m.ld, .s = m.s, .st = m.st};
+    GemmOperand o = {
+        .p = m.q, .t = SRC_E4M3, .is_k_contig = is_k_contig, .ld = m.ld, .s = m.s, .st = m.st};
     o.s_tile = is_k_contig ? m.tile_rows : TILE;
     o.s_outer = is_k_contig ? m.srow : m.scol;
     o.s_k = is_k_contig ? m.scol : m.srow;
@@ -80,8 +82,8 @@ GemmOperand gemm_operand_q(MatQ m, bool is_k_contig) {
 
 size_t gemm_scratch_bytes(int nthreads, int64_t ngroups) {
     size_t n = (size_t)max_i64(ngroups, 1);
-    return (size_t)nthreads * sizeof(GemmWork) + n * sizeof(GemmProblem) + (n + 1) * sizeof(int64_t) +
-           3 * ARENA_ALIGN;
+    return (size_t)nthreads * sizeof(GemmWork) + n * sizeof(GemmProblem) +
+           (n + 1) * sizeof(int64_t) + 3 * ARENA_ALIGN;
 }
 
 // A product that changes nothing: no output, or no contraction to add.
@@ -119,7 +121,8 @@ Err gemm_run(OpCx *cx, const GemmProblem *problems, int64_t np) {
         bool is_fp8 = p->a.t == SRC_E4M3;
         CHECK(p->m >= 0 && p->n >= 0 && p->k >= 0, E_INTERNAL, "gemm: size %lld x %lld x %lld",
               (long long)p->m, (long long)p->n, (long long)p->k);
-        CHECK(is_fp8 == (p->b.t == SRC_E4M3), E_INTERNAL, "gemm: one operand is FP8, the other is not");
+        CHECK(is_fp8 == (p->b.t == SRC_E4M3), E_INTERNAL,
+              "gemm: one operand is FP8, the other is not");
         CHECK(p->y.t == DT_F32 || (p->y.t == DT_BF16 && !p->acc), E_INTERNAL,
               "gemm: output type %s%s", dtype_name(p->y.t), p->acc ? " cannot be added to" : "");
         flops += 2.0 * (double)p->m * (double)p->n * (double)(p->k + 1);
@@ -127,9 +130,12 @@ Err gemm_run(OpCx *cx, const GemmProblem *problems, int64_t np) {
     // Below this a second thread costs more than it brings.
     int nthreads = flops < 1e5 || cx->nthreads < 1 ? 1 : cx->nthreads;
     int64_t mb = GEMM_MB, nb = GEMM_NB;
-    while (nthreads > 1 && count_tiles(problems, np, mb, nb) < 4 * nthreads && (mb > 48 || nb > 64)) {
-        if (mb >= nb) mb /= 2;
-        else nb /= 2;
+    while (nthreads > 1 && count_tiles(problems, np, mb, nb) < 4 * nthreads &&
+           (mb > 48 || nb > 64)) {
+        if (mb >= nb)
+            mb /= 2;
+        else
+            nb /= 2;
     }
     size_t mark = arena_mark(cx->scratch);
     int64_t *first = NULL;

@@ -1,11 +1,12 @@
 // gemm_engine.h - the one engine behind every matrix product of the CPU backend.
 //
-// A product is c(i, j) = sum over k of a(i, k) b(j, k). Operands keep whatever type and orientation they
-// have in memory; the tile function of the instruction set decodes them into panels (FP8 and BF16 become
-// FP32, or pairs of BF16), 128 elements of the contraction at a time, and its micro-kernel works on
-// panels only. Threads share out the output tiles of all products of a call and never a contraction; an
-// element's sum runs over k in ascending order wherever it lies in a tile. So neither the number of
-// threads nor the tile size changes a bit of a result. Inside kernels/ and its tests and benchmarks only.
+// A product is c(i, j) = sum over k of a(i, k) b(j, k). Operands keep whatever type and orientation
+// they have in memory; the tile function of the instruction set decodes them into panels (FP8 and
+// BF16 become FP32, or pairs of BF16), 128 elements of the contraction at a time, and its
+// micro-kernel works on panels only. Threads share out the output tiles of all products of a call
+// and never a contraction; an element's sum runs over k in ascending order wherever it lies in a
+// tile. So neither the number of threads nor the tile size changes a bit of a result. Inside
+// kernels/ and its tests and benchmarks only.
 #pragma once
 #include "ops.h"
 
@@ -13,13 +14,13 @@ typedef enum GemmSrc { SRC_F32, SRC_BF16, SRC_E4M3 } GemmSrc;
 
 // One operand: element (outer, k), outer = row i of a or column j of b.
 typedef struct GemmOperand {
-    const void *p;       // element (0, 0)
-    GemmSrc t;           // type in memory
-    bool is_k_contig;    // k is the contiguous index; else outer is
-    int64_t ld;          // elements between two values of the other index
-    const void *s;       // E4M3: scale of (outer, k) = s[(outer / s_tile) * s_outer + (k / 128) * s_k]
-    ScaleType st;        // type of s
-    int s_tile;          // 1 or 128
+    const void *p;    // element (0, 0)
+    GemmSrc t;        // type in memory
+    bool is_k_contig; // k is the contiguous index; else outer is
+    int64_t ld;       // elements between two values of the other index
+    const void *s;    // E4M3: scale of (outer, k) = s[(outer / s_tile) * s_outer + (k / 128) * s_k]
+    ScaleType st;     // type of s
+    int s_tile;       // 1 or 128
     int64_t s_outer, s_k;
 } GemmOperand;
 
@@ -32,10 +33,10 @@ typedef struct GemmProblem {
 } GemmProblem;
 
 enum {
-    GEMM_MB = 240,             // rows of the largest output tile: a multiple of every strip and vector
-    GEMM_NB = 256,             // columns of the largest output tile
-    GEMM_LDC = GEMM_NB + 16,   // row stride of the tile's sums: no power of two
-    GEMM_NR_MAX = 64,          // columns of the widest panel of b
+    GEMM_MB = 240, // rows of the largest output tile: a multiple of every strip and vector
+    GEMM_NB = 256, // columns of the largest output tile
+    GEMM_LDC = GEMM_NB + 16, // row stride of the tile's sums: no power of two
+    GEMM_NR_MAX = 64,        // columns of the widest panel of b
 };
 
 // What one thread works in; 64-byte aligned, contents undefined.
@@ -50,12 +51,17 @@ typedef struct GemmWork {
 // One output tile: rows [m0, m0+mn), columns [n0, n0+nn), mn <= GEMM_MB, nn <= GEMM_NB.
 typedef void (*GemmTileFn)(const GemmProblem *p, int64_t m0, int64_t mn, int64_t n0, int64_t nn,
                            GemmWork *w);
-void gemm_tile_avx512bf16(const GemmProblem *p, int64_t m0, int64_t mn, int64_t n0, int64_t nn, GemmWork *w);
-void gemm_tile_avx512(const GemmProblem *p, int64_t m0, int64_t mn, int64_t n0, int64_t nn, GemmWork *w);
-void gemm_tile_avx2(const GemmProblem *p, int64_t m0, int64_t mn, int64_t n0, int64_t nn, GemmWork *w);
-void gemm_tile_portable(const GemmProblem *p, int64_t m0, int64_t mn, int64_t n0, int64_t nn, GemmWork *w);
-// Arithmetic peak of one thread, for benchmarks: runs n rounds of independent multiply-adds in registers
-// and returns the floating-point operations done; *sink keeps the compiler from dropping them.
+void gemm_tile_avx512bf16(const GemmProblem *p, int64_t m0, int64_t mn, int64_t n0, int64_t nn,
+                          GemmWork *w);
+void gemm_tile_avx512(const GemmProblem *p, int64_t m0, int64_t mn, int64_t n0, int64_t nn,
+                      GemmWork *w);
+void gemm_tile_avx2(const GemmProblem *p, int64_t m0, int64_t mn, int64_t n0, int64_t nn,
+                    GemmWork *w);
+void gemm_tile_portable(const GemmProblem *p, int64_t m0, int64_t mn, int64_t n0, int64_t nn,
+                        GemmWork *w);
+// Arithmetic peak of one thread, for benchmarks: runs n rounds of independent multiply-adds in
+// registers and returns the floating-point operations done; *sink keeps the compiler from dropping
+// them.
 typedef double (*GemmPeakFn)(int64_t n, float *sink);
 double gemm_peak_avx512bf16(int64_t n, float *sink);
 double gemm_peak_avx512(int64_t n, float *sink);
@@ -70,19 +76,22 @@ typedef struct GemmIsa {
     GemmPeakFn peak_half; // of `tile_half`
 } GemmIsa;
 
-// gemm_run: compute np products; the sizes may differ. Uses cx->scratch for gemm_scratch_bytes(). Local.
-// Errors: E_INTERNAL if the scratch arena is too small.
+// gemm_run: compute np products; the sizes may differ. Uses cx->scratch for gemm_scratch_bytes().
+// Local. Errors: E_INTERNAL if the scratch arena is too small.
 Err gemm_run(OpCx *cx, const GemmProblem *problems, int64_t np) MUST_CHECK;
-// gemm_scratch_bytes: upper bound of what one gemm_* or ggemm_* operation pushes on the scratch arena.
+// gemm_scratch_bytes: upper bound of what one gemm_* or ggemm_* operation pushes on the scratch
+// arena.
 size_t gemm_scratch_bytes(int nthreads, int64_t ngroups);
-// gemm_select: use this instruction set from now on; NULL = the best of this processor. Returns false, and
-// changes nothing, if it is unknown or this processor lacks it. For tests and benchmarks; not thread-safe.
+// gemm_select: use this instruction set from now on; NULL = the best of this processor. Returns
+// false, and changes nothing, if it is unknown or this processor lacks it. For tests and
+// benchmarks; not thread-safe.
 bool gemm_select(const char *name);
 // gemm_current: the chosen instruction set. gemm_isa_name: the i-th known name, NULL past the end.
 const GemmIsa *gemm_current(void);
 const char *gemm_isa_name(int i);
 
-// gemm_operand_mat / gemm_operand_q: describe memory. Rows of m are the outer index if is_k_contig, else
-// the contraction. A weight (tile_rows 128) may be read both ways, an activation only along its tiles.
+// gemm_operand_mat / gemm_operand_q: describe memory. Rows of m are the outer index if is_k_contig,
+// else the contraction. A weight (tile_rows 128) may be read both ways, an activation only along
+// its tiles.
 GemmOperand gemm_operand_mat(Mat m, bool is_k_contig);
 GemmOperand gemm_operand_q(MatQ m, bool is_k_contig);

@@ -30,11 +30,12 @@ static inline vf vlanes_bf16(const void *p) {
     __m512i x = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)p));
     return _mm512_castsi512_ps(_mm512_slli_epi32(x, 16));
 }
-// Exact, NaN included. Exponents are rebiased as integers; the values below 2^-6 come from a table: as
-// floating-point subnormals they would be slow on some processors.
+// Exact, NaN included. Exponents are rebiased as integers; the values below 2^-6 come from a table:
+// as floating-point subnormals they would be slow on some processors.
 static inline vf vlanes_e4m3(const void *p) {
-    const __m512 low = _mm512_setr_ps(0.0f, 0x1p-9f, 0x2p-9f, 0x3p-9f, 0x4p-9f, 0x5p-9f, 0x6p-9f, 0x7p-9f,
-                                      0x8p-9f, 0x9p-9f, 0xAp-9f, 0xBp-9f, 0xCp-9f, 0xDp-9f, 0xEp-9f, 0xFp-9f);
+    const __m512 low =
+        _mm512_setr_ps(0.0f, 0x1p-9f, 0x2p-9f, 0x3p-9f, 0x4p-9f, 0x5p-9f, 0x6p-9f, 0x7p-9f, 0x8p-9f,
+                       0x9p-9f, 0xAp-9f, 0xBp-9f, 0xCp-9f, 0xDp-9f, 0xEp-9f, 0xFp-9f);
     __m128i codes = _mm_loadu_si128((const __m128i *)p);
     __m512i x = _mm512_cvtepi8_epi32(codes);
     __m512i mag = _mm512_and_si512(x, _mm512_set1_epi32(0x7F));
@@ -44,8 +45,8 @@ static inline vf vlanes_e4m3(const void *p) {
     __m512 v = _mm512_mask_permutexvar_ps(_mm512_castsi512_ps(bits), is_low, mag, low);
     v = _mm512_mask_mov_ps(v, is_nan, _mm512_set1_ps(__builtin_nanf("")));
     // v | (x & sign bit)
-    return _mm512_castsi512_ps(_mm512_ternarylogic_epi32(_mm512_castps_si512(v), x,
-                                                         _mm512_set1_epi32((int)0x80000000u), 0xF8));
+    return _mm512_castsi512_ps(_mm512_ternarylogic_epi32(
+        _mm512_castps_si512(v), x, _mm512_set1_epi32((int)0x80000000u), 0xF8));
 }
 
 // Swap bit s of the register's index with bit s of the lane's index, for every pair of registers.

@@ -3,14 +3,15 @@
 // The including file defines the vector: vf (VW floats), VW, and
 //   vload vstore vset1 vmul vadd, vdot(a, b, c) = c + the products of one unit of a and b per lane,
 //   vlanes_{f32,bf16,e4m3}(p): VW consecutive elements as floats,
-//   vunits_{f32,bf16,e4m3}(p): VW consecutive units along the contraction, vjoin(even, odd): lanes to units,
-//   vtranspose(vf r[VW]);
-// a unit being KU consecutive elements of the contraction in 32 bits (1 float, or 2 BF16). And it defines the
-// micro-kernel's tile, MR rows x NV vectors, and GEMM_TILE, the name of the function made here.
+//   vunits_{f32,bf16,e4m3}(p): VW consecutive units along the contraction, vjoin(even, odd): lanes
+//   to units, vtranspose(vf r[VW]);
+// a unit being KU consecutive elements of the contraction in 32 bits (1 float, or 2 BF16). And it
+// defines the micro-kernel's tile, MR rows x NV vectors, and GEMM_TILE, the name of the function
+// made here.
 //
-// Panels: a is [row][TILE / KU] units and is broadcast, b is [unit][VW * NV] and is loaded. Rows are split
-// into strips of at most MR (a kernel for each height), columns are padded with zeros, so an element's sum is
-// the same operations in the same order wherever it lies.
+// Panels: a is [row][TILE / KU] units and is broadcast, b is [unit][VW * NV] and is loaded. Rows
+// are split into strips of at most MR (a kernel for each height), columns are padded with zeros, so
+// an element's sum is the same operations in the same order wherever it lies.
 #include <string.h>
 
 #include "fp8.h"
@@ -56,13 +57,15 @@ INLINE vf load_across(GemmSrc t, const char *p, int64_t row_bytes, int64_t n, in
     return vjoin(even, nk > 1 ? load_lanes(t, p + row_bytes, n) : vset1(0.0f));
 }
 
-INLINE const char *element(const GemmOperand *o, GemmSrc t, bool is_k_contig, int64_t outer, int64_t k) {
-    return (const char *)o->p + (is_k_contig ? outer * o->ld + k : k * o->ld + outer) * src_bytes(t);
+INLINE const char *element(const GemmOperand *o, GemmSrc t, bool is_k_contig, int64_t outer,
+                           int64_t k) {
+    return (const char *)o->p +
+           (is_k_contig ? outer * o->ld + k : k * o->ld + outer) * src_bytes(t);
 }
 
 // rows x nk elements of an operand -> dst [row][AS]; units past nk inside the last vector are zero.
-INLINE void pack_a_as(GemmSrc t, bool is_k_contig, const GemmOperand *o, int64_t i0, int64_t rows, int64_t k0,
-                      int64_t nk, float *dst) {
+INLINE void pack_a_as(GemmSrc t, bool is_k_contig, const GemmOperand *o, int64_t i0, int64_t rows,
+                      int64_t k0, int64_t nk, float *dst) {
     int64_t nu = ceil_div(nk, KU);
     if (is_k_contig) {
         for (int64_t r = 0; r < rows; r++) {
@@ -84,14 +87,15 @@ INLINE void pack_a_as(GemmSrc t, bool is_k_contig, const GemmOperand *o, int64_t
             }
             vtranspose(x);
 #pragma GCC unroll 16
-            for (int j = 0; j < VW; j++) vstore(dst + (r + j) * AS + u, x[j]); // rows past n are spare
+            for (int j = 0; j < VW; j++)
+                vstore(dst + (r + j) * AS + u, x[j]); // rows past n are spare
         }
     }
 }
 
 // n <= NR columns x nk elements of an operand -> dst [unit][NR]; columns past n are zero.
-INLINE void pack_b_as(GemmSrc t, bool is_k_contig, const GemmOperand *o, int64_t j0, int64_t n, int64_t k0,
-                      int64_t nk, float *dst) {
+INLINE void pack_b_as(GemmSrc t, bool is_k_contig, const GemmOperand *o, int64_t j0, int64_t n,
+                      int64_t k0, int64_t nk, float *dst) {
     int64_t nu = ceil_div(nk, KU);
     if (is_k_contig) {
         for (int v = 0; v < NV; v++) {
@@ -100,7 +104,8 @@ INLINE void pack_b_as(GemmSrc t, bool is_k_contig, const GemmOperand *o, int64_t
 #pragma GCC unroll 16
                 for (int j = 0; j < VW; j++) {
                     int64_t col = v * VW + j;
-                    x[j] = col < n ? load_units(t, element(o, t, true, j0 + col, k0 + u * KU), nk - u * KU)
+                    x[j] = col < n ? load_units(t, element(o, t, true, j0 + col, k0 + u * KU),
+                                                nk - u * KU)
                                    : vset1(0.0f);
                 }
                 vtranspose(x);
@@ -122,35 +127,52 @@ INLINE void pack_b_as(GemmSrc t, bool is_k_contig, const GemmOperand *o, int64_t
 // The type and the orientation become constants, so that no decision is left in the loops.
 #define PACK(pack_as, o, ...)                                                                      \
     do {                                                                                           \
-        if ((o)->t == SRC_E4M3 && (o)->is_k_contig) pack_as(SRC_E4M3, true, o, __VA_ARGS__);       \
-        else if ((o)->t == SRC_E4M3) pack_as(SRC_E4M3, false, o, __VA_ARGS__);                     \
-        else if ((o)->t == SRC_BF16 && (o)->is_k_contig) pack_as(SRC_BF16, true, o, __VA_ARGS__);  \
-        else if ((o)->t == SRC_BF16) pack_as(SRC_BF16, false, o, __VA_ARGS__);                     \
-        else if (KU == 1 && (o)->is_k_contig) pack_as(SRC_F32, true, o, __VA_ARGS__);              \
-        else if (KU == 1) pack_as(SRC_F32, false, o, __VA_ARGS__);                                 \
+        if ((o)->t == SRC_E4M3 && (o)->is_k_contig)                                                \
+            pack_as(SRC_E4M3, true, o, __VA_ARGS__);                                               \
+        else if ((o)->t == SRC_E4M3)                                                               \
+            pack_as(SRC_E4M3, false, o, __VA_ARGS__);                                              \
+        else if ((o)->t == SRC_BF16 && (o)->is_k_contig)                                           \
+            pack_as(SRC_BF16, true, o, __VA_ARGS__);                                               \
+        else if ((o)->t == SRC_BF16)                                                               \
+            pack_as(SRC_BF16, false, o, __VA_ARGS__);                                              \
+        else if (KU == 1 && (o)->is_k_contig)                                                      \
+            pack_as(SRC_F32, true, o, __VA_ARGS__);                                                \
+        else if (KU == 1)                                                                          \
+            pack_as(SRC_F32, false, o, __VA_ARGS__);                                               \
     } while (0)
 
-static __attribute__((noinline)) void pack_a(const GemmOperand *o, int64_t i0, int64_t rows, int64_t k0,
-                                             int64_t nk, float *dst) {
+static __attribute__((noinline)) void pack_a(const GemmOperand *o, int64_t i0, int64_t rows,
+                                             int64_t k0, int64_t nk, float *dst) {
     PACK(pack_a_as, o, i0, rows, k0, nk, dst);
 }
 
-static __attribute__((noinline)) void pack_b(const GemmOperand *o, int64_t j0, int64_t n, int64_t k0,
-                                             int64_t nk, float *dst) {
+static __attribute__((noinline)) void pack_b(const GemmOperand *o, int64_t j0, int64_t n,
+                                             int64_t k0, int64_t nk, float *dst) {
     PACK(pack_b_as, o, j0, n, k0, nk, dst);
 }
 
+static float scale_at(const GemmOperand *o, int64_t at) {
+    return o->st == SCALE_F32 ? ((const float *)o->s)[at]
+                              : f32_from_e8m0(((const uint8_t *)o->s)[at]);
+}
+
+// The scales of n outer indices in the slice at k0.
 static void pack_scales(const GemmOperand *o, int64_t outer, int64_t n, int64_t k0, float *dst) {
-    for (int64_t i = 0; i < n; i++) {
-        int64_t at = (outer + i) / o->s_tile * o->s_outer + k0 / TILE * o->s_k;
-        dst[i] = o->st == SCALE_F32 ? ((const float *)o->s)[at]
-                                    : f32_from_e8m0(((const uint8_t *)o->s)[at]);
+    int64_t slice = k0 / TILE * o->s_k;
+    if (o->s_tile == 1) {
+        for (int64_t i = 0; i < n; i++) dst[i] = scale_at(o, (outer + i) * o->s_outer + slice);
+        return;
+    }
+    for (int64_t i = 0; i < n;) {
+        int64_t block = (outer + i) / TILE, end = min_i64(n, (block + 1) * TILE - outer);
+        float s = scale_at(o, block * o->s_outer + slice);
+        while (i < end) dst[i++] = s;
     }
 }
 
 // h rows x NR columns. Plain: c carries the running sum. With promotion: c += sum * (sa * sb).
-INLINE void kernel(const int h, const bool is_promoted, int64_t nu, const float *a, const float *b, float *c,
-                   const float *sa, const float *sb) {
+INLINE void kernel(const int h, const bool is_promoted, int64_t nu, const float *a, const float *b,
+                   float *c, const float *sa, const float *sb) {
     vf acc[MR][NV];
 #pragma GCC unroll 16
     for (int r = 0; r < h; r++)
@@ -263,7 +285,8 @@ double GEMM_PEAK(int64_t n, float *sink) {
 #pragma GCC unroll 16
     for (int r = 0; r < MR; r++)
 #pragma GCC unroll 4
-        for (int v = 0; v < NV; v++) acc[r][v] = vset1(sink[2] + (float)(r * NV + v)); // all different
+        for (int v = 0; v < NV; v++)
+            acc[r][v] = vset1(sink[2] + (float)(r * NV + v)); // all different
     for (int64_t i = 0; i < n; i++) {
 #pragma GCC unroll 16
         for (int r = 0; r < MR; r++)

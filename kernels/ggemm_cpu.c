@@ -48,11 +48,20 @@ static Err ggemm(OpCx *cx, Shape shape, Mat y, Mat a, Mat b, Groups g, bool acc)
         if (is_tn) {
             p[e] = (GemmProblem){.a = gemm_operand_mat(ae, false),
                                  .b = gemm_operand_mat(mat_rows(b, r0, n), false),
-                                 .m = per, .n = y.cols, .k = n, .y = mat_rows(y, e * per, per), .acc = acc};
+                                 .m = per,
+                                 .n = y.cols,
+                                 .k = n,
+                                 .y = mat_rows(y, e * per, per),
+                                 .acc = acc};
         } else {
-            p[e] = (GemmProblem){.a = gemm_operand_mat(ae, true),
-                                 .b = gemm_operand_mat(mat_rows(b, e * per, per), shape == SHAPE_NT),
-                                 .m = n, .n = n_b, .k = k_b, .y = mat_rows(y, r0, n), .acc = acc};
+            p[e] =
+                (GemmProblem){.a = gemm_operand_mat(ae, true),
+                              .b = gemm_operand_mat(mat_rows(b, e * per, per), shape == SHAPE_NT),
+                              .m = n,
+                              .n = n_b,
+                              .k = k_b,
+                              .y = mat_rows(y, r0, n),
+                              .acc = acc};
         }
     }
     TRY(gemm_run(cx, p, g.n));
@@ -76,10 +85,11 @@ Err ggemm_tn_cpu(OpCx *cx, Mat y, Mat a, Mat b, Groups g, bool acc) {
 }
 
 // fprop (is_k_contig) and dgrad: the expert's rows times its weight.
-static Err ggemm_fp8_rows(OpCx *cx, const char *op, bool is_k_contig, Mat y, MatQ a, MatQ w, Groups g,
-                          bool acc) {
+static Err ggemm_fp8_rows(OpCx *cx, const char *op, bool is_k_contig, Mat y, MatQ a, MatQ w,
+                          Groups g, bool acc) {
     int64_t k = is_k_contig ? w.cols : w.rows, n = is_k_contig ? w.rows : w.cols;
-    CHECK(g.n == w.nmat, E_INTERNAL, "%s: %lld groups, %lld weights", op, (long long)g.n, (long long)w.nmat);
+    CHECK(g.n == w.nmat, E_INTERNAL, "%s: %lld groups, %lld weights", op, (long long)g.n,
+          (long long)w.nmat);
     CHECK(a.cols == k && y.cols == n && a.rows == y.rows, E_INTERNAL, "%s: shapes disagree", op);
     TRY(check_groups(op, g, a.rows));
     size_t mark = arena_mark(cx->scratch);
@@ -89,7 +99,11 @@ static Err ggemm_fp8_rows(OpCx *cx, const char *op, bool is_k_contig, Mat y, Mat
         int64_t r0 = g.start[e], m = g.count[e];
         p[e] = (GemmProblem){.a = gemm_operand_q(matq_rows(a, r0, m), true),
                              .b = gemm_operand_q(matq_mat(w, e), is_k_contig),
-                             .m = m, .n = n, .k = k, .y = mat_rows(y, r0, m), .acc = acc};
+                             .m = m,
+                             .n = n,
+                             .k = k,
+                             .y = mat_rows(y, r0, m),
+                             .acc = acc};
     }
     TRY(gemm_run(cx, p, g.n));
     arena_release(cx->scratch, mark);
@@ -118,7 +132,8 @@ Err ggemm_fp8_wgrad_cpu(OpCx *cx, Mat y, MatQ at, MatQ bt, Groups g, bool acc) {
     const char *op = "ggemm_fp8_wgrad";
     TRY(check_stack(op, y.rows, g.n));
     int64_t per = y.rows / g.n;
-    CHECK(at.rows == per && bt.rows == y.cols && at.cols == bt.cols, E_INTERNAL, "%s: shapes disagree", op);
+    CHECK(at.rows == per && bt.rows == y.cols && at.cols == bt.cols, E_INTERNAL,
+          "%s: shapes disagree", op);
     TRY(check_groups(op, g, at.cols));
     size_t mark = arena_mark(cx->scratch);
     GemmProblem *p = NULL;
@@ -127,7 +142,11 @@ Err ggemm_fp8_wgrad_cpu(OpCx *cx, Mat y, MatQ at, MatQ bt, Groups g, bool acc) {
         int64_t r0 = g.start[e], n = g.count[e], tile = first_tile(g, e);
         p[e] = (GemmProblem){.a = gemm_operand_q(token_columns(at, r0, n, tile), true),
                              .b = gemm_operand_q(token_columns(bt, r0, n, tile), true),
-                             .m = per, .n = y.cols, .k = n, .y = mat_rows(y, e * per, per), .acc = acc};
+                             .m = per,
+                             .n = y.cols,
+                             .k = n,
+                             .y = mat_rows(y, e * per, per),
+                             .acc = acc};
     }
     TRY(gemm_run(cx, p, g.n));
     arena_release(cx->scratch, mark);

@@ -4,7 +4,8 @@
 #include "norm_core.h"
 #include "rows.h"
 
-ROW_CLONES static void norm_fwd_row(Mat y, float *rstd, Mat x, const float *w, float eps, int64_t r) {
+ROW_CLONES static void norm_fwd_row(Mat y, float *rstd, Mat x, const float *w, float eps,
+                                    int64_t r) {
     float buf[ROW_CHUNK], out[ROW_CHUNK];
     int64_t D = x.cols;
     V16 acc = {0};
@@ -28,7 +29,8 @@ Err norm_rms_fwd_cpu(OpCx *cx, Mat y, float *rstd, Mat x, const float *w, float 
     ROW_MAT(x, T, D);
     ROW_MAT(y, T, D);
     if (D == 0) return OK;
-#pragma omp parallel for schedule(static) num_threads(row_threads(cx, T * D))
+    int threads = row_threads(cx, T * D);
+#pragma omp parallel for schedule(static) num_threads(threads)
     for (int64_t r = 0; r < T; r++) norm_fwd_row(y, rstd, x, w, eps, r);
     return OK;
 }
@@ -76,14 +78,16 @@ Err norm_rms_bwd_cpu(OpCx *cx, Mat dx, float *dw, Mat dy, Mat x, const float *w,
     size_t mark = arena_mark(cx->scratch);
     float *part = NULL;
     ARENA_NEW(cx->scratch, part, nblocks * D);
-#pragma omp parallel for schedule(dynamic) num_threads(row_threads(cx, T * D))
+    int threads = row_threads(cx, T * D);
+#pragma omp parallel for schedule(dynamic) num_threads(threads)
     for (int64_t b = 0; b < nblocks; b++) {
         memset(part + b * D, 0, (size_t)D * sizeof *part);
         int64_t end = min_i64(T, (b + 1) * ROW_BLOCK);
         for (int64_t r = b * ROW_BLOCK; r < end; r++)
             norm_bwd_row(dx, part + b * D, dy, x, w, rstd[r], dres, r);
     }
-#pragma omp parallel for schedule(static) num_threads(row_threads(cx, nblocks * D))
+    threads = row_threads(cx, nblocks * D);
+#pragma omp parallel for schedule(static) num_threads(threads)
     for (int64_t c = 0; c < D; c++) {
         float s = 0.0f;
         for (int64_t b = 0; b < nblocks; b++) s += part[b * D + c];
@@ -107,7 +111,8 @@ Err add_cpu(OpCx *cx, Mat y, Mat a, Mat b) {
     ROW_MAT(y, y.rows, y.cols);
     ROW_MAT(a, y.rows, y.cols);
     ROW_MAT(b, y.rows, y.cols);
-#pragma omp parallel for schedule(static) num_threads(row_threads(cx, y.rows * y.cols))
+    int threads = row_threads(cx, y.rows * y.cols);
+#pragma omp parallel for schedule(static) num_threads(threads)
     for (int64_t r = 0; r < y.rows; r++) add_row(y, a, b, r);
     return OK;
 }
@@ -123,7 +128,8 @@ ROW_CLONES static void cast_row(Mat y, Mat x, int64_t r) {
 Err cast_cpu(OpCx *cx, Mat y, Mat x) {
     ROW_MAT(y, y.rows, y.cols);
     ROW_MAT(x, y.rows, y.cols);
-#pragma omp parallel for schedule(static) num_threads(row_threads(cx, y.rows * y.cols))
+    int threads = row_threads(cx, y.rows * y.cols);
+#pragma omp parallel for schedule(static) num_threads(threads)
     for (int64_t r = 0; r < y.rows; r++) {
         // Same type: bits are copied, so that even NaN payloads stay.
         if (x.t == y.t)

@@ -9,8 +9,8 @@ static HD inline float permute_value(Mat m, int64_t r, int64_t c) {
     return f32_from_bf16(((const uint16_t *)m.p)[r * m.ld + c]);
 }
 // permute_sum: (add1 + add2 + x rows in list order) of element (m, c), FP32, unrounded.
-static HD inline float permute_sum(Mat x, const int32_t *first, const int32_t *idx, Mat add1, Mat add2,
-                                   int64_t m, int64_t c) {
+static HD inline float permute_sum(Mat x, const int32_t *first, const int32_t *idx, Mat add1,
+                                   Mat add2, int64_t m, int64_t c) {
     float s = 0.0f;
     if (add1.p) s += permute_value(add1, m, c);
     if (add2.p) s += permute_value(add2, m, c);

@@ -3,9 +3,11 @@
 
 #include "rows.h"
 
-Err rows_gather_cpu(OpCx *cx, void *dst, const void *src, const int32_t *idx, int64_t n, int64_t row_bytes) {
+Err rows_gather_cpu(OpCx *cx, void *dst, const void *src, const int32_t *idx, int64_t n,
+                    int64_t row_bytes) {
     size_t bytes = (size_t)row_bytes;
-#pragma omp parallel for schedule(static) num_threads(row_threads(cx, n *row_bytes / 4))
+    int threads = row_threads(cx, n * row_bytes / 4);
+#pragma omp parallel for schedule(static) num_threads(threads)
     for (int64_t i = 0; i < n; i++) {
         char *to = (char *)dst + (size_t)i * bytes;
         if (idx[i] < 0)
@@ -39,7 +41,8 @@ ROW_CLONES static void rows_sum_row(Mat y, Mat x, const int32_t *idx, int64_t n,
     }
 }
 
-Err rows_sum_cpu(OpCx *cx, Mat y, Mat x, const int32_t *first, const int32_t *idx, Mat add1, Mat add2) {
+Err rows_sum_cpu(OpCx *cx, Mat y, Mat x, const int32_t *first, const int32_t *idx, Mat add1,
+                 Mat add2) {
     int64_t M = y.rows, D = y.cols;
     ROW_MAT(y, M, D);
     ROW_MAT(x, x.rows, D);
@@ -47,7 +50,8 @@ Err rows_sum_cpu(OpCx *cx, Mat y, Mat x, const int32_t *first, const int32_t *id
     if (add2.p) ROW_MAT(add2, M, D);
     if (M == 0) return OK;
     int64_t work = (M + first[M] - first[0]) * D;
-#pragma omp parallel for schedule(static) num_threads(row_threads(cx, work))
+    int threads = row_threads(cx, work);
+#pragma omp parallel for schedule(static) num_threads(threads)
     for (int64_t m = 0; m < M; m++)
         rows_sum_row(y, x, idx + first[m], first[m + 1] - first[m], add1, add2, m);
     return OK;

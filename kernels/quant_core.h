@@ -1,5 +1,6 @@
-// quant_core.h - the arithmetic of the quantiser on one value, written without branches so that loops over
-// it become vector code. The same bits as the plain functions of fp8.h (tested). Host and device.
+// quant_core.h - the arithmetic of the quantiser on one value, written without branches so that
+// loops over it become vector code. The same bits as the plain functions of fp8.h (tested). Host
+// and device.
 #pragma once
 #include "fp8.h"
 
@@ -19,14 +20,15 @@ static HD inline int32_t quant_magnitude(float x) {
     return m < F32_INF_BITS ? m : 0;
 }
 
-// quant_code: E4M3 code of q = x / s; NaN and infinity become the NaN code. A product of a finite x may
-// not overflow here: |x / s| stays near 448.
+// quant_code: E4M3 code of q = x / s; NaN and infinity become the NaN code. A product of a finite x
+// may not overflow here: |x / s| stays near 448.
 static HD inline uint32_t quant_code(float q) {
     uint32_t u = f32_bits(q);
     int32_t m = (int32_t)(u & 0x7FFFFFFFu);
     int32_t normal = ((m + 0x7FFFF + ((m >> 20) & 1)) >> 20) - ((127 - 7) << 3);
     normal = normal > 0x7E ? 0x7E : normal;
-    // Below 2^-6 the unit is 2^-9, which is the unit of floats in [2^14, 2^15): adding rounds to it.
+    // Below 2^-6 the unit is 2^-9, which is the unit of floats in [2^14, 2^15): adding rounds to
+    // it.
     int32_t low = (int32_t)(f32_bits(f32_from_bits((uint32_t)m) + 24576.0f) & 0xFu);
     int32_t code = m < 0x3C800000 ? low : normal;
     code = m >= F32_INF_BITS ? E4M3_NAN : code;

@@ -12,7 +12,8 @@ enum { CHANNELS = 64 }; // channels of one transposed piece of work; divides TIL
 static const QuantLanes *chosen;
 
 bool quant_select(const char *name) {
-    static const QuantLanes *const all[] = {&quant_lanes_avx512, &quant_lanes_avx2, &quant_lanes_portable};
+    static const QuantLanes *const all[] = {&quant_lanes_avx512, &quant_lanes_avx2,
+                                            &quant_lanes_portable};
     bool is_usable[3] = {false, false, true};
 #if defined(__x86_64__)
     __builtin_cpu_init();
@@ -51,11 +52,14 @@ static void add_counts(QuantCount *to, const QuantCount *from) {
 }
 
 static void load_rounded(const QuantLanes *l, float *dst, Mat x, int64_t r, int64_t c, int64_t n) {
-    if (x.t == DT_F32) l->round_f32(dst, mat_at(x, r, c), n);
-    else l->round_bf16(dst, mat_at(x, r, c), n);
+    if (x.t == DT_F32)
+        l->round_f32(dst, mat_at(x, r, c), n);
+    else
+        l->round_bf16(dst, mat_at(x, r, c), n);
 }
 
-// The scale of a tile with this amax, and its inverse if that gives the same bits as dividing (else 0).
+// The scale of a tile with this amax, and its inverse if that gives the same bits as dividing (else
+// 0).
 typedef struct Scale {
     float s, inv;
     uint8_t e8m0;
@@ -75,8 +79,10 @@ static Scale scale_for(ScaleType st, int32_t amax_bits) {
 }
 
 static void store_scale(MatQ y, int64_t at, Scale k) {
-    if (y.st == SCALE_F32) ((float *)y.s)[at] = k.s;
-    else ((uint8_t *)y.s)[at] = k.e8m0;
+    if (y.st == SCALE_F32)
+        ((float *)y.s)[at] = k.s;
+    else
+        ((uint8_t *)y.s)[at] = k.e8m0;
 }
 
 static float load_scale(MatQ x, int64_t r, int64_t c) {
@@ -85,7 +91,8 @@ static float load_scale(MatQ x, int64_t r, int64_t c) {
 }
 
 Err quant_tile_cpu(OpCx *cx, MatQ y, Mat x, QuantCount *n) {
-    CHECK(y.rows == x.rows && y.cols == x.cols && y.tile_rows == 1, E_INTERNAL, "quant_tile: shapes disagree");
+    CHECK(y.rows == x.rows && y.cols == x.cols && y.tile_rows == 1, E_INTERNAL,
+          "quant_tile: shapes disagree");
     const QuantLanes *l = lanes();
     int nthreads = threads_for(cx, x.rows * x.cols);
 #pragma omp parallel num_threads(nthreads) if (nthreads > 1)
@@ -116,13 +123,14 @@ Err quant_tile_cpu(OpCx *cx, MatQ y, Mat x, QuantCount *n) {
 
 // Where the values of a transposed quantisation come from: a matrix, or codes.
 typedef struct TokenSource {
-    Mat x;  // x.p NULL: q
+    Mat x; // x.p NULL: q
     MatQ q;
 } TokenSource;
 
-// Tokens [m0, m0+m) x channels [c0, c0+w) of the source, w <= CHANNELS, as one 128x1 tile per channel.
-static void token_tile(const QuantLanes *l, MatQ y, const TokenSource *from, int64_t m0, int64_t m, int64_t c0,
-                       int64_t w, int64_t tile, QuantCount *count, QuantFound *found) {
+// Tokens [m0, m0+m) x channels [c0, c0+w) of the source, w <= CHANNELS, as one 128x1 tile per
+// channel.
+static void token_tile(const QuantLanes *l, MatQ y, const TokenSource *from, int64_t m0, int64_t m,
+                       int64_t c0, int64_t w, int64_t tile, QuantCount *count, QuantFound *found) {
     float v[TILE][CHANNELS], s[CHANNELS], inv[CHANNELS];
     uint8_t codes[TILE][CHANNELS];
     int32_t most[CHANNELS] = {0}, bad[CHANNELS] = {0};
@@ -145,16 +153,18 @@ static void token_tile(const QuantLanes *l, MatQ y, const TokenSource *from, int
         store_scale(y, (c0 + c) * y.srow + tile * y.scol, k);
         count->nonfinite_tiles += bad[c];
     }
-    for (int64_t i = 0; i < m; i++) l->encode_each(codes[i], v[i], s, y.st == SCALE_E8M0 ? inv : NULL, w, found);
+    for (int64_t i = 0; i < m; i++)
+        l->encode_each(codes[i], v[i], s, y.st == SCALE_E8M0 ? inv : NULL, w, found);
     l->transpose(y.q + c0 * y.ld + m0, y.ld, codes[0], CHANNELS, m, w);
     count->values += m * w;
     count->tiles += w;
 }
 
 // Every tile of every group; threads take every nthreads-th piece.
-static Err quant_tokens(OpCx *cx, const char *op, MatQ y, const TokenSource *from, int64_t rows, int64_t cols,
-                        Groups g, QuantCount *n) {
-    CHECK(y.rows == cols && y.cols == rows && y.tile_rows == 1, E_INTERNAL, "%s: shapes disagree", op);
+static Err quant_tokens(OpCx *cx, const char *op, MatQ y, const TokenSource *from, int64_t rows,
+                        int64_t cols, Groups g, QuantCount *n) {
+    CHECK(y.rows == cols && y.cols == rows && y.tile_rows == 1, E_INTERNAL, "%s: shapes disagree",
+          op);
     int64_t whole_start = 0;
     if (g.n == 0) g = (Groups){&whole_start, &rows, 1};
     for (int64_t e = 0; e < g.n; e++)
@@ -168,11 +178,14 @@ static Err quant_tokens(OpCx *cx, const char *op, MatQ y, const TokenSource *fro
     {
         QuantCount count = {0};
         QuantFound found = {0};
-        int64_t e = 0, first = 0; // group e begins with tile `first`; pieces come in ascending order
+        int64_t e = 0,
+                first = 0; // group e begins with tile `first`; pieces come in ascending order
 #pragma omp for schedule(static)
         for (int64_t i = 0; i < pieces; i++) {
-            int64_t tile = i / ceil_div(cols, CHANNELS), c0 = i % ceil_div(cols, CHANNELS) * CHANNELS;
-            while (tile >= first + ceil_div(g.count[e], TILE)) first += ceil_div(g.count[e++], TILE);
+            int64_t tile = i / ceil_div(cols, CHANNELS),
+                    c0 = i % ceil_div(cols, CHANNELS) * CHANNELS;
+            while (tile >= first + ceil_div(g.count[e], TILE))
+                first += ceil_div(g.count[e++], TILE);
             int64_t i0 = (tile - first) * TILE;
             token_tile(l, y, from, g.start[e] + i0, min_i64(TILE, g.count[e] - i0), c0,
                        min_i64(CHANNELS, cols - c0), tile, &count, &found);
@@ -205,7 +218,8 @@ Err dequant_cpu(OpCx *cx, Mat y, MatQ x) {
         for (int64_t c = 0; c < x.cols; c += TILE) {
             int64_t w = min_i64(TILE, x.cols - c);
             float v[TILE];
-            l->decode(y.t == DT_F32 ? mat_at(y, r, c) : v, x.q + r * x.ld + c, load_scale(x, r, c), w);
+            l->decode(y.t == DT_F32 ? mat_at(y, r, c) : v, x.q + r * x.ld + c, load_scale(x, r, c),
+                      w);
             if (y.t != DT_F32) l->store_bf16(mat_at(y, r, c), v, w);
         }
     }
@@ -217,7 +231,8 @@ static int64_t weight_code_bytes(int64_t nmat, int64_t N, int64_t K) {
 }
 
 size_t weight_bytes(int64_t nmat, int64_t N, int64_t K) {
-    return (size_t)(weight_code_bytes(nmat, N, K) + nmat * ceil_div(N, TILE) * ceil_div(K, TILE) * 4);
+    return (size_t)(weight_code_bytes(nmat, N, K) +
+                    nmat * ceil_div(N, TILE) * ceil_div(K, TILE) * 4);
 }
 
 MatQ weight_view(void *p, int64_t nmat, int64_t N, int64_t K) {
@@ -235,8 +250,8 @@ MatQ weight_view(void *p, int64_t nmat, int64_t N, int64_t K) {
 }
 
 // The block of w (one matrix) at (r0, c0); x is the same matrix in BF16 or F32.
-static void weight_block(const QuantLanes *l, MatQ w, Mat x, int64_t r0, int64_t c0, QuantCount *count,
-                         QuantFound *found) {
+static void weight_block(const QuantLanes *l, MatQ w, Mat x, int64_t r0, int64_t c0,
+                         QuantCount *count, QuantFound *found) {
     int64_t rows = min_i64(TILE, w.rows - r0), cols = min_i64(TILE, w.cols - c0);
     int32_t most = 0;
     bool is_bad = false;
@@ -270,8 +285,8 @@ Err weight_prepare_cpu(OpCx *cx, MatQ w, Mat x, QuantCount *n) {
 #pragma omp for schedule(static)
         for (int64_t i = 0; i < w.nmat * brows * bcols; i++) {
             int64_t e = i / (brows * bcols), r = i / bcols % brows, c = i % bcols;
-            weight_block(l, matq_mat(w, e), mat_rows(x, e * w.rows, w.rows), r * TILE, c * TILE, &count,
-                         &found);
+            weight_block(l, matq_mat(w, e), mat_rows(x, e * w.rows, w.rows), r * TILE, c * TILE,
+                         &count, &found);
         }
         count.saturated = found.saturated;
         count.underflow = found.underflow;

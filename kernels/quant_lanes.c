@@ -1,5 +1,6 @@
-// quant_lanes.c - see quant_lanes.h. Plain loops that the compiler vectorises; built with the flags of each
-// instruction set, QUANT_LANES being the name of the table and QUANT_LANES_NAME what people call it.
+// quant_lanes.c - see quant_lanes.h. Plain loops that the compiler vectorises; built with the flags
+// of each instruction set, QUANT_LANES being the name of the table and QUANT_LANES_NAME what people
+// call it.
 #include "quant_lanes.h"
 
 #include "quant_core.h"
@@ -36,7 +37,8 @@ static int32_t amax(const float *x, int64_t n, bool *is_bad) {
     return most;
 }
 
-static void amax_each(int32_t *restrict most, int32_t *restrict bad, const float *restrict x, int64_t n) {
+static void amax_each(int32_t *restrict most, int32_t *restrict bad, const float *restrict x,
+                      int64_t n) {
     for (int64_t j = 0; j < n; j++) {
         int32_t m = (int32_t)(f32_bits(x[j]) & 0x7FFFFFFFu);
         int32_t is_bad = m >= F32_INF_BITS;
@@ -70,9 +72,11 @@ static void encode_each(uint8_t *restrict q, const float *restrict x, const floa
                         const float *restrict inv, int64_t n, QuantFound *found) {
     int32_t saturated = 0, underflow = 0;
     if (inv)
-        for (int64_t i = 0; i < n; i++) q[i] = count_code(x[i] * inv[i], x[i], &saturated, &underflow);
+        for (int64_t i = 0; i < n; i++)
+            q[i] = count_code(x[i] * inv[i], x[i], &saturated, &underflow);
     else
-        for (int64_t i = 0; i < n; i++) q[i] = count_code(x[i] / s[i], x[i], &saturated, &underflow);
+        for (int64_t i = 0; i < n; i++)
+            q[i] = count_code(x[i] / s[i], x[i], &saturated, &underflow);
     found->saturated += saturated;
     found->underflow += underflow;
 }
@@ -103,14 +107,15 @@ static void transpose16(uint8_t *dst, int64_t dst_ld, const uint8_t *src, int64_
     for (int i = 0; i < 16; i++) memcpy(dst + i * dst_ld, &a[i], 16);
 }
 
-static void transpose(uint8_t *dst, int64_t dst_ld, const uint8_t *src, int64_t src_ld, int64_t rows,
-                      int64_t cols) {
+static void transpose(uint8_t *dst, int64_t dst_ld, const uint8_t *src, int64_t src_ld,
+                      int64_t rows, int64_t cols) {
     int64_t r16 = rows / 16 * 16, c16 = cols / 16 * 16;
     for (int64_t c = 0; c < c16; c += 16)
         for (int64_t r = 0; r < r16; r += 16)
             transpose16(dst + c * dst_ld + r, dst_ld, src + r * src_ld + c, src_ld);
     for (int64_t r = 0; r < rows; r++)
-        for (int64_t c = r < r16 ? c16 : 0; c < cols; c++) dst[c * dst_ld + r] = src[r * src_ld + c];
+        for (int64_t c = r < r16 ? c16 : 0; c < cols; c++)
+            dst[c * dst_ld + r] = src[r * src_ld + c];
 }
 
 const QuantLanes QUANT_LANES = {

@@ -1,5 +1,5 @@
-// quant_lanes.h - the quantiser's loops over a few hundred values, compiled once per instruction set.
-// Inside kernels/ and its tests only.
+// quant_lanes.h - the quantiser's loops over a few hundred values, compiled once per instruction
+// set. Inside kernels/ and its tests only.
 #pragma once
 #include <stdbool.h>
 #include <stdint.h>
@@ -28,12 +28,13 @@ typedef struct QuantLanes {
     void (*encode_each)(uint8_t *q, const float *x, const float *s, const float *inv, int64_t n,
                         QuantFound *found);
     // dst[c * dst_ld + r] = src[r * src_ld + c], r < rows, c < cols.
-    void (*transpose)(uint8_t *dst, int64_t dst_ld, const uint8_t *src, int64_t src_ld, int64_t rows,
-                      int64_t cols);
+    void (*transpose)(uint8_t *dst, int64_t dst_ld, const uint8_t *src, int64_t src_ld,
+                      int64_t rows, int64_t cols);
 } QuantLanes;
 
 extern const QuantLanes quant_lanes_avx512, quant_lanes_avx2, quant_lanes_portable;
 
 // quant_select: use these loops from now on ("avx512", "avx2", "portable"); NULL = the best of this
-// processor. False, and nothing changed, if unknown or not there. For tests and benchmarks; not thread-safe.
+// processor. False, and nothing changed, if unknown or not there. For tests and benchmarks; not
+// thread-safe.
 bool quant_select(const char *name);

@@ -1,15 +1,14 @@
-// rope_core.h - rotation of one pair, and the frequencies with and without YaRN. Host and device.
+// rope_core.h - rotation of one value, and the frequencies with and without YaRN. Host and device.
 #pragma once
 #include <math.h>
 
 #include "fp8.h"
 #include "rope.h"
 
-// rope_pair: (a, b) by the angle whose cosine and sine are c and s.
-static HD inline void rope_pair(float *a, float *b, float c, float s) {
-    float x = *a, y = *b;
-    *a = x * c - y * s;
-    *b = x * s + y * c;
+// rope_value: one value of a rotated pair: v and its partner, by the angle with cosine c; the sine
+// is negated for the first of the pair: (a, b) -> (a c + b (-s), b c + a s).
+static HD inline float rope_value(float v, float partner, float c, float signed_s) {
+    return v * c + partner * signed_s;
 }
 
 // rope_mscale: 0.1 m ln(factor) + 1, or 1 where the context is not stretched.

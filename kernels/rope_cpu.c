@@ -8,7 +8,8 @@ void rope_table(float *table, int64_t S, int64_t Dr, double theta, YarnShape yar
     double m = 1.0;
     if (yarn.factor != 0.0) {
         m = yarn.mscale != 0.0 && yarn.mscale_all_dim != 0.0
-                ? rope_mscale(yarn.factor, yarn.mscale) / rope_mscale(yarn.factor, yarn.mscale_all_dim)
+                ? rope_mscale(yarn.factor, yarn.mscale) /
+                      rope_mscale(yarn.factor, yarn.mscale_all_dim)
                 : rope_mscale(yarn.factor, 1.0);
     }
     int64_t pairs = Dr / 2;
@@ -29,15 +30,27 @@ double rope_softmax_scale(int64_t qk_dim, YarnShape yarn) {
 }
 
 // One row: all heads; table of its position, sign -1 for the inverse.
+// NOTE: sums only, with the signs in a buffer: written as a*c - b*s beside a*s + b*c, gcc 12 makes
+// fused multiply-add-subtracts of it in spite of -ffp-contract=off, and the bits depend on the
+// instruction set.
 ROW_CLONES static void rope_row(Mat x, RopeShape s, const float *table, float sign, int64_t r) {
-    float buf[ROW_CHUNK];
-    for (int64_t h = 0; h < s.heads; h++) {
-        for (int64_t c = 0; c < s.rope_dim; c += ROW_CHUNK) {
-            int64_t n = min_i64(s.rope_dim - c, ROW_CHUNK), col = s.col + h * s.head_stride + c;
-            const float *t = table + c;
+    float buf[ROW_CHUNK], partner[ROW_CHUNK], cosine[ROW_CHUNK], sine[ROW_CHUNK];
+    for (int64_t c = 0; c < s.rope_dim; c += ROW_CHUNK) {
+        int64_t n = min_i64(s.rope_dim - c, ROW_CHUNK);
+        for (int64_t i = 0; i < n; i += 2) {
+            cosine[i] = cosine[i + 1] = table[c + i];
+            sine[i] = -sign * table[c + i + 1];
+            sine[i + 1] = sign * table[c + i + 1];
+        }
+        for (int64_t h = 0; h < s.heads; h++) {
+            int64_t col = s.col + h * s.head_stride + c;
             row_copy(buf, x, r, col, n);
-            for (int64_t i = 0; i < n / 2; i++)
-                rope_pair(buf + 2 * i, buf + 2 * i + 1, t[2 * i], sign * t[2 * i + 1]);
+            for (int64_t i = 0; i < n; i += 2) {
+                partner[i] = buf[i + 1];
+                partner[i + 1] = buf[i];
+            }
+            for (int64_t i = 0; i < n; i++)
+                buf[i] = rope_value(buf[i], partner[i], cosine[i], sine[i]);
             row_put(x, r, col, n, buf);
         }
     }
@@ -46,12 +59,13 @@ ROW_CLONES static void rope_row(Mat x, RopeShape s, const float *table, float si
 Err rope_cpu(OpCx *cx, Mat x, RopeShape shape, const float *table, bool inverse) {
     int64_t last = shape.col + (shape.heads - 1) * shape.head_stride + shape.rope_dim;
     ROW_MAT(x, x.rows, x.cols);
-    CHECK(shape.rope_dim % 2 == 0 && shape.seq_len > 0 && (shape.heads == 0 || last <= x.cols), E_INTERNAL,
-          "rope: %lld heads of %lld values (stride %lld, column %lld) in %lld columns",
+    CHECK(shape.rope_dim % 2 == 0 && shape.seq_len > 0 && (shape.heads == 0 || last <= x.cols),
+          E_INTERNAL, "rope: %lld heads of %lld values (stride %lld, column %lld) in %lld columns",
           (long long)shape.heads, (long long)shape.rope_dim, (long long)shape.head_stride,
           (long long)shape.col, (long long)x.cols);
     float sign = inverse ? -1.0f : 1.0f;
-#pragma omp parallel for schedule(static) num_threads(row_threads(cx, x.rows *shape.heads *shape.rope_dim))
+    int threads = row_threads(cx, x.rows * shape.heads * shape.rope_dim);
+#pragma omp parallel for schedule(static) num_threads(threads)
     for (int64_t r = 0; r < x.rows; r++)
         rope_row(x, shape, table + r % shape.seq_len * shape.rope_dim, sign, r);
     return OK;

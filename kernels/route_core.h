@@ -1,13 +1,14 @@
 // route_core.h - selection and gradients of one token's router. Host and device.
 //
-// Ties are decided by comparing with > while walking upwards: the lowest index wins. DeepSeek-V3 report
-// eqs. 13-16; V2 report 2.2.2 for the form without a bias.
+// Ties are decided by comparing with > while walking upwards: the lowest index wins. DeepSeek-V3
+// report eqs. 13-16; V2 report 2.2.2 for the form without a bias.
 #pragma once
 #include "exp_core.h"
 #include "route.h"
 
-// route_top: the `k` largest of n values (mask[i] == 0 counts as -infinity, mask may be NULL), written in
-// ascending order of index. best [k] is workspace. Values that are NaN or -infinity come last, lowest index first.
+// route_top: the `k` largest of n values (mask[i] == 0 counts as -infinity, mask may be NULL),
+// written in ascending order of index. best [k] is workspace. Values that are NaN or -infinity come
+// last, lowest index first.
 static HD inline void route_top(int32_t *out, float *best, int64_t k, const float *value,
                                 const uint8_t *mask, int64_t n) {
     int64_t have = 0;
@@ -38,7 +39,8 @@ static HD inline void route_top(int32_t *out, float *best, int64_t k, const floa
     }
 }
 
-// route_group_score: sum of the two largest values of a group, or the largest where there is no bias.
+// route_group_score: sum of the two largest values of a group, or the largest where there is no
+// bias.
 static HD inline float route_group_score(const float *value, int64_t n, int has_bias) {
     float first = -INFINITY, second = -INFINITY;
     for (int64_t i = 0; i < n; i++) {
@@ -54,7 +56,8 @@ static HD inline float route_group_score(const float *value, int64_t n, int has_
 }
 
 // route_gates: gate values of the selected, in their order.
-static HD inline void route_gates(float *gate, const float *score, const int32_t *idx, RouteShape s) {
+static HD inline void route_gates(float *gate, const float *score, const int32_t *idx,
+                                  RouteShape s) {
     float sum = 0.0f;
     for (int64_t k = 0; k < s.K; k++) sum += score[idx[k]];
     float denom = s.normalise ? sum + 1e-20f : 1.0f;

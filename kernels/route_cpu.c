@@ -16,12 +16,12 @@ static Err route_check(RouteShape s) {
 
 // What one thread needs for a token.
 typedef struct RouteRoom {
-    float *biased;   // [E]
-    float *best;     // [max(K, ngroup)]
-    float *group;    // [ngroup]
-    int32_t *kept;   // [topk_group]
-    uint8_t *mask;   // [E]
-    int64_t *count;  // [E]
+    float *biased;  // [E]
+    float *best;    // [max(K, ngroup)]
+    float *group;   // [ngroup]
+    int32_t *kept;  // [topk_group]
+    uint8_t *mask;  // [E]
+    int64_t *count; // [E]
 } RouteRoom;
 
 static Err route_room(Arena *a, RouteRoom *room, RouteShape s) {
@@ -48,8 +48,8 @@ ROW_CLONES static void route_scores(float *score, const float *logits, int64_t E
     for (int64_t e = 0; e < E; e++) score[e] = score[e] / sum;
 }
 
-static void route_token(int32_t *idx, float *gate, float *score, const float *logits, const float *bias,
-                        RouteShape s, RouteRoom *room) {
+static void route_token(int32_t *idx, float *gate, float *score, const float *logits,
+                        const float *bias, RouteShape s, RouteRoom *room) {
     route_scores(score, logits, s.E, s.is_sigmoid);
     const float *biased = score;
     if (bias) {
@@ -63,7 +63,8 @@ static void route_token(int32_t *idx, float *gate, float *score, const float *lo
             room->group[g] = route_group_score(biased + g * per, per, bias != NULL);
         route_top(room->kept, room->best, s.topk_group, room->group, NULL, s.ngroup);
         memset(room->mask, 0, (size_t)s.E);
-        for (int64_t k = 0; k < s.topk_group; k++) memset(room->mask + room->kept[k] * per, 1, (size_t)per);
+        for (int64_t k = 0; k < s.topk_group; k++)
+            memset(room->mask + room->kept[k] * per, 1, (size_t)per);
         mask = room->mask;
     }
     route_top(idx, room->best, s.K, biased, mask, s.E);
@@ -86,14 +87,14 @@ Err route_fwd_cpu(OpCx *cx, int32_t *idx, float *gate, float *score, int64_t *co
     RouteRoom *rooms = NULL;
     ARENA_NEW(cx->scratch, rooms, nthreads);
     for (int i = 0; i < nthreads; i++) TRY(route_room(cx->scratch, rooms + i, s));
-    // Thread i takes tasks i, i + n, ...; the counts are integers, so their order is free.
+        // Thread i takes tasks i, i + n, ...; the counts are integers, so their order is free.
 #pragma omp parallel for schedule(static, 1) num_threads(nthreads)
     for (int i = 0; i < nthreads; i++) {
         for (int64_t b = i; b < tasks; b += nthreads) {
             int64_t end = min_i64(s.T, (b + 1) * ROUTE_BLOCK);
             for (int64_t t = b * ROUTE_BLOCK; t < end; t++)
-                route_token(idx + t * s.K, gate + t * s.K, score + t * s.E, mat_at(logits, t, 0), bias, s,
-                            rooms + i);
+                route_token(idx + t * s.K, gate + t * s.K, score + t * s.E, mat_at(logits, t, 0),
+                            bias, s, rooms + i);
         }
     }
     for (int i = 0; i < nthreads; i++)
@@ -127,7 +128,8 @@ static void balance_block(BalancePart p, const float *score, int64_t rows, Route
     }
 }
 
-Err route_seqbal_cpu(OpCx *cx, double *loss, float *coef, const float *score, RouteShape s, int64_t nseq) {
+Err route_seqbal_cpu(OpCx *cx, double *loss, float *coef, const float *score, RouteShape s,
+                     int64_t nseq) {
     TRY(route_check(s));
     if (s.T == 0) return OK;
     CHECK(nseq > 0 && s.T % nseq == 0, E_INTERNAL, "route_seqbal: %lld tokens in %lld sequences",
@@ -142,7 +144,8 @@ Err route_seqbal_cpu(OpCx *cx, double *loss, float *coef, const float *score, Ro
         ARENA_NEW(cx->scratch, parts[i].best, s.K);
         ARENA_NEW(cx->scratch, parts[i].top, s.K);
     }
-#pragma omp parallel for schedule(dynamic) num_threads(row_threads(cx, s.T *s.E * 4))
+    int threads = row_threads(cx, s.T * s.E * 4);
+#pragma omp parallel for schedule(dynamic) num_threads(threads)
     for (int64_t i = 0; i < nparts; i++) {
         int64_t t = i % per * ROW_BLOCK;
         balance_block(parts[i], score + (i / per * S + t) * s.E, min_i64(S - t, ROW_BLOCK), s);
@@ -166,9 +169,11 @@ Err route_seqbal_cpu(OpCx *cx, double *loss, float *coef, const float *score, Ro
     return OK;
 }
 
-// One token; d [E] starts as zero and ends as the gradient of the logits. f: coef of its sequence or NULL.
+// One token; d [E] starts as zero and ends as the gradient of the logits. f: coef of its sequence
+// or NULL.
 ROW_CLONES static void route_bwd_token(float *d, const float *dgate, const float *score,
-                                       const int32_t *idx, const float *f, float weight, RouteShape s) {
+                                       const int32_t *idx, const float *f, float weight,
+                                       RouteShape s) {
     for (int64_t e = 0; e < s.E; e++) d[e] = 0.0f;
     if (f) {
         // P_e = score_e / R: dP_e/dscore_j = (delta_ej - P_e) / R. Softmax scores are P themselves.
@@ -200,11 +205,12 @@ Err route_bwd_cpu(OpCx *cx, Mat dlogits, const float *dgate, const float *gate, 
     ROW_MAT(dlogits, s.T, s.E);
     CHECK(dlogits.t == DT_F32, E_INTERNAL, "route: dlogits are %s, not f32", dtype_name(dlogits.t));
     if (s.T == 0) return OK;
-    CHECK(!coef || (nseq > 0 && s.T % nseq == 0), E_INTERNAL, "route_bwd: %lld tokens in %lld sequences",
-          (long long)s.T, (long long)nseq);
+    CHECK(!coef || (nseq > 0 && s.T % nseq == 0), E_INTERNAL,
+          "route_bwd: %lld tokens in %lld sequences", (long long)s.T, (long long)nseq);
     int64_t S = coef ? s.T / nseq : s.T;
     float weight = coef ? s.seqbal_scale / (float)S : 0.0f;
-#pragma omp parallel for schedule(static) num_threads(row_threads(cx, s.T *s.E * 4))
+    int threads = row_threads(cx, s.T * s.E * 4);
+#pragma omp parallel for schedule(static) num_threads(threads)
     for (int64_t t = 0; t < s.T; t++)
         route_bwd_token(mat_at(dlogits, t, 0), dgate + t * s.K, score + t * s.E, idx + t * s.K,
                         coef ? coef + t / S * s.E : NULL, weight, s);

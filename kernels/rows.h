@@ -1,10 +1,10 @@
 // rows.h - inner loops over rows of F32 or BF16 matrices, private to the CPU backend.
 //
-// A row is taken through FP32 buffers of ROW_CHUNK values: row_get hands out a pointer to floats (the
-// matrix itself if it is F32), row_put rounds once and stores. Sums run in 16 fixed lanes (element i
-// goes to lane i % 16), so that they vectorise and still have one order on every instruction set.
-// Functions that carry ROW_CLONES are compiled for several instruction sets and chosen at load time;
-// without contraction of a*b+c the bits do not depend on the choice.
+// A row is taken through FP32 buffers of ROW_CHUNK values: row_get hands out a pointer to floats
+// (the matrix itself if it is F32), row_put rounds once and stores. Sums run in 16 fixed lanes
+// (element i goes to lane i % 16), so that they vectorise and still have one order on every
+// instruction set. Functions that carry ROW_CLONES are compiled for several instruction sets and
+// chosen at load time; without contraction of a*b+c the bits do not depend on the choice.
 #pragma once
 #include <string.h>
 
@@ -16,9 +16,10 @@
 #define ROW_BLOCK 128 // rows that share one partial sum in every reduction over rows
 
 #define ROW_INLINE static inline __attribute__((always_inline))
-// Sanitizers start after the resolvers of clones run, so instrumented builds have one version.
-#if defined(__x86_64__) && defined(__gnu_linux__) && !defined(__SANITIZE_ADDRESS__) &&            \
-    !defined(__SANITIZE_THREAD__) && !defined(ROW_NO_CLONES)
+// Sanitizers start after the resolvers of clones run, so instrumented builds have one version; so
+// have compilers that do not know these names.
+#if defined(__x86_64__) && defined(__gnu_linux__) && !defined(__clang__) && __GNUC__ >= 12 &&      \
+    !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__) && !defined(ROW_NO_CLONES)
 #define ROW_CLONES                                                                                 \
     __attribute__((noinline, target_clones("default", "arch=x86-64-v3", "arch=x86-64-v4")))
 #else

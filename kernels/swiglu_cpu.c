@@ -19,13 +19,16 @@ Err swiglu_fwd_cpu(OpCx *cx, Mat h, Mat g, Mat u, const float *gate) {
     ROW_MAT(h, M, F);
     ROW_MAT(g, M, F);
     ROW_MAT(u, M, F);
-#pragma omp parallel for schedule(static) num_threads(row_threads(cx, M *F * 8))
+    int threads = row_threads(cx, M * F * 8);
+#pragma omp parallel for schedule(static) num_threads(threads)
     for (int64_t r = 0; r < M; r++) swiglu_fwd_row(h, g, u, gate ? gate[r] : 1.0f, r);
     return OK;
 }
 
-// Returns sum_f dh * silu(g) * u. dg and du may be the memory of g and u: a chunk is read whole first.
-ROW_CLONES static float swiglu_bwd_row(Mat dg, Mat du, Mat dh, Mat g, Mat u, float gate, int64_t r) {
+// Returns sum_f dh * silu(g) * u. dg and du may be the memory of g and u: a chunk is read whole
+// first.
+ROW_CLONES static float swiglu_bwd_row(Mat dg, Mat du, Mat dh, Mat g, Mat u, float gate,
+                                       int64_t r) {
     float hbuf[ROW_CHUNK], gbuf[ROW_CHUNK], ubuf[ROW_CHUNK];
     float og[ROW_CHUNK], ou[ROW_CHUNK], od[ROW_CHUNK];
     V16 acc = {0};
@@ -44,14 +47,16 @@ ROW_CLONES static float swiglu_bwd_row(Mat dg, Mat du, Mat dh, Mat g, Mat u, flo
     return v16_sum(&acc);
 }
 
-Err swiglu_bwd_cpu(OpCx *cx, Mat dg, Mat du, float *dgate, Mat dh, Mat g, Mat u, const float *gate) {
+Err swiglu_bwd_cpu(OpCx *cx, Mat dg, Mat du, float *dgate, Mat dh, Mat g, Mat u,
+                   const float *gate) {
     int64_t M = dh.rows, F = dh.cols;
     ROW_MAT(dh, M, F);
     ROW_MAT(g, M, F);
     ROW_MAT(u, M, F);
     ROW_MAT(dg, M, F);
     ROW_MAT(du, M, F);
-#pragma omp parallel for schedule(static) num_threads(row_threads(cx, M *F * 8))
+    int threads = row_threads(cx, M * F * 8);
+#pragma omp parallel for schedule(static) num_threads(threads)
     for (int64_t r = 0; r < M; r++) {
         float d = swiglu_bwd_row(dg, du, dh, g, u, gate ? gate[r] : 1.0f, r);
         if (dgate) dgate[r] = d;

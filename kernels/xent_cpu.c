@@ -4,8 +4,8 @@
 #include "rows.h"
 #include "xent_core.h"
 
-// sum of exp(l - max): FP32 in 16 lanes inside a chunk, chunks in double, so that a vocabulary of 1e5
-// values loses nothing.
+// sum of exp(l - max): FP32 in 16 lanes inside a chunk, chunks in double, so that a vocabulary of
+// 1e5 values loses nothing.
 ROW_CLONES static double xent_sum(const float *l, int64_t V, float *max) {
     float e[ROW_CHUNK];
     float m = row_max(l, V, -INFINITY);
@@ -46,7 +46,8 @@ Err xent_fwd_bwd_cpu(OpCx *cx, float *loss, int32_t *correct, Mat dlogits, Mat l
     for (int64_t t = 0; t < T; t++)
         CHECK(target[t] < V, E_INTERNAL, "xent: target %d of row %lld is outside %lld logits",
               (int)target[t], (long long)t, (long long)V);
-#pragma omp parallel for schedule(static) num_threads(row_threads(cx, T *V * 4))
+    int threads = row_threads(cx, T * V * 4);
+#pragma omp parallel for schedule(static) num_threads(threads)
     for (int64_t t = 0; t < T; t++) {
         if (target[t] < 0) {
             loss[t] = 0.0f;

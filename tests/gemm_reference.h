@@ -1,7 +1,8 @@
 // gemm_reference.h - operands for the tests of matrix products, and what the product should be.
 //
-// An operand is made with its value of every (outer, k) in double, so that one plain triple loop is the
-// reference of all products. Memory between rows (ld > cols) is NaN: reading it shows in the result.
+// An operand is made with its value of every (outer, k) in double, so that one plain triple loop is
+// the reference of all products. Memory between rows (ld > cols) is NaN: reading it shows in the
+// result.
 #pragma once
 #include <math.h>
 #include <stdlib.h>
@@ -28,17 +29,21 @@ static inline Mat ref_mat(DType t, int64_t rows, int64_t cols, double **value) {
     for (int64_t r = 0; r < rows; r++)
         for (int64_t c = 0; c < cols; c++) {
             float v = t == DT_BF16 ? bf16_round(ref_float()) : ref_float();
-            if (t == DT_F32) *(float *)mat_at(m, r, c) = v;
-            else *(uint16_t *)mat_at(m, r, c) = bf16_from_f32(v);
+            if (t == DT_F32)
+                *(float *)mat_at(m, r, c) = v;
+            else
+                *(uint16_t *)mat_at(m, r, c) = bf16_from_f32(v);
             (*value)[r * cols + c] = (double)v;
         }
     return m;
 }
 
-// Random codes and scales. tiles = columns of tiles; scales of [tile_rows x 128] tiles. NaN codes between rows.
-static inline MatQ ref_matq(ScaleType st, int tile_rows, int64_t nmat, int64_t rows, int64_t cols, int64_t tiles,
-                            bool is_tile_major) {
-    MatQ m = {.st = st, .rows = rows, .cols = cols, .ld = cols + 5, .tile_rows = tile_rows, .nmat = nmat};
+// Random codes and scales. tiles = columns of tiles; scales of [tile_rows x 128] tiles. NaN codes
+// between rows.
+static inline MatQ ref_matq(ScaleType st, int tile_rows, int64_t nmat, int64_t rows, int64_t cols,
+                            int64_t tiles, bool is_tile_major) {
+    MatQ m = {
+        .st = st, .rows = rows, .cols = cols, .ld = cols + 5, .tile_rows = tile_rows, .nmat = nmat};
     int64_t srows = ceil_div(rows, tile_rows);
     m.srow = is_tile_major ? 1 : tiles;
     m.scol = is_tile_major ? srows : 1;
@@ -48,8 +53,10 @@ static inline MatQ ref_matq(ScaleType st, int tile_rows, int64_t nmat, int64_t r
     memset(m.q, 0xFF, (size_t)(nmat * m.qstep + 1));
     m.s = malloc((size_t)(nmat * m.sstep + 1) * 4);
     for (int64_t i = 0; i < nmat * m.sstep; i++) {
-        if (st == SCALE_F32) ((float *)m.s)[i] = 0.002f * (1.5f + ref_float());
-        else ((uint8_t *)m.s)[i] = (uint8_t)(116 + ref_word() % 4);
+        if (st == SCALE_F32)
+            ((float *)m.s)[i] = 0.002f * (1.5f + ref_float());
+        else
+            ((uint8_t *)m.s)[i] = (uint8_t)(116 + ref_word() % 4);
     }
     for (int64_t r = 0; r < nmat * rows; r++)
         for (int64_t c = 0; c < cols; c++) {
@@ -65,7 +72,8 @@ static inline double ref_value(MatQ m, int64_t r, int64_t c, int64_t tile) {
     int e = code >> 3 & 15, f = code & 7;
     double v = e ? ldexp(1.0 + f / 8.0, e - 7) : ldexp(f / 8.0, -6);
     int64_t at = r / m.tile_rows * m.srow + tile * m.scol;
-    double s = m.st == SCALE_F32 ? (double)((float *)m.s)[at] : ldexp(1.0, ((uint8_t *)m.s)[at] - 127);
+    double s =
+        m.st == SCALE_F32 ? (double)((float *)m.s)[at] : ldexp(1.0, ((uint8_t *)m.s)[at] - 127);
     return (code & 0x80 ? -v : v) * s;
 }
 
@@ -77,14 +85,16 @@ static inline double *ref_values(MatQ m) {
 }
 
 static inline double ref_get(Mat y, int64_t r, int64_t c) {
-    return y.t == DT_F32 ? (double)*(float *)mat_at(y, r, c) : (double)f32_from_bf16(*(uint16_t *)mat_at(y, r, c));
+    return y.t == DT_F32 ? (double)*(float *)mat_at(y, r, c)
+                         : (double)f32_from_bf16(*(uint16_t *)mat_at(y, r, c));
 }
 
-// Is y(i, j) = old + sum over k of a(i, k) b(j, k) within rounding? An FP32 sum of n terms errs by at most
-// n u sum|ab|, u = 2^-24. Promotion makes that 128 terms, their number of slices, and three products more.
-// a(i, k) = a[i * ai + k * ak].
-static inline bool ref_is_close(double got, double old, const double *a, int64_t ak, const double *b, int64_t bk,
-                                int64_t K, bool is_fp8, bool is_bf16_out) {
+// Is y(i, j) = old + sum over k of a(i, k) b(j, k) within rounding? An FP32 sum of n terms errs by
+// at most n u sum|ab|, u = 2^-24. Promotion makes that 128 terms, their number of slices, and three
+// products more. a(i, k) = a[i * ai + k * ak].
+static inline bool ref_is_close(double got, double old, const double *a, int64_t ak,
+                                const double *b, int64_t bk, int64_t K, bool is_fp8,
+                                bool is_bf16_out) {
     double sum = 0, abs_sum = 0;
     for (int64_t k = 0; k < K; k++) {
         sum += a[k * ak] * b[k * bk];
@@ -94,5 +104,5 @@ static inline bool ref_is_close(double got, double old, const double *a, int64_t
     double bound = (double)steps * 0x1p-24 * abs_sum * 1.01 + 0x1p-23 * fabs(old);
     sum += old;
     if (is_bf16_out) bound += (fabs(sum) + bound) * 0x1p-8; // half a unit of 8 bits
-    return fabs(got - sum) <= bound; // false for NaN too
+    return fabs(got - sum) <= bound;                        // false for NaN too
 }

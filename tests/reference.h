@@ -1,9 +1,10 @@
-// reference.h - what every test of a kernel family needs: matrices with odd leading dimensions, double
-// copies, derivatives by central differences, and comparison by derived bounds.
+// reference.h - what every test of a kernel family needs: matrices with odd leading dimensions,
+// double copies, derivatives by central differences, and comparison by derived bounds.
 //
-// Matrices made here have `pad` columns between rows, filled with 0xFF (NaN); ref_pads() checks that
-// nobody wrote there. Bounds: an operation of class REDUCE may be off by a few FP32 roundings of the
-// magnitudes it summed (the test computes that magnitude in double) plus half a unit of the stored type.
+// Matrices made here have `pad` columns between rows, filled with 0xFF (NaN); ref_pads() checks
+// that nobody wrote there. Bounds: an operation of class REDUCE may be off by a few FP32 roundings
+// of the magnitudes it summed (the test computes that magnitude in double) plus half a unit of the
+// stored type.
 #pragma once
 #include <math.h>
 #include <setjmp.h>
@@ -83,7 +84,8 @@ static inline void ref_pads(Mat m, const char *what) {
     for (int64_t r = 0; r < m.rows; r++) {
         const uint8_t *p = (const uint8_t *)m.p + (size_t)(r * m.ld + m.cols) * dtype_bytes(m.t);
         for (size_t i = 0; i < (size_t)(m.ld - m.cols) * dtype_bytes(m.t); i++)
-            if (p[i] != 0xFF) fail_msg("%s: padding after row %lld was written", what, (long long)r);
+            if (p[i] != 0xFF)
+                fail_msg("%s: padding after row %lld was written", what, (long long)r);
     }
 }
 // ref_same: the same bits (padding included).
@@ -91,10 +93,11 @@ static inline void ref_same(Mat a, Mat b, const char *what) {
     assert_true(a.t == b.t && a.rows == b.rows && a.ld == b.ld);
     if (memcmp(a.p, b.p, ref_bytes(a)) != 0) fail_msg("%s: bits differ", what);
 }
-static inline void ref_near(double got, double want, double tol, const char *what, int64_t r, int64_t c) {
+static inline void ref_near(double got, double want, double tol, const char *what, int64_t r,
+                            int64_t c) {
     if (!(fabs(got - want) <= tol))
-        fail_msg("%s (%lld, %lld): got %.9g, expected %.9g, off by %.3g, allowed %.3g", what, (long long)r,
-                 (long long)c, got, want, fabs(got - want), tol);
+        fail_msg("%s (%lld, %lld): got %.9g, expected %.9g, off by %.3g, allowed %.3g", what,
+                 (long long)r, (long long)c, got, want, fabs(got - want), tol);
 }
 // ref_unit: relative rounding of the stored type.
 static inline double ref_unit(DType t) {
@@ -125,7 +128,8 @@ static inline double ref_slope(RefLoss loss, void *ctx, double *x) {
     *x = x0;
     return (8.0 * (f[0] - f[1]) - (f[2] - f[3])) / (12.0 * h);
 }
-// ref_pick: the i-th of `samples` indices spread over n in a scrambled order (all of them if n <= samples).
+// ref_pick: the i-th of `samples` indices spread over n in a scrambled order (all of them if n <=
+// samples).
 static inline int64_t ref_pick(int64_t i, int64_t samples, int64_t n) {
     if (n <= samples) return i;
     return (int64_t)(philox(99, (uint64_t)n, (uint64_t)i).v[0] % (uint64_t)n);

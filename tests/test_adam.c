@@ -1,8 +1,9 @@
-// test_adam.c - AdamW: bit-equal to the formula with one rounding per operation, near the formula in double,
-// and sums of squares per block of 128 rows.
+// test_adam.c - AdamW: bit-equal to the formula with one rounding per operation, near the formula
+// in double, and sums of squares per block of 128 rows.
 #include "reference.h"
 
-// Every intermediate goes through a volatile, so that neither contraction nor wider registers can help.
+// Every intermediate goes through a volatile, so that neither contraction nor wider registers can
+// help.
 static float rounded(double v) {
     volatile float f = (float)v;
     return f;
@@ -23,11 +24,13 @@ static const Case cases[] = {
 };
 
 static void run_case(const Case *k) {
-    Mat w = ref_random(DT_F32, k->R, k->C, k->pad, 0.1), g = ref_random(DT_F32, k->R, k->C, 0, 1e-2);
+    Mat w = ref_random(DT_F32, k->R, k->C, k->pad, 0.1),
+        g = ref_random(DT_F32, k->R, k->C, 0, 1e-2);
     Mat m = ref_random(k->m, k->R, k->C, k->pad, 1e-2), v = ref_mat(k->v, k->R, k->C, k->pad);
     for (int64_t r = 0; r < k->R; r++)
         for (int64_t c = 0; c < k->C; c++) ref_set(v, r, c, pow(ref_at(g, r, c), 2) * 0.7);
-    if (k->R > 1) ref_set(g, 1, 0, 0.0), ref_set(v, 1, 0, 0.0), ref_set(m, 1, 0, 0.0); // untouched weight
+    if (k->R > 1)
+        ref_set(g, 1, 0, 0.0), ref_set(v, 1, 0, 0.0), ref_set(m, 1, 0, 0.0); // untouched weight
     Mat w0 = ref_clone(w), m0 = ref_clone(m), v0 = ref_clone(v);
     OpCx cx = ref_cx(1);
     MUST_OK(adam_step_cpu(&cx, w, m, v, g, k->s));
@@ -40,17 +43,22 @@ static void run_case(const Case *k) {
             double v64 = (double)s.beta2 * ref_at(v0, r, c) + (1.0 - (double)s.beta2) * gs * gs;
             double step = m64 / (double)s.bias1 / (sqrt(v64 / (double)s.bias2) + (double)s.eps);
             double want = w1 - (double)s.lr * (step + wd * w1);
-            double mag = fabs((double)s.beta1 * ref_at(m0, r, c)) + fabs((1.0 - (double)s.beta1) * gs);
+            double mag =
+                fabs((double)s.beta1 * ref_at(m0, r, c)) + fabs((1.0 - (double)s.beta1) * gs);
             ref_near(ref_at(m, r, c), m64, ref_unit(k->m) * fabs(m64) + 8 * U32 * mag, "m", r, c);
             ref_near(ref_at(v, r, c), v64, (ref_unit(k->v) + 8 * U32) * v64 + 1e-44, "v", r, c);
             // A step is m/sqrt(v): the absolute error of m passes through the quotient.
-            double noise = 8 * U32 * mag / (double)s.bias1 / (sqrt(v64 / (double)s.bias2) + (double)s.eps);
-            ref_near(ref_at(w, r, c), want, 2 * U32 * fabs(w1) + (double)s.lr * (noise + 16 * U32 * fabs(step)),
-                     "w", r, c);
-            // To the bit: doubles hold every product and sum of two floats well enough to round once.
+            double noise =
+                8 * U32 * mag / (double)s.bias1 / (sqrt(v64 / (double)s.bias2) + (double)s.eps);
+            ref_near(ref_at(w, r, c), want,
+                     2 * U32 * fabs(w1) + (double)s.lr * (noise + 16 * U32 * fabs(step)), "w", r,
+                     c);
+            // To the bit: doubles hold every product and sum of two floats well enough to round
+            // once.
             float gf = rounded(ref_at(g, r, c) * (double)s.grad_scale);
-            float mf = rounded((double)rounded((double)s.beta1 * ref_at(m0, r, c)) +
-                               (double)rounded((double)rounded(1.0 - (double)s.beta1) * (double)gf));
+            float mf =
+                rounded((double)rounded((double)s.beta1 * ref_at(m0, r, c)) +
+                        (double)rounded((double)rounded(1.0 - (double)s.beta1) * (double)gf));
             float vf = rounded((double)rounded((double)s.beta2 * ref_at(v0, r, c)) +
                                (double)rounded((double)rounded(1.0 - (double)s.beta2) *
                                                (double)rounded((double)gf * (double)gf)));
@@ -60,8 +68,10 @@ static void run_case(const Case *k) {
             float sum = rounded((double)q + (double)rounded(wd * w1));
             float wf = rounded(w1 - (double)rounded((double)s.lr * (double)sum));
             ref_near(ref_at(w, r, c), (double)wf, 0.0, "w bits", r, c);
-            ref_near(ref_at(m, r, c), (double)(k->m == DT_BF16 ? bf16_round(mf) : mf), 0.0, "m bits", r, c);
-            ref_near(ref_at(v, r, c), (double)(k->v == DT_BF16 ? bf16_round(vf) : vf), 0.0, "v bits", r, c);
+            ref_near(ref_at(m, r, c), (double)(k->m == DT_BF16 ? bf16_round(mf) : mf), 0.0,
+                     "m bits", r, c);
+            ref_near(ref_at(v, r, c), (double)(k->v == DT_BF16 ? bf16_round(vf) : vf), 0.0,
+                     "v bits", r, c);
         }
     ref_pads(w, "w"), ref_pads(m, "m"), ref_pads(v, "v");
     for (int n = 2; n <= 3; n++) {
@@ -91,7 +101,8 @@ static void test_sumsq(void **state) {
             OpCx cx = ref_cx(1), cx3 = ref_cx(3);
             MUST_OK(sumsq_blocks_cpu(&cx, out, &bad, x));
             MUST_OK(sumsq_blocks_cpu(&cx3, out3, &bad, x));
-            assert_memory_equal(out, out3, sizeof out); // the tail after the last block untouched too
+            assert_memory_equal(out, out3,
+                                sizeof out); // the tail after the last block untouched too
             assert_int_equal(bad, 5);
             for (int64_t i = 0; i < nblocks; i++) {
                 double sum = 0.0; // left to right, row after row: the same bits

@@ -1,5 +1,5 @@
-// test_attn.c - blocked attention against softmax written out in double, and its gradient against central
-// differences of that; document masks, odd widths, both types, any number of threads.
+// test_attn.c - blocked attention against softmax written out in double, and its gradient against
+// central differences of that; document masks, odd widths, both types, any number of threads.
 #include "reference.h"
 
 typedef struct Case {
@@ -10,16 +10,11 @@ typedef struct Case {
 } Case;
 
 static const Case cases[] = {
-    {{1, 1, 1, 1, 1, 1, 1.0f}, DT_F32, 0, 0},
-    {{2, 5, 3, 4, 2, 3, 0.4f}, DT_F32, 3, 0},
-    {{1, 49, 2, 7, 4, 5, 0.3f}, DT_F32, 1, 1},
-    {{2, 65, 1, 16, 8, 16, 0.2f}, DT_F32, 0, 1},
-    {{1, 200, 2, 24, 8, 20, 0.18f}, DT_F32, 2, 1},
-    {{1, 130, 3, 5, 0, 9, -0.2f}, DT_F32, 0, 0},
-    {{1, 47, 1, 0, 6, 17, 0.3f}, DT_F32, 0, 0},
-    {{2, 97, 4, 32, 16, 32, 0.14f}, DT_BF16, 4, 0},
-    {{3, 70, 5, 16, 8, 24, 0.2f}, DT_BF16, 0, 1},
-    {{0, 8, 2, 4, 4, 4, 1.0f}, DT_F32, 0, 0},
+    {{1, 1, 1, 1, 1, 1, 1.0f}, DT_F32, 0, 0},      {{2, 5, 3, 4, 2, 3, 0.4f}, DT_F32, 3, 0},
+    {{1, 49, 2, 7, 4, 5, 0.3f}, DT_F32, 1, 1},     {{2, 65, 1, 16, 8, 16, 0.2f}, DT_F32, 0, 1},
+    {{1, 200, 2, 24, 8, 20, 0.18f}, DT_F32, 2, 1}, {{1, 130, 3, 5, 0, 9, -0.2f}, DT_F32, 0, 0},
+    {{1, 47, 1, 0, 6, 17, 0.3f}, DT_F32, 0, 0},    {{2, 97, 4, 32, 16, 32, 0.14f}, DT_BF16, 4, 0},
+    {{3, 70, 5, 16, 8, 24, 0.2f}, DT_BF16, 0, 1},  {{0, 8, 2, 4, 4, 4, 1.0f}, DT_F32, 0, 0},
 };
 
 typedef struct Problem {
@@ -42,7 +37,8 @@ static double reference_forward(void *ctx) {
             double max = -INFINITY, sum = 0.0;
             for (int64_t j = first; j <= i; j++) {
                 double dot = 0.0;
-                const double *q = p->q + (t * a.H + h) * D, *k = p->kv + ((t0 + j) * a.H + h) * (a.Dn + a.Dv);
+                const double *q = p->q + (t * a.H + h) * D,
+                             *k = p->kv + ((t0 + j) * a.H + h) * (a.Dn + a.Dv);
                 for (int64_t c = 0; c < a.Dn; c++) dot += q[c] * k[c];
                 for (int64_t c = 0; c < a.Dr; c++) dot += q[a.Dn + c] * p->kr[(t0 + j) * a.Dr + c];
                 s[j] = dot * (double)a.scale;
@@ -107,9 +103,10 @@ static int32_t *make_docs(AttnShape a) {
     return doc;
 }
 
-// One gradient against central differences at up to `samples` places. `unit`: relative error of a stored
-// value; `scale`: absolute size of FP32 noise.
-static void check_gradient(Problem *p, double *x, Mat g, int64_t samples, double unit, const char *what) {
+// One gradient against central differences at up to `samples` places. `unit`: relative error of a
+// stored value; `scale`: absolute size of FP32 noise.
+static void check_gradient(Problem *p, double *x, Mat g, int64_t samples, double unit,
+                           const char *what) {
     int64_t n = g.rows * g.cols;
     double rms = 0.0;
     for (int64_t i = 0; i < n; i++) rms += pow(ref_at(g, i / g.cols, i % g.cols), 2);
@@ -117,8 +114,8 @@ static void check_gradient(Problem *p, double *x, Mat g, int64_t samples, double
     for (int64_t s = 0; s < (n < samples ? n : samples); s++) {
         int64_t i = ref_pick(s, samples, n);
         double want = ref_slope(reference_forward, p, x + i);
-        ref_near(ref_at(g, i / g.cols, i % g.cols), want, unit * (fabs(want) + 2.0 * rms), what, i / g.cols,
-                 i % g.cols);
+        ref_near(ref_at(g, i / g.cols, i % g.cols), want, unit * (fabs(want) + 2.0 * rms), what,
+                 i / g.cols, i % g.cols);
     }
 }
 
@@ -128,17 +125,25 @@ static void run_case(const Case *k) {
     Run r = make_run(k);
     int32_t *doc = k->docs ? make_docs(a) : NULL;
     compute(r, a, doc, 1);
-    Problem p = {a, doc, ref_double(r.q), ref_double(r.kv), ref_double(r.kr), ref_double(r.dout),
-                 ref_zeros(T * VH), ref_zeros(a.H * T), ref_zeros(T * VH)};
+    Problem p = {a,
+                 doc,
+                 ref_double(r.q),
+                 ref_double(r.kv),
+                 ref_double(r.kr),
+                 ref_double(r.dout),
+                 ref_zeros(T * VH),
+                 ref_zeros(a.H * T),
+                 ref_zeros(T * VH)};
     reference_forward(&p);
     // Scores are sums of D products; 64 units of FP32 cover their error through the exponential.
     for (int64_t t = 0; t < T; t++) {
         for (int64_t h = 0; h < a.H; h++)
-            ref_near(((float *)r.lse.p)[h * T + t], p.lse[h * T + t], 64 * U32 * (4 + fabs(p.lse[h * T + t])),
-                     "lse", h, t);
+            ref_near(((float *)r.lse.p)[h * T + t], p.lse[h * T + t],
+                     64 * U32 * (4 + fabs(p.lse[h * T + t])), "lse", h, t);
         for (int64_t c = 0; c < VH; c++)
             ref_near(ref_at(r.o, t, c), p.o[t * VH + c],
-                     ref_unit(k->t) * fabs(p.o[t * VH + c]) + 128 * U32 * p.mag[t * VH + c], "o", t, c);
+                     ref_unit(k->t) * fabs(p.o[t * VH + c]) + 128 * U32 * p.mag[t * VH + c], "o", t,
+                     c);
     }
     // BF16: o enters the backward rounded, an error of one rounding of |dout . o| per score.
     double unit = k->t == DT_BF16 ? 4 * UBF : 512 * U32;
@@ -190,11 +195,13 @@ static void test_mask_hides(void **state) {
     OpCx cx = ref_cx(2);
     MUST_OK(attn_fwd_cpu(&cx, b.o, b.lse.p, b.q, b.kv, b.kr, k.a, doc));
     for (int64_t t = 137; t <= 160; t++)
-        for (int64_t c = 0; c < b.o.cols; c++) ref_near(ref_at(b.o, t, c), ref_at(a.o, t, c), 0.0, "o", t, c);
+        for (int64_t c = 0; c < b.o.cols; c++)
+            ref_near(ref_at(b.o, t, c), ref_at(a.o, t, c), 0.0, "o", t, c);
     // The first row of a document sees itself alone: its output is its value, its lse its score.
     for (int64_t h = 0; h < 2; h++)
         for (int64_t c = 0; c < 8; c++)
-            ref_near(ref_at(b.o, 137, h * 8 + c), ref_at(a.kv, 137, h * 16 + 8 + c), 0.0, "alone", h, c);
+            ref_near(ref_at(b.o, 137, h * 8 + c), ref_at(a.kv, 137, h * 16 + 8 + c), 0.0, "alone",
+                     h, c);
     free(b.q.p), free(b.kv.p), free(b.kr.p), free(b.o.p), free(b.lse.p), free(doc);
     free_run(a);
 }
@@ -227,8 +234,8 @@ static void test_wrong_shapes(void **state) {
 }
 
 int main(void) {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_cases), cmocka_unit_test(test_mask_hides),
-                                       cmocka_unit_test(test_extreme_scores),
-                                       cmocka_unit_test(test_wrong_shapes)};
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_cases), cmocka_unit_test(test_mask_hides),
+        cmocka_unit_test(test_extreme_scores), cmocka_unit_test(test_wrong_shapes)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -1,4 +1,5 @@
-// test_embed.c - rows of the embedding table: copies exact, gradients in token order, bad tokens named.
+// test_embed.c - rows of the embedding table: copies exact, gradients in token order, bad tokens
+// named.
 #include "reference.h"
 
 typedef struct Case {
@@ -7,14 +8,16 @@ typedef struct Case {
 } Case;
 
 static const Case cases[] = {
-    {0, 3, 4, 0, DT_F32, DT_F32},        {1, 1, 1, 0, DT_F32, DT_BF16},
-    {50, 7, 33, 2, DT_BF16, DT_BF16},    {200, 30, 300, 1, DT_BF16, DT_F32},
+    {0, 3, 4, 0, DT_F32, DT_F32},       {1, 1, 1, 0, DT_F32, DT_BF16},
+    {50, 7, 33, 2, DT_BF16, DT_BF16},   {200, 30, 300, 1, DT_BF16, DT_F32},
     {64, 100, 1029, 0, DT_F32, DT_F32},
 };
 
 static void run_case(const Case *k) {
-    Mat table = ref_random(k->table, k->V, k->D, k->pad, 1.0), x = ref_mat(k->x, k->T, k->D, k->pad + 1);
-    Mat dx = ref_random(k->x, k->T, k->D, k->pad, 1.0), dt = ref_random(DT_F32, k->V, k->D, k->pad, 1.0);
+    Mat table = ref_random(k->table, k->V, k->D, k->pad, 1.0),
+        x = ref_mat(k->x, k->T, k->D, k->pad + 1);
+    Mat dx = ref_random(k->x, k->T, k->D, k->pad, 1.0),
+        dt = ref_random(DT_F32, k->V, k->D, k->pad, 1.0);
     Mat dt0 = ref_clone(dt);
     int32_t *token = malloc((size_t)(k->T + 1) * 4);
     for (int64_t t = 0; t < k->T; t++)
@@ -69,6 +72,7 @@ static void test_bad_token(void **state) {
 }
 
 int main(void) {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_cases), cmocka_unit_test(test_bad_token)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_cases),
+                                       cmocka_unit_test(test_bad_token)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -71,6 +71,7 @@ static void test_sigmoid(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {cmocka_unit_test(test_exp_every_size),
-                                       cmocka_unit_test(test_exp_special), cmocka_unit_test(test_sigmoid)};
+                                       cmocka_unit_test(test_exp_special),
+                                       cmocka_unit_test(test_sigmoid)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

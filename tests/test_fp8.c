@@ -131,8 +131,9 @@ static void scales(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(every_bf16_input), cmocka_unit_test(every_code), cmocka_unit_test(f32_inputs),
-        cmocka_unit_test(bf16_rounding),    cmocka_unit_test(scales),
+        cmocka_unit_test(every_bf16_input), cmocka_unit_test(every_code),
+        cmocka_unit_test(f32_inputs),       cmocka_unit_test(bf16_rounding),
+        cmocka_unit_test(scales),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

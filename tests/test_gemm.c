@@ -1,5 +1,6 @@
-// test_gemm.c - every dense product on every instruction set of this processor against double precision,
-// with the bound that the number of FP32 additions gives; threads and position must not change a bit.
+// test_gemm.c - every dense product on every instruction set of this processor against double
+// precision, with the bound that the number of FP32 additions gives; threads and position must not
+// change a bit.
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -23,7 +24,8 @@ typedef struct Case {
     int64_t ai, ak, bj, bk;
 } Case;
 
-static void case_make(Case *c, Op op, int64_t M, int64_t N, int64_t K, DType ta, DType tb, ScaleType st) {
+static void case_make(Case *c, Op op, int64_t M, int64_t N, int64_t K, DType ta, DType tb,
+                      ScaleType st) {
     *c = (Case){.op = op, .M = M, .N = N, .K = K, .ai = K, .ak = 1, .bj = K, .bk = 1};
     if (op == NN || op == TN || op == DGRAD) c->bj = 1, c->bk = N;
     if (op == TN) c->ai = 1, c->ak = M;
@@ -35,9 +37,12 @@ static void case_make(Case *c, Op op, int64_t M, int64_t N, int64_t K, DType ta,
     }
     bool is_wgrad = op == WGRAD;
     c->qa = ref_matq(st, 1, 1, M, K, ceil_div(K, TILE), is_wgrad);
-    if (is_wgrad) c->qb = ref_matq(st, 1, 1, N, K, ceil_div(K, TILE), true);
-    else if (is_b_across) c->qb = ref_matq(SCALE_F32, TILE, 1, K, N, ceil_div(N, TILE), false);
-    else c->qb = ref_matq(SCALE_F32, TILE, 1, N, K, ceil_div(K, TILE), false);
+    if (is_wgrad)
+        c->qb = ref_matq(st, 1, 1, N, K, ceil_div(K, TILE), true);
+    else if (is_b_across)
+        c->qb = ref_matq(SCALE_F32, TILE, 1, K, N, ceil_div(N, TILE), false);
+    else
+        c->qb = ref_matq(SCALE_F32, TILE, 1, N, K, ceil_div(K, TILE), false);
     c->va = ref_values(c->qa);
     c->vb = ref_values(c->qb);
 }
@@ -63,25 +68,28 @@ static Mat make_output(const Case *c, DType t, bool acc, double **old) {
     if (!acc)
         for (int64_t i = 0; i < c->M * c->N; i++) (*old)[i] = 0;
     for (int64_t r = 0; r < c->M && !acc; r++)
-        memset(mat_at(y, r, 0), 0xFF, (size_t)c->N * dtype_bytes(t)); // overwritten: what is there is NaN
+        memset(mat_at(y, r, 0), 0xFF,
+               (size_t)c->N * dtype_bytes(t)); // overwritten: what is there is NaN
     return y;
 }
 
 static void check_output(const Case *c, Mat y, const double *old) {
     for (int64_t i = 0; i < c->M; i++) {
         for (int64_t j = 0; j < c->N; j++) {
-            bool is_close = ref_is_close(ref_get(y, i, j), old[i * c->N + j], c->va + i * c->ai, c->ak,
-                                         c->vb + j * c->bj, c->bk, c->K, c->op >= FPROP, y.t == DT_BF16);
+            bool is_close =
+                ref_is_close(ref_get(y, i, j), old[i * c->N + j], c->va + i * c->ai, c->ak,
+                             c->vb + j * c->bj, c->bk, c->K, c->op >= FPROP, y.t == DT_BF16);
             if (!is_close)
-                fail_msg("%s op %d %lldx%lldx%lld at (%lld, %lld): %g", gemm_isa(), c->op, (long long)c->M,
-                         (long long)c->N, (long long)c->K, (long long)i, (long long)j, ref_get(y, i, j));
+                fail_msg("%s op %d %lldx%lldx%lld at (%lld, %lld): %g", gemm_isa(), c->op,
+                         (long long)c->M, (long long)c->N, (long long)c->K, (long long)i,
+                         (long long)j, ref_get(y, i, j));
         }
         for (int64_t j = c->N; j < y.ld; j++) assert_true(isnan(ref_get(y, i, j))); // not touched
     }
 }
 
 static const int64_t sizes[][3] = {
-    {0, 3, 5},    {5, 0, 7},    {7, 9, 0},     {1, 1, 1},     {2, 3, 127},    {12, 32, 128},
+    {0, 3, 5},     {5, 0, 7},     {7, 9, 0},     {1, 1, 1},     {2, 3, 127},     {12, 32, 128},
     {13, 33, 389}, {1, 300, 130}, {300, 17, 64}, {65, 70, 257}, {257, 261, 133}, {17, 128, 576},
 };
 enum { SIZES = sizeof sizes / sizeof sizes[0] };
@@ -92,7 +100,8 @@ static void products_are_right(void **state) {
         if (!gemm_select(gemm_isa_name(isa))) continue;
         for (int op = 0; op < OP_COUNT; op++)
             for (int i = 0; i < SIZES; i++) {
-                // Types, accumulation, scale format and threads vary with the size; all pairs occur.
+                // Types, accumulation, scale format and threads vary with the size; all pairs
+                // occur.
                 int mix = i + op + isa;
                 DType ta = mix % 2 ? DT_BF16 : DT_F32, tb = mix / 2 % 2 ? DT_BF16 : DT_F32;
                 DType ty = mix % 3 == 0 ? DT_BF16 : DT_F32;

@@ -1,5 +1,6 @@
-// test_ggemm.c - grouped products, on every instruction set of this processor, against double precision:
-// empty experts, everything on one, counts that no tile divides, and NaN in all rows outside groups.
+// test_ggemm.c - grouped products, on every instruction set of this processor, against double
+// precision: empty experts, everything on one, counts that no tile divides, and NaN in all rows
+// outside groups.
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -15,7 +16,8 @@ static OpCx cx;
 typedef enum Op { NT, NN, TN, FPROP, DGRAD, WGRAD, OP_COUNT } Op;
 enum { L = 4, N = 70, K = 133, GAP = 2 }; // weights are [N, K]
 
-static const int64_t layouts[][L] = {{5, 0, 300, 1}, {0, 0, 77, 0}, {0, 0, 0, 0}, {128, 130, 3, 64}, {1, 2, 3, 4}};
+static const int64_t layouts[][L] = {
+    {5, 0, 300, 1}, {0, 0, 77, 0}, {0, 0, 0, 0}, {128, 130, 3, 64}, {1, 2, 3, 4}};
 enum { LAYOUTS = sizeof layouts / sizeof layouts[0] };
 
 // GAP rows before every group, and after the last.
@@ -40,8 +42,8 @@ static void poison_rows(Mat m, Groups g) {
         if (is_padding(g, r)) memset(mat_at(m, r, 0), 0xFF, (size_t)m.cols * dtype_bytes(m.t));
 }
 
-static void assert_near(Op op, double got, double old, const double *a, int64_t ak, const double *b, int64_t bk,
-                        int64_t n, DType t) {
+static void assert_near(Op op, double got, double old, const double *a, int64_t ak, const double *b,
+                        int64_t bk, int64_t n, DType t) {
     if (!ref_is_close(got, old, a, ak, b, bk, n, op >= FPROP, t == DT_BF16))
         fail_msg("%s op %d: %g", gemm_isa(), op, got);
 }
@@ -58,7 +60,8 @@ static void check_rows(Op op, Groups g, int64_t R, DType t, bool acc) {
         b = ref_mat(t, L * N, K, &vb);
         poison_rows(a, g);
     } else {
-        qa = ref_matq(t == DT_F32 ? SCALE_F32 : SCALE_E8M0, 1, 1, R, kin, ceil_div(kin, TILE), false);
+        qa = ref_matq(t == DT_F32 ? SCALE_F32 : SCALE_E8M0, 1, 1, R, kin, ceil_div(kin, TILE),
+                      false);
         w = ref_matq(SCALE_F32, TILE, L, N, K, ceil_div(K, TILE), false);
         va = ref_values(qa);
         vb = malloc(L * N * K * sizeof *vb);
@@ -85,7 +88,8 @@ static void check_rows(Op op, Groups g, int64_t R, DType t, bool acc) {
     for (int64_t r = 0; r < R; r++)
         for (int64_t j = 0; j < nout && is_padding(g, r); j++)
             assert_true(ref_get(y, r, j) == old[r * nout + j]); // not written
-    free(a.p), free(b.p), free(y.p), free(qa.q), free(qa.s), free(w.q), free(w.s), free(va), free(vb), free(old);
+    free(a.p), free(b.p), free(y.p), free(qa.q), free(qa.s), free(w.q), free(w.s), free(va),
+        free(vb), free(old);
 }
 
 // tn, wgrad: the tokens are the contraction; every expert has an output.
@@ -110,8 +114,10 @@ static void check_weights(Op op, Groups g, int64_t R, DType t, bool acc) {
         for (int64_t e = 0; e < L; e++) {
             for (int64_t i = 0; i < g.count[e]; i++) {
                 int64_t m = g.start[e] + i;
-                for (int64_t r = 0; r < N; r++) va[r * R + m] = ref_value(at, r, m, first + i / TILE);
-                for (int64_t r = 0; r < K; r++) vb[r * R + m] = ref_value(bt, r, m, first + i / TILE);
+                for (int64_t r = 0; r < N; r++)
+                    va[r * R + m] = ref_value(at, r, m, first + i / TILE);
+                for (int64_t r = 0; r < K; r++)
+                    vb[r * R + m] = ref_value(bt, r, m, first + i / TILE);
             }
             first += ceil_div(g.count[e], TILE);
         }
@@ -121,18 +127,21 @@ static void check_weights(Op op, Groups g, int64_t R, DType t, bool acc) {
             for (int64_t r = 0; r < K; r++) bt.q[r * bt.ld + m] = 0x7F;
         }
     }
-    assert_int_equal(op == TN ? ggemm_tn_cpu(&cx, y, a, b, g, acc) : ggemm_fp8_wgrad_cpu(&cx, y, at, bt, g, acc),
+    assert_int_equal(op == TN ? ggemm_tn_cpu(&cx, y, a, b, g, acc)
+                              : ggemm_fp8_wgrad_cpu(&cx, y, at, bt, g, acc),
                      OK);
     for (int64_t e = 0; e < L; e++)
         for (int64_t r = 0; r < N; r++)
             for (int64_t c = 0; c < K; c++) {
                 double before = acc ? old[(e * N + r) * K + c] : 0, got = ref_get(y, e * N + r, c);
-                if (g.count[e] == 0) assert_true(got == before);
+                if (g.count[e] == 0)
+                    assert_true(got == before);
                 else
-                    assert_near(op, got, before, va + r * ai + g.start[e] * ak, ak, vb + c * bj + g.start[e] * bk,
-                                bk, g.count[e], DT_F32);
+                    assert_near(op, got, before, va + r * ai + g.start[e] * ak, ak,
+                                vb + c * bj + g.start[e] * bk, bk, g.count[e], DT_F32);
             }
-    free(a.p), free(b.p), free(y.p), free(at.q), free(at.s), free(bt.q), free(bt.s), free(va), free(vb), free(old);
+    free(a.p), free(b.p), free(y.p), free(at.q), free(at.s), free(bt.q), free(bt.s), free(va),
+        free(vb), free(old);
 }
 
 static void grouped_products_are_right(void **state) {
@@ -144,8 +153,8 @@ static void grouped_products_are_right(void **state) {
                 Groups g;
                 int64_t start[L], R = make_groups(&g, start, layouts[i]);
                 cx.nthreads = 1 + (i + op) % 3;
-                (op == TN || op == WGRAD ? check_weights : check_rows)((Op)op, g, R,
-                                                                      (i + op) % 2 ? DT_F32 : DT_BF16, i % 3 == 0);
+                (op == TN || op == WGRAD ? check_weights : check_rows)(
+                    (Op)op, g, R, (i + op) % 2 ? DT_F32 : DT_BF16, i % 3 == 0);
             }
     }
     gemm_select(NULL);

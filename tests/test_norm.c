@@ -1,4 +1,5 @@
-// test_norm.c - RMSNorm forward and backward against double and central differences; add and cast exact.
+// test_norm.c - RMSNorm forward and backward against double and central differences; add and cast
+// exact.
 #include "reference.h"
 
 typedef struct Case {
@@ -8,9 +9,9 @@ typedef struct Case {
 } Case;
 
 static const Case cases[] = {
-    {0, 5, 0, DT_F32, DT_F32, false},    {1, 1, 0, DT_F32, DT_F32, true},
-    {3, 7, 2, DT_F32, DT_BF16, true},    {5, 37, 1, DT_BF16, DT_BF16, false},
-    {130, 64, 0, DT_F32, DT_F32, true},  {300, 129, 3, DT_BF16, DT_F32, true},
+    {0, 5, 0, DT_F32, DT_F32, false},     {1, 1, 0, DT_F32, DT_F32, true},
+    {3, 7, 2, DT_F32, DT_BF16, true},     {5, 37, 1, DT_BF16, DT_BF16, false},
+    {130, 64, 0, DT_F32, DT_F32, true},   {300, 129, 3, DT_BF16, DT_F32, true},
     {4, 2500, 5, DT_BF16, DT_BF16, true}, {257, 512, 0, DT_F32, DT_F32, false},
 };
 
@@ -41,7 +42,8 @@ static void check_forward(const Case *k, Problem *p, Mat x, Mat w) {
     Mat y = ref_mat(k->yt, k->T, k->D, k->pad), z = ref_clone(y);
     Mat rstd = ref_mat(DT_F32, 1, k->T, 0);
     MUST_OK(norm_rms_fwd_cpu(&cx, y, rstd.p, x, w.p, (float)p->eps));
-    // A lane sums D/16 squares, all positive: relative error of that many roundings, and a few more.
+    // A lane sums D/16 squares, all positive: relative error of that many roundings, and a few
+    // more.
     double unit = ((double)k->D / 16 + 16) * U32;
     for (int64_t t = 0; t < k->T; t++) {
         double ss = 0.0;
@@ -80,7 +82,8 @@ static void check_backward(const Case *k, Problem *p, Mat x, Mat w, Mat dy) {
         for (int64_t j = 0; j < k->D; j++)
             mean += fabs(p->cot[t * k->D + j] * p->w[j] * p->x[t * k->D + j]) * rs / (double)k->D;
         mag = fabs(r) + rs * (mag + fabs(p->x[i]) * rs * mean);
-        ref_near(ref_at(dx, t, c), r + slope, ref_unit(k->yt) * fabs(r + slope) + unit * mag, "dx", t, c);
+        ref_near(ref_at(dx, t, c), r + slope, ref_unit(k->yt) * fabs(r + slope) + unit * mag, "dx",
+                 t, c);
     }
     p->row = -1;
     for (int64_t s = 0; s < (k->D < 20 ? k->D : 20) && k->T > 0; s++) {
@@ -88,7 +91,8 @@ static void check_backward(const Case *k, Problem *p, Mat x, Mat w, Mat dy) {
         double mag = 1.0, slope = ref_slope(loss, p, p->w + c);
         for (int64_t t = 0; t < k->T; t++)
             mag += fabs(p->cot[t * k->D + c] * p->x[t * k->D + c] * ((float *)rstd.p)[t]);
-        ref_near(ref_at(dw, 0, c), ref_at(dw0, 0, c) + slope, (130 + unit / U32) * U32 * mag, "dw", 0, c);
+        ref_near(ref_at(dw, 0, c), ref_at(dw0, 0, c) + slope, (130 + unit / U32) * U32 * mag, "dw",
+                 0, c);
     }
     ref_pads(dx, "dx");
     // Threads, and dx in the memory of dy or of dres.
@@ -97,10 +101,11 @@ static void check_backward(const Case *k, Problem *p, Mat x, Mat w, Mat dy) {
         bool fits = in_place.t == k->yt;
         Mat to = fits ? in_place : ref_clone(dx);
         cx = ref_cx(th);
-        MUST_OK(norm_rms_bwd_cpu(&cx, to, dw2.p, fits && (th == 2 || !res.p) ? to : dy, x, w.p, rstd.p,
-                                 fits && th == 3 && res.p ? to : res));
+        MUST_OK(norm_rms_bwd_cpu(&cx, to, dw2.p, fits && (th == 2 || !res.p) ? to : dy, x, w.p,
+                                 rstd.p, fits && th == 3 && res.p ? to : res));
         for (int64_t t = 0; t < k->T; t++)
-            for (int64_t c = 0; c < k->D; c++) ref_near(ref_at(to, t, c), ref_at(dx, t, c), 0.0, "dx again", t, c);
+            for (int64_t c = 0; c < k->D; c++)
+                ref_near(ref_at(to, t, c), ref_at(dx, t, c), 0.0, "dx again", t, c);
         ref_same(dw, dw2, "dw, threads");
         if (!fits) free(to.p);
         free(in_place.p), free(dw2.p);
@@ -112,7 +117,8 @@ static void test_norm(void **state) {
     (void)state;
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         const Case *k = &cases[i];
-        Mat x = ref_random(k->xt, k->T, k->D, k->pad, 1.5), dy = ref_random(k->yt, k->T, k->D, k->pad, 1.0);
+        Mat x = ref_random(k->xt, k->T, k->D, k->pad, 1.5),
+            dy = ref_random(k->yt, k->T, k->D, k->pad, 1.0);
         Mat w = ref_random(DT_F32, 1, k->D, 0, 1.0);
         Problem p = {k->T, k->D, ref_double(x), ref_double(w), ref_double(dy), (double)1e-6f, -1};
         check_forward(k, &p, x, w);
@@ -129,7 +135,8 @@ static void test_zero_row(void **state) {
     for (int i = 0; i < 8; i++) w[i] = 2.0f, dy[i] = (float)i;
     Mat mx = mat(x, DT_F32, 1, 8);
     MUST_OK(norm_rms_fwd_cpu(&cx, mat(y, DT_F32, 1, 8), &rstd, mx, w, 1e-6f));
-    MUST_OK(norm_rms_bwd_cpu(&cx, mat(dx, DT_F32, 1, 8), dw, mat(dy, DT_F32, 1, 8), mx, w, &rstd, mat_none()));
+    MUST_OK(norm_rms_bwd_cpu(&cx, mat(dx, DT_F32, 1, 8), dw, mat(dy, DT_F32, 1, 8), mx, w, &rstd,
+                             mat_none()));
     for (int i = 0; i < 8; i++) {
         assert_true(y[i] == 0.0f && dw[i] == 0.0f);
         ref_near(dx[i], 2000.0 * i, 0.01, "dx", 0, i);
@@ -150,7 +157,8 @@ static void test_add_cast(void **state) {
         ref_same(y, y3, "add, threads");
         for (int64_t r = 0; r < 30; r++)
             for (int64_t k = 0; k < 1100; k++) {
-                float want = (float)ref_at(a, r, k) + (float)ref_at(b, r, k), id = (float)ref_at(a, r, k);
+                float want = (float)ref_at(a, r, k) + (float)ref_at(b, r, k),
+                      id = (float)ref_at(a, r, k);
                 if (ty == DT_BF16) want = bf16_round(want), id = bf16_round(id);
                 assert_true(ref_at(y, r, k) == (double)want && ref_at(c, r, k) == (double)id);
             }
@@ -178,6 +186,7 @@ static void test_wrong_shapes(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {cmocka_unit_test(test_norm), cmocka_unit_test(test_zero_row),
-                                       cmocka_unit_test(test_add_cast), cmocka_unit_test(test_wrong_shapes)};
+                                       cmocka_unit_test(test_add_cast),
+                                       cmocka_unit_test(test_wrong_shapes)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -1,4 +1,5 @@
-// test_permute.c - rows to the wire and back: gather exact, sums in list order, against plain loops.
+// test_permute.c - rows to the wire and back: gather exact, sums in list order, against plain
+// loops.
 #include "reference.h"
 
 static void test_gather(void **state) {
@@ -15,7 +16,8 @@ static void test_gather(void **state) {
             OpCx cx = ref_cx(th);
             MUST_OK(rows_gather_cpu(&cx, dst, src, idx, n, bytes));
             for (int64_t i = 0; i < n * bytes; i++)
-                assert_int_equal(dst[i], idx[i / bytes] < 0 ? 0 : src[idx[i / bytes] * bytes + i % bytes]);
+                assert_int_equal(dst[i],
+                                 idx[i / bytes] < 0 ? 0 : src[idx[i / bytes] * bytes + i % bytes]);
             for (int i = 0; i < 8; i++) assert_int_equal(dst[n * bytes + i], 0xFF);
         }
         OpCx cx = ref_cx(2);
@@ -31,7 +33,7 @@ typedef struct Case {
 } Case;
 
 static const Case cases[] = {
-    {0, 4, 3, 0, DT_F32, DT_F32, DT_F32, 0},     {1, 1, 1, 0, DT_F32, DT_F32, DT_F32, 1},
+    {0, 4, 3, 0, DT_F32, DT_F32, DT_F32, 0},       {1, 1, 1, 0, DT_F32, DT_F32, DT_F32, 1},
     {17, 30, 37, 2, DT_BF16, DT_BF16, DT_BF16, 2}, {80, 100, 300, 1, DT_F32, DT_BF16, DT_F32, 2},
     {20, 9, 1500, 0, DT_BF16, DT_F32, DT_BF16, 1}, {33, 40, 64, 3, DT_F32, DT_F32, DT_BF16, 0},
 };
@@ -45,7 +47,8 @@ static void run_case(const Case *k) {
     for (int64_t m = 0; m < k->M; m++) { // 0 to 8 rows each, the first list empty
         int32_t n = m == 0 ? 0 : (int32_t)(philox(5, 5, (uint64_t)m).v[0] % 9);
         for (int32_t i = 0; i < n; i++)
-            idx[first[m] + i] = (int32_t)(philox(6, (uint64_t)m, (uint64_t)i).v[0] % (uint64_t)k->R);
+            idx[first[m] + i] =
+                (int32_t)(philox(6, (uint64_t)m, (uint64_t)i).v[0] % (uint64_t)k->R);
         first[m + 1] = first[m] + n;
     }
     OpCx cx = ref_cx(1);
@@ -54,15 +57,18 @@ static void run_case(const Case *k) {
         for (int64_t c = 0; c < k->D; c++) {
             float in_order = 0.0f; // the promised order, to the bit
             double exact = 0.0, mag = 0.0;
-            if (a1.p) in_order += (float)ref_at(a1, m, c), exact += ref_at(a1, m, c), mag += fabs(exact);
-            if (a2.p) in_order += (float)ref_at(a2, m, c), exact += ref_at(a2, m, c), mag += fabs(exact);
+            if (a1.p)
+                in_order += (float)ref_at(a1, m, c), exact += ref_at(a1, m, c), mag += fabs(exact);
+            if (a2.p)
+                in_order += (float)ref_at(a2, m, c), exact += ref_at(a2, m, c), mag += fabs(exact);
             for (int32_t i = first[m]; i < first[m + 1]; i++) {
                 double v = ref_at(x, idx[i], c);
                 in_order += (float)v, exact += v, mag += fabs(v);
             }
             if (k->y == DT_BF16) in_order = bf16_round(in_order);
             ref_near(ref_at(y, m, c), (double)in_order, 0.0, "order", m, c);
-            ref_near(ref_at(y, m, c), exact, ref_unit(k->y) * fabs(exact) + 12 * U32 * mag, "sum", m, c);
+            ref_near(ref_at(y, m, c), exact, ref_unit(k->y) * fabs(exact) + 12 * U32 * mag, "sum",
+                     m, c);
         }
     ref_pads(y, "y");
     for (int n = 2; n <= 3; n++) {

@@ -1,4 +1,5 @@
-// test_rope.c - rotation against complex multiplication in double, its inverse, and YaRN's published numbers.
+// test_rope.c - rotation against complex multiplication in double, its inverse, and YaRN's
+// published numbers.
 #include "reference.h"
 
 #include <complex.h>
@@ -19,8 +20,8 @@ static void test_table_plain(void **state) {
     assert_true(rope_softmax_scale(192, no_yarn) == 1.0 / sqrt(192.0));
 }
 
-// DeepSeek-V3: 64 rotated values, factor 40, original length 4096: pairs 0..10 keep their frequency, pairs
-// 23..31 are slowed by 40, linear between; softmax scale 0.13524.
+// DeepSeek-V3: 64 rotated values, factor 40, original length 4096: pairs 0..10 keep their
+// frequency, pairs 23..31 are slowed by 40, linear between; softmax scale 0.13524.
 static void test_table_yarn(void **state) {
     (void)state;
     static float t[64 * 64];
@@ -65,8 +66,8 @@ typedef struct Case {
 } Case;
 
 static const Case cases[] = {
-    {0, 8, 0, {4, 1, 8, 0, 8}, DT_F32},       {5, 8, 3, {5, 1, 8, 0, 8}, DT_F32},
-    {12, 50, 1, {4, 3, 16, 5, 6}, DT_F32},    {33, 40, 2, {11, 2, 20, 14, 6}, DT_BF16},
+    {0, 8, 0, {4, 1, 8, 0, 8}, DT_F32},         {5, 8, 3, {5, 1, 8, 0, 8}, DT_F32},
+    {12, 50, 1, {4, 3, 16, 5, 6}, DT_F32},      {33, 40, 2, {11, 2, 20, 14, 6}, DT_BF16},
     {90, 600, 0, {30, 4, 150, 86, 64}, DT_F32}, {7, 3000, 1, {7, 1, 0, 100, 2800}, DT_BF16},
 };
 
@@ -86,25 +87,51 @@ static void test_rotation(void **state) {
             for (int64_t h = 0; h < c->s.heads; h++)
                 for (int64_t i = 0; i < c->s.rope_dim / 2; i++) {
                     int64_t col = c->s.col + h * c->s.head_stride + 2 * i;
-                    double angle =
-                        (double)(t % c->s.seq_len) * pow(10000.0, -2.0 * (double)i / (double)c->s.rope_dim);
-                    double complex v = (ref_at(x, t, col) + I * ref_at(x, t, col + 1)) * cexp(I * angle);
+                    double angle = (double)(t % c->s.seq_len) *
+                                   pow(10000.0, -2.0 * (double)i / (double)c->s.rope_dim);
+                    double complex v =
+                        (ref_at(x, t, col) + I * ref_at(x, t, col + 1)) * cexp(I * angle);
                     double tol = 4 * U32 * cabs(v);
-                    ref_near(ref_at(y, t, col), creal(v), tol + ref_unit(c->t) * fabs(creal(v)), "re", t, col);
-                    ref_near(ref_at(y, t, col + 1), cimag(v), tol + ref_unit(c->t) * fabs(cimag(v)), "im", t,
-                             col);
+                    ref_near(ref_at(y, t, col), creal(v), tol + ref_unit(c->t) * fabs(creal(v)),
+                             "re", t, col);
+                    ref_near(ref_at(y, t, col + 1), cimag(v), tol + ref_unit(c->t) * fabs(cimag(v)),
+                             "im", t, col);
                     // Only rotated columns may change: copy them, then compare everything.
                     memcpy(mat_at(want, t, col), mat_at(y, t, col), 2 * dtype_bytes(c->t));
                 }
         ref_same(y, want, "other columns");
-        // The inverse is the transpose: the gradient of cot . rope(x) is inverse(cot), and it undoes x.
+        // The inverse is the transpose: the gradient of cot . rope(x) is inverse(cot), and it
+        // undoes x.
         MUST_OK(rope_cpu(&cx, y, c->s, table, true));
         for (int64_t t = 0; t < c->T; t++)
             for (int64_t j = 0; j < c->cols; j++)
                 ref_near(ref_at(y, t, j), ref_at(x, t, j),
-                         (c->t == DT_BF16 ? 3 * UBF : 8 * U32) * (fabs(ref_at(x, t, j)) + 4.0), "inverse", t, j);
+                         (c->t == DT_BF16 ? 3 * UBF : 8 * U32) * (fabs(ref_at(x, t, j)) + 4.0),
+                         "inverse", t, j);
         free(x.p), free(y.p), free(z.p), free(want.p), free(table);
     }
+}
+
+// Two products, one sum, each rounded: the same bits on every instruction set and backend.
+static void test_bits(void **state) {
+    (void)state;
+    OpCx cx = ref_cx(1);
+    RopeShape s = {40, 3, 70, 2, 66};
+    Mat x = ref_random(DT_F32, 40, 220, 0, 1.0), y = ref_clone(x);
+    static float table[40 * 66];
+    rope_table(table, 40, 66, 10000.0, no_yarn);
+    MUST_OK(rope_cpu(&cx, y, s, table, false));
+    for (int64_t t = 0; t < 40; t++)
+        for (int64_t h = 0; h < 3; h++)
+            for (int64_t i = 0; i < 33; i++) {
+                int64_t col = 2 + h * 70 + 2 * i;
+                float a = (float)ref_at(x, t, col), b = (float)ref_at(x, t, col + 1);
+                float c = table[t * 66 + 2 * i], n = table[t * 66 + 2 * i + 1];
+                volatile float ac = a * c, bs = b * n, as = a * n, bc = b * c;
+                ref_near(ref_at(y, t, col), (double)(ac - bs), 0.0, "first", t, col);
+                ref_near(ref_at(y, t, col + 1), (double)(as + bc), 0.0, "second", t, col);
+            }
+    free(x.p), free(y.p);
 }
 
 static void test_wrong_shapes(void **state) {
@@ -120,8 +147,9 @@ static void test_wrong_shapes(void **state) {
 }
 
 int main(void) {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_table_plain), cmocka_unit_test(test_table_yarn),
-                                       cmocka_unit_test(test_mscale_ratio), cmocka_unit_test(test_rotation),
-                                       cmocka_unit_test(test_wrong_shapes)};
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_table_plain),  cmocka_unit_test(test_table_yarn),
+        cmocka_unit_test(test_mscale_ratio), cmocka_unit_test(test_rotation),
+        cmocka_unit_test(test_bits),         cmocka_unit_test(test_wrong_shapes)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

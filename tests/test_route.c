@@ -1,5 +1,5 @@
-// test_route.c - the router: selection against sorting, ties, groups and negative biased scores, gates and
-// balance loss in double, gradients against central differences; the V3 and the V2 form.
+// test_route.c - the router: selection against sorting, ties, groups and negative biased scores,
+// gates and balance loss in double, gradients against central differences; the V3 and the V2 form.
 #include "reference.h"
 
 typedef struct Case {
@@ -15,13 +15,21 @@ static const Case cases[] = {
     {{60, 16, 4, 4, 2, true, true, 2.5f, 0.1f}, 2, 1, true, 0},
     {{60, 16, 4, 4, 2, true, true, 1.0f, 0.1f}, 1, 0, true, 3},
     {{300, 256, 8, 8, 4, true, true, 2.5f, 1e-4f}, 2, 0, true, 0},
-    {{40, 12, 3, 3, 2, true, true, 1.0f, 0.0f}, 1, 2, false, 4}, // sigmoid without bias: group maximum
+    {{40, 12, 3, 3, 2, true, true, 1.0f, 0.0f},
+     1,
+     2,
+     false,
+     4}, // sigmoid without bias: group maximum
     {{64, 160, 6, 8, 3, false, false, 16.0f, 0.2f}, 2, 0, false, 0}, // V2
     {{30, 64, 6, 1, 1, false, false, 1.0f, 0.2f}, 3, 0, false, 2},   // V2-Lite
     {{10, 6, 6, 1, 1, true, true, 2.5f, 0.5f}, 2, 0, true, 0},       // all experts
-    {{10, 6, 6, 3, 3, false, true, 1.0f, 0.5f}, 2, 0, false, 0},     // all, in groups, softmax normalised
+    {{10, 6, 6, 3, 3, false, true, 1.0f, 0.5f},
+     2,
+     0,
+     false,
+     0}, // all, in groups, softmax normalised
     {{9, 1, 1, 1, 1, true, true, 1.0f, 0.5f}, 3, 0, true, 0},
-    {{20, 8, 2, 8, 4, true, false, 3.0f, 0.5f}, 4, 0, true, 2},      // groups of one expert
+    {{20, 8, 2, 8, 4, true, false, 3.0f, 0.5f}, 4, 0, true, 2}, // groups of one expert
     {{0, 8, 2, 1, 1, true, true, 1.0f, 0.5f}, 1, 0, true, 0},
 };
 
@@ -86,7 +94,8 @@ static void scores64(const Problem *p, int64_t t, double *score) {
     if (!p->s.is_sigmoid)
         for (int64_t e = 0; e < p->s.E; e++) score[e] /= sum;
 }
-// One token's part: cot . gate + seqbal_scale / S * sum_e f_e score_e / sum score; the selection stays.
+// One token's part: cot . gate + seqbal_scale / S * sum_e f_e score_e / sum score; the selection
+// stays.
 static double token_loss(void *ctx) {
     Problem *p = ctx;
     int64_t t = p->row;
@@ -99,7 +108,8 @@ static double token_loss(void *ctx) {
                  (double)p->s.scale;
     for (int64_t e = 0; e < p->s.E; e++) all += p->score[e];
     int64_t S = p->s.T / p->nseq;
-    for (int64_t e = 0; e < p->s.E; e++) balance += (double)p->coef[t / S * p->s.E + e] * p->score[e] / all;
+    for (int64_t e = 0; e < p->s.E; e++)
+        balance += (double)p->coef[t / S * p->s.E + e] * p->score[e] / all;
     return total + (double)p->s.seqbal_scale / (double)S * balance;
 }
 
@@ -118,7 +128,8 @@ static Run make_run(const Case *k) {
     r.logits = ref_random(DT_F32, s.T, s.E, k->pad, 1.0);
     for (int64_t t = 0; k->levels && t < s.T; t++)
         for (int64_t e = 0; e < s.E; e++)
-            ref_set(r.logits, t, e, (double)(philox(2, (uint64_t)t, (uint64_t)e).v[1] % (uint64_t)k->levels));
+            ref_set(r.logits, t, e,
+                    (double)(philox(2, (uint64_t)t, (uint64_t)e).v[1] % (uint64_t)k->levels));
     r.gate = ref_mat(DT_F32, s.T, s.K, 0);
     r.score = ref_mat(DT_F32, s.T, s.E, 0);
     r.coef = ref_mat(DT_F32, k->nseq, s.E, 0);
@@ -132,8 +143,8 @@ static void compute(Run *r, const Case *k, const float *bias, int nthreads) {
     r->loss = 7.0;
     MUST_OK(route_fwd_cpu(&cx, r->idx, r->gate.p, r->score.p, r->count, r->logits, bias, k->s));
     MUST_OK(route_seqbal_cpu(&cx, &r->loss, r->coef.p, r->score.p, k->s, k->nseq));
-    MUST_OK(route_bwd_cpu(&cx, r->dlogits, r->dgate.p, r->gate.p, r->score.p, r->idx, r->coef.p, k->s,
-                          k->nseq));
+    MUST_OK(route_bwd_cpu(&cx, r->dlogits, r->dgate.p, r->gate.p, r->score.p, r->idx, r->coef.p,
+                          k->s, k->nseq));
 }
 static void free_run(Run *r) {
     free(r->idx), free(r->count), free(r->logits.p), free(r->gate.p), free(r->score.p);
@@ -191,7 +202,8 @@ static void check_balance(const Run *r, const Case *k, Problem *p) {
     ref_near(r->loss, total, 40 * U32 * total, "balance loss", 0, 0);
 }
 
-// Size of what is summed for the gradient of the logit of expert e: FP32 noise is a few units of it.
+// Size of what is summed for the gradient of the logit of expert e: FP32 noise is a few units of
+// it.
 static double grad_size(const Problem *p, int64_t t, int64_t e) {
     RouteShape s = p->s;
     const int32_t *idx = p->idx + t * s.K;
@@ -204,7 +216,8 @@ static double grad_size(const Problem *p, int64_t t, int64_t e) {
     for (int64_t k = 0; k < s.K; k++) dot += s.normalise ? fabs(cot[k]) * score[idx[k]] / sum : 0.0;
     for (int64_t j = 0; j < s.E; j++) all += score[j];
     for (int64_t j = 0; j < s.E; j++) mean += (double)f[j] * score[j] / all;
-    for (int64_t j = 0; j < s.E; j++) ds[j] = (double)s.seqbal_scale / (double)S * ((double)f[j] + mean) / all;
+    for (int64_t j = 0; j < s.E; j++)
+        ds[j] = (double)s.seqbal_scale / (double)S * ((double)f[j] + mean) / all;
     for (int64_t k = 0; k < s.K; k++) ds[idx[k]] += (double)s.scale * (fabs(cot[k]) + dot) / sum;
     for (int64_t j = 0; j < s.E; j++) spread += s.is_sigmoid ? 0.0 : ds[j] * score[j];
     return score[e] * (ds[e] + spread);
@@ -216,7 +229,8 @@ static void check_backward(const Run *r, const Case *k, Problem *p) {
     for (int64_t i = 0; i < samples; i++) {
         int64_t x = ref_pick(i, samples, n), t = x / s.E;
         p->row = t;
-        double want = ref_slope(token_loss, p, p->logits + x), tol = 32 * U32 * grad_size(p, t, x % s.E) + 2e-11;
+        double want = ref_slope(token_loss, p, p->logits + x),
+               tol = 32 * U32 * grad_size(p, t, x % s.E) + 2e-11;
         ref_near(ref_at(r->dlogits, t, x % s.E), want, tol, "dlogits", t, x % s.E);
     }
     ref_pads(r->dlogits, "dlogits");
@@ -238,14 +252,16 @@ static void run_case(const Case *k) {
         z.idx = malloc((size_t)(k->s.T * k->s.K + 1) * 4);
         z.count = malloc((size_t)k->s.E * 8);
         z.gate = ref_mat(DT_F32, k->s.T, k->s.K, 0), z.score = ref_mat(DT_F32, k->s.T, k->s.E, 0);
-        z.coef = ref_mat(DT_F32, k->nseq, k->s.E, 0), z.dlogits = ref_mat(DT_F32, k->s.T, k->s.E, k->pad);
+        z.coef = ref_mat(DT_F32, k->nseq, k->s.E, 0),
+        z.dlogits = ref_mat(DT_F32, k->s.T, k->s.E, k->pad);
         compute(&z, k, b, n);
         assert_memory_equal(z.idx, r.idx, (size_t)(k->s.T * k->s.K) * 4);
         assert_memory_equal(z.count, r.count, (size_t)k->s.E * 8);
         assert_true(z.loss == r.loss);
         ref_same(z.gate, r.gate, "gate"), ref_same(z.score, r.score, "score");
         ref_same(z.coef, r.coef, "coef"), ref_same(z.dlogits, r.dlogits, "dlogits");
-        free(z.idx), free(z.count), free(z.gate.p), free(z.score.p), free(z.coef.p), free(z.dlogits.p);
+        free(z.idx), free(z.count), free(z.gate.p), free(z.score.p), free(z.coef.p),
+            free(z.dlogits.p);
     }
     free(logits), free(cot), free(bias.p);
     free_run(&r);
@@ -308,17 +324,22 @@ static void test_wrong_shapes(void **state) {
     float logits[8] = {0}, gate[8], score[8];
     int32_t idx[8];
     int64_t count[8] = {0};
-    const RouteShape bad[] = {{1, 8, 9, 1, 1, true, true, 1, 0}, {1, 8, 2, 3, 1, true, true, 1, 0},
-                              {1, 8, 2, 4, 5, true, true, 1, 0}, {1, 8, 5, 4, 2, true, true, 1, 0}};
+    const RouteShape bad[] = {{1, 8, 9, 1, 1, true, true, 1, 0},
+                              {1, 8, 2, 3, 1, true, true, 1, 0},
+                              {1, 8, 2, 4, 5, true, true, 1, 0},
+                              {1, 8, 5, 4, 2, true, true, 1, 0}};
     for (int i = 0; i < 4; i++)
-        assert_int_equal(route_fwd_cpu(&cx, idx, gate, score, count, mat(logits, DT_F32, 1, 8), NULL, bad[i]),
-                         E_INTERNAL);
+        assert_int_equal(
+            route_fwd_cpu(&cx, idx, gate, score, count, mat(logits, DT_F32, 1, 8), NULL, bad[i]),
+            E_INTERNAL);
 }
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_cases),           cmocka_unit_test(test_negative_biased_scores),
-        cmocka_unit_test(test_group_score_forms), cmocka_unit_test(test_nonfinite_logits),
+        cmocka_unit_test(test_cases),
+        cmocka_unit_test(test_negative_biased_scores),
+        cmocka_unit_test(test_group_score_forms),
+        cmocka_unit_test(test_nonfinite_logits),
         cmocka_unit_test(test_wrong_shapes),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

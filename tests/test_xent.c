@@ -1,4 +1,5 @@
-// test_xent.c - cross-entropy against log-sum-exp in double, its gradient against central differences.
+// test_xent.c - cross-entropy against log-sum-exp in double, its gradient against central
+// differences.
 #include "reference.h"
 
 typedef struct Case {
@@ -9,7 +10,7 @@ typedef struct Case {
 } Case;
 
 static const Case cases[] = {
-    {0, 3, 0, DT_F32, 1, 1},      {1, 1, 0, DT_F32, 1, 1},        {5, 7, 2, DT_BF16, 3, 0.5f},
+    {0, 3, 0, DT_F32, 1, 1},        {1, 1, 0, DT_F32, 1, 1},          {5, 7, 2, DT_BF16, 3, 0.5f},
     {9, 130, 1, DT_F32, 10, 2e-3f}, {30, 2500, 0, DT_BF16, 2, 1e-4f}, {3, 70001, 3, DT_F32, 4, 1},
 };
 
@@ -53,15 +54,17 @@ static void run_case(const Case *k) {
         for (int64_t v = 0; v < k->V; v++)
             if (row.l[v] > max) max = row.l[v], best = v;
         assert_int_equal(correct[t], best == target[t]);
-        // The gradient everywhere in closed form, and the closed form at some places by differences.
+        // The gradient everywhere in closed form, and the closed form at some places by
+        // differences.
         double total = 0.0;
         for (int64_t v = 0; v < k->V; v++) {
-            double p = exp(row.l[v] - want - row.l[target[t]]), g = (p - (v == target[t])) * (double)k->scale;
+            double p = exp(row.l[v] - want - row.l[target[t]]),
+                   g = (p - (v == target[t])) * (double)k->scale;
             total += ref_at(d, t, v);
             // exp of a difference of size |l - max|: its rounding is that many units.
             ref_near(ref_at(d, t, v), g,
-                     ref_unit(k->dt) * fabs(g) + err * fabs(p * k->scale) + 2 * U32 * k->scale * (v == target[t]) +
-                         1e-44,
+                     ref_unit(k->dt) * fabs(g) + err * fabs(p * k->scale) +
+                         2 * U32 * k->scale * (v == target[t]) + 1e-44,
                      "dlogits", t, v);
             if (v == target[t] || (k->V < 200 && v % 7 == 0)) {
                 double slope = ref_slope(row_loss, &row, row.l + v) * (double)k->scale;
@@ -77,7 +80,8 @@ static void run_case(const Case *k) {
         MUST_OK(xent_fwd_bwd_cpu(&cx, loss2.p, NULL, mat_none(), in, target, k->scale));
         ref_same(loss, loss2, "loss alone");
         ref_same(l, in, "logits");
-        MUST_OK(xent_fwd_bwd_cpu(&cx, loss2.p, NULL, k->dt == DT_F32 ? in : mat_none(), in, target, k->scale));
+        MUST_OK(xent_fwd_bwd_cpu(&cx, loss2.p, NULL, k->dt == DT_F32 ? in : mat_none(), in, target,
+                                 k->scale));
         ref_same(loss, loss2, "loss, in place");
         if (k->dt == DT_F32) ref_same(d, in, "dlogits in place");
         free(loss2.p), free(in.p);
@@ -105,11 +109,13 @@ static void test_ties_and_extremes(void **state) {
     MUST_OK(xent_fwd_bwd_cpu(&cx, loss, correct, mat_none(), mat(l, DT_F32, 3, 4), target, 1.0f));
     assert_true(isnan(loss[0]) && !isfinite(loss[1])); // never hidden
     const int32_t bad[3] = {0, 4, 0};
-    assert_int_equal(xent_fwd_bwd_cpu(&cx, loss, NULL, mat_none(), mat(l, DT_F32, 3, 4), bad, 1.0f), E_INTERNAL);
+    assert_int_equal(xent_fwd_bwd_cpu(&cx, loss, NULL, mat_none(), mat(l, DT_F32, 3, 4), bad, 1.0f),
+                     E_INTERNAL);
     assert_non_null(strstr(fail_message(), "target 4 of row 1"));
 }
 
 int main(void) {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_cases), cmocka_unit_test(test_ties_and_extremes)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_cases),
+                                       cmocka_unit_test(test_ties_and_extremes)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

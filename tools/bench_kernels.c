@@ -1,8 +1,9 @@
 // bench_kernels.c - how fast the matrix products and the quantisers are here.
 //
-// "Peak" is measured on this machine with the same number of threads: independent multiply-adds in registers,
-// with the best instruction set of the processor; for FP8 and BF16 products also its BF16 dot products,
-// whichever is faster. For the quantisers it is memcpy of the same number of bytes.
+// "Peak" is measured on this machine with the same number of threads: independent multiply-adds in
+// registers, with the best instruction set of the processor; for FP8 and BF16 products also its
+// BF16 dot products, whichever is faster. For the quantisers it is memcpy of the same number of
+// bytes.
 #include <stdlib.h>
 #include <string.h>
 
@@ -38,46 +39,16 @@ Err bench_time(double *seconds, BenchFn fn, void *user) {
 
 // --- the machine's peak ---
 
-// Floating-point operations per second of all threads, the best of many short tries.
-static double measure_peak(GemmPeakFn fn, int threads) {
-    double best = 0;
-    for (int i = 0; i < 50; i++) {
-        double flops = 0, start = now_seconds();
-#pragma omp parallel num_threads(threads) reduction(+ : flops)
-        {
-            float sink[8] = {1.0f, 1e-9f, 0.0f};
-            flops += fn(100000, sink);
-        }
-        double rate = flops / (now_seconds() - start);
-        if (rate > best) best = rate;
-    }
-    return best;
-}
-
-typedef struct Peak {
-    double f32, half; // FP32 operands; FP8 and BF16 operands
-} Peak;
-
 static void print_peak(FILE *json, const char *what, int threads, double flops) {
-    log_line("peak of %d thread%s, %s: %.1f GFLOP/s", threads, threads == 1 ? "" : "s", what, flops * 1e-9);
+    log_line("peak of %d thread%s, %s: %.1f GFLOP/s", threads, threads == 1 ? "" : "s", what,
+             flops * 1e-9);
     if (json)
-        fprintf(json, "{\"op\":\"peak_%s\",\"isa\":\"%s\",\"threads\":%d,\"gflops\":%.2f}\n", what, gemm_isa(), threads,
-                flops * 1e-9);
+        fprintf(json, "{\"op\":\"peak_%s\",\"isa\":\"%s\",\"threads\":%d,\"gflops\":%.2f}\n", what,
+                gemm_isa(), threads, flops * 1e-9);
 }
 
-static Peak bench_peak(Bench *b) {
-    Peak p = {0};
-    const GemmIsa *usual = gemm_current();
-    for (int i = 0; gemm_isa_name(i); i++) {
-        if (!gemm_select(gemm_isa_name(i))) continue;
-        const GemmIsa *isa = gemm_current();
-        double f32 = measure_peak(isa->peak, b->threads);
-        double half = isa->peak_half == isa->peak ? f32 : measure_peak(isa->peak_half, b->threads);
-        if (f32 > p.f32) p.f32 = f32;
-        if (half > p.half) p.half = half;
-    }
-    if (p.f32 > p.half) p.half = p.f32;
-    gemm_select(usual->name);
+static GemmPeak bench_peak(Bench *b) {
+    GemmPeak p = gemm_peak(b->threads);
     print_peak(b->json, "f32", b->threads, p.f32);
     print_peak(b->json, "bf16", b->threads, p.half);
     return p;
@@ -85,8 +56,17 @@ static Peak bench_peak(Bench *b) {
 
 // --- matrix products ---
 
-typedef enum GemmKind { FP8_FPROP, FP8_DGRAD, FP8_WGRAD, BF16_NT, BF16_TN, F32_NT, KIND_COUNT } GemmKind;
-static const char *const kind_names[] = {"fp8", "fp8_dgrad", "fp8_wgrad", "bf16", "bf16_wgrad", "f32"};
+typedef enum GemmKind {
+    FP8_FPROP,
+    FP8_DGRAD,
+    FP8_WGRAD,
+    BF16_NT,
+    BF16_TN,
+    F32_NT,
+    KIND_COUNT
+} GemmKind;
+static const char *const kind_names[] = {"fp8",  "fp8_dgrad",  "fp8_wgrad",
+                                         "bf16", "bf16_wgrad", "f32"};
 
 // One product of m x n outputs per group over k, all operands in the arena.
 typedef struct GemmCase {
@@ -141,8 +121,10 @@ static Err make_plain(Bench *b, GemmCase *c, Mat *x, int64_t rows, int64_t cols)
     DType t = c->kind == F32_NT ? DT_F32 : DT_BF16;
     TRY(arena_mat(b->arena, x, t, rows, cols, "bench operand"));
     for (int64_t i = 0; i < rows * cols; i++) {
-        if (t == DT_F32) ((float *)x->p)[i] = (float)(i % 251) * 0.01f;
-        else ((uint16_t *)x->p)[i] = (uint16_t)(0x3F00 + i * 7 % 251);
+        if (t == DT_F32)
+            ((float *)x->p)[i] = (float)(i % 251) * 0.01f;
+        else
+            ((uint16_t *)x->p)[i] = (uint16_t)(0x3F00 + i * 7 % 251);
     }
     return OK;
 }
@@ -187,8 +169,10 @@ static Err make_case(Bench *b, GemmCase *c) {
     return OK;
 }
 
-static Err report_gemm(Bench *b, Peak peak, GemmKind kind, int64_t m, int64_t n, int64_t k, int64_t groups) {
-    GemmCase c = {.kind = kind, .m = m, .n = n, .k = k, .groups = groups, .cx = {b->scratch, b->threads}};
+static Err report_gemm(Bench *b, GemmPeak peak, GemmKind kind, int64_t m, int64_t n, int64_t k,
+                       int64_t groups) {
+    GemmCase c = {
+        .kind = kind, .m = m, .n = n, .k = k, .groups = groups, .cx = {b->scratch, b->threads}};
     size_t mark = arena_mark(b->arena);
     double seconds = 0;
     TRY(make_case(b, &c));
@@ -198,44 +182,55 @@ static Err report_gemm(Bench *b, Peak peak, GemmKind kind, int64_t m, int64_t n,
     double fraction = flops / (kind == F32_NT ? peak.f32 : peak.half);
     char op[32];
     snprintf(op, sizeof op, "%s_%s", groups ? "ggemm" : "gemm", kind_names[kind]);
-    log_line("%-16s %6lld %6lld %6lld %6lld %10.3f %9.1f %8.3f", op, (long long)m, (long long)n, (long long)k,
-             (long long)groups, seconds * 1e3, flops * 1e-9, fraction);
+    log_line("%-16s %6lld %6lld %6lld %6lld %10.3f %9.1f %8.3f", op, (long long)m, (long long)n,
+             (long long)k, (long long)groups, seconds * 1e3, flops * 1e-9, fraction);
     if (b->json)
         fprintf(b->json,
-                "{\"op\":\"%s\",\"m\":%lld,\"n\":%lld,\"k\":%lld,\"groups\":%lld,\"isa\":\"%s\",\"threads\":%d,"
+                "{\"op\":\"%s\",\"m\":%lld,\"n\":%lld,\"k\":%lld,\"groups\":%lld,\"isa\":\"%s\","
+                "\"threads\":%d,"
                 "\"ms\":%.5f,\"gflops\":%.2f,\"fraction_of_peak\":%.4f}\n",
-                op, (long long)m, (long long)n, (long long)k, (long long)groups, gemm_isa(), b->threads,
-                seconds * 1e3, flops * 1e-9, fraction);
+                op, (long long)m, (long long)n, (long long)k, (long long)groups, gemm_isa(),
+                b->threads, seconds * 1e3, flops * 1e-9, fraction);
     return OK;
 }
 
 Err bench_gemm(Bench *b) {
     // m, n, k of one product, groups; the first `few` without --all.
     static const int64_t shapes[][4] = {
-        {2048, 1024, 1024, 0}, {256, 512, 512, 0},    {64, 512, 1024, 16},  {256, 1024, 1024, 0},
-        {2048, 512, 1024, 0},  {2048, 2048, 2048, 0}, {8192, 512, 512, 0},  {64, 512, 1024, 64},
-        {128, 512, 1024, 32},  {256, 512, 1024, 16},  {77, 512, 1024, 32},  {16, 512, 1024, 64},
+        {2048, 1024, 1024, 0}, {256, 512, 512, 0},    {64, 512, 1024, 16}, {256, 1024, 1024, 0},
+        {2048, 512, 1024, 0},  {2048, 2048, 2048, 0}, {8192, 512, 512, 0}, {64, 512, 1024, 64},
+        {128, 512, 1024, 32},  {256, 512, 1024, 16},  {77, 512, 1024, 32}, {16, 512, 1024, 64},
     };
     enum { FEW = 3 };
-    log_line("matrix products, %s, %d thread%s", gemm_isa(), b->threads, b->threads == 1 ? "" : "s");
-    Peak peak = bench_peak(b);
-    log_line("%-16s %6s %6s %6s %6s %10s %9s %8s", "op", "m", "n", "k", "groups", "ms", "GFLOP/s", "of peak");
+    log_line("matrix products, %s, %d thread%s", gemm_isa(), b->threads,
+             b->threads == 1 ? "" : "s");
+    GemmPeak peak = bench_peak(b);
+    log_line("%-16s %6s %6s %6s %6s %10s %9s %8s", "op", "m", "n", "k", "groups", "ms", "GFLOP/s",
+             "of peak");
     for (int i = 0; i < (b->is_all ? COUNT_OF(shapes) : FEW); i++)
         for (int kind = 0; kind < KIND_COUNT; kind++)
-            TRY(report_gemm(b, peak, (GemmKind)kind, shapes[i][0], shapes[i][1], shapes[i][2], shapes[i][3]));
+            TRY(report_gemm(b, peak, (GemmKind)kind, shapes[i][0], shapes[i][1], shapes[i][2],
+                            shapes[i][3]));
     return OK;
 }
 
 // --- quantisers ---
 
-typedef enum QuantKind { QUANT_ROWS, QUANT_TOKENS, REQUANT, WEIGHT, DEQUANT, QUANT_KINDS } QuantKind;
-static const char *const quant_names[] = {"quant_tile", "quant_tile_t", "requant_tile_t", "weight_prepare",
-                                          "dequant"};
+typedef enum QuantKind {
+    QUANT_ROWS,
+    QUANT_TOKENS,
+    REQUANT,
+    WEIGHT,
+    DEQUANT,
+    QUANT_KINDS
+} QuantKind;
+static const char *const quant_names[] = {"quant_tile", "quant_tile_t", "requant_tile_t",
+                                          "weight_prepare", "dequant"};
 
 typedef struct QuantCase {
     QuantKind kind;
     OpCx cx;
-    Mat x;     // values, bf16 or f32
+    Mat x; // values, bf16 or f32
     MatQ rows, tokens, weight;
     void *from, *to; // memcpy
     int64_t bytes;
@@ -264,13 +259,16 @@ static Err run_copy(void *user) {
     return OK;
 }
 
-static Err report_quant(Bench *b, QuantKind kind, DType t, ScaleType st, int64_t rows, int64_t cols) {
+static Err report_quant(Bench *b, QuantKind kind, DType t, ScaleType st, int64_t rows,
+                        int64_t cols) {
     QuantCase c = {.kind = kind, .cx = {b->scratch, b->threads}};
     size_t mark = arena_mark(b->arena);
     void *p = NULL;
     Mat f;
     Groups all = {0};
-    c.bytes = rows * cols * (kind == REQUANT ? 2 : 1 + (int64_t)dtype_bytes(t)); // read and written, but the scales
+    c.bytes =
+        rows * cols *
+        (kind == REQUANT ? 2 : 1 + (int64_t)dtype_bytes(t)); // read and written, but the scales
     TRY(make_f32(b->arena, &f, rows, cols));
     TRY(arena_mat(b->arena, &c.x, t, rows, cols, "bench values"));
     TRY(arena_matq_rows(b->arena, &c.rows, st, rows, cols, "bench codes"));
@@ -289,31 +287,33 @@ static Err report_quant(Bench *b, QuantKind kind, DType t, ScaleType st, int64_t
     arena_release(b->arena, mark);
     const char *scale = kind == WEIGHT || st == SCALE_F32 ? "f32" : "e8m0";
     double values = (double)(rows * cols) / seconds * 1e-9, gb = (double)c.bytes / seconds * 1e-9;
-    log_line("%-16s %6lld %6lld %5s %6s %10.3f %8.2f %8.1f %10.3f", quant_names[kind], (long long)rows,
-             (long long)cols, kind == REQUANT ? "e4m3" : dtype_name(t), scale, seconds * 1e3, values, gb,
-             copy / seconds);
+    log_line("%-16s %6lld %6lld %5s %6s %10.3f %8.2f %8.1f %10.3f", quant_names[kind],
+             (long long)rows, (long long)cols, kind == REQUANT ? "e4m3" : dtype_name(t), scale,
+             seconds * 1e3, values, gb, copy / seconds);
     if (b->json)
         fprintf(b->json,
-                "{\"op\":\"%s\",\"m\":%lld,\"n\":%lld,\"type\":\"%s\",\"scale\":\"%s\",\"isa\":\"%s\",\"threads\":%d,"
+                "{\"op\":\"%s\",\"m\":%lld,\"n\":%lld,\"type\":\"%s\",\"scale\":\"%s\",\"isa\":\"%"
+                "s\",\"threads\":%d,"
                 "\"ms\":%.5f,\"gelem_per_s\":%.3f,\"gb_per_s\":%.2f,\"fraction_of_peak\":%.4f}\n",
-                quant_names[kind], (long long)rows, (long long)cols, kind == REQUANT ? "e4m3" : dtype_name(t), scale,
-                gemm_isa(), b->threads, seconds * 1e3, values, gb, copy / seconds);
+                quant_names[kind], (long long)rows, (long long)cols,
+                kind == REQUANT ? "e4m3" : dtype_name(t), scale, gemm_isa(), b->threads,
+                seconds * 1e3, values, gb, copy / seconds);
     return OK;
 }
 
 Err bench_quant(Bench *b) {
     static const int64_t shapes[][2] = {{2048, 1024}, {128, 512}, {8192, 2048}};
     log_line("quantisers, %s, %d thread%s", gemm_isa(), b->threads, b->threads == 1 ? "" : "s");
-    log_line("%-16s %6s %6s %5s %6s %10s %8s %8s %10s", "op", "rows", "cols", "type", "scales", "ms", "Gelem/s", "GB/s",
-             "of memcpy");
+    log_line("%-16s %6s %6s %5s %6s %10s %8s %8s %10s", "op", "rows", "cols", "type", "scales",
+             "ms", "Gelem/s", "GB/s", "of memcpy");
     for (int i = 0; i < (b->is_all ? COUNT_OF(shapes) : 1); i++)
         for (int kind = 0; kind < QUANT_KINDS; kind++)
             for (int t = 0; t < 2; t++)
                 for (int st = 0; st < 2; st++) {
                     bool is_repeat = (kind == REQUANT && t) || (kind == WEIGHT && st == SCALE_E8M0);
                     if (is_repeat || (st == SCALE_F32 && kind != WEIGHT && !b->is_all)) continue;
-                    TRY(report_quant(b, (QuantKind)kind, t ? DT_F32 : DT_BF16, (ScaleType)st, shapes[i][0],
-                                     shapes[i][1]));
+                    TRY(report_quant(b, (QuantKind)kind, t ? DT_F32 : DT_BF16, (ScaleType)st,
+                                     shapes[i][0], shapes[i][1]));
                 }
     return OK;
 }

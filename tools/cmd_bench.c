@@ -1,4 +1,5 @@
-// cmd_bench.c - `tessera bench gemm|quant`: speed here, as a fraction of what this machine can do at best.
+// cmd_bench.c - `tessera bench gemm|quant|step`: speed here, as a fraction of what this machine can do
+// at best.
 //
 // To add a subject: its function in bench.h and its line in the table.
 #include <errno.h>
@@ -17,16 +18,24 @@ static const struct {
 } subjects[] = {
     {"gemm", bench_gemm},
     {"quant", bench_quant},
+    {"step", bench_step},
 };
 
 static const Flag flags[] = {
-    {"threads", "N", NULL, 0, "threads to use; default: OMP_NUM_THREADS, else all cores of this process"},
+    {"threads", "N", NULL, 0,
+     "threads to use; default: OMP_NUM_THREADS, else all cores of this process"},
     {"json", "FILE", NULL, 0, "also write one JSON object per case to FILE"},
+    {"config", "FILE", NULL, 0, "step: the run whose step is measured"},
+    {"set", "SECTION.KEY=VALUE", NULL, FLAG_REPEAT, "step: override one setting"},
     {"all", NULL, NULL, 0, "every shape, not only a few"},
 };
-static const Command command = {
-    "tessera bench", "gemm|quant", "Measures speed, as a fraction of this machine's measured peak.", flags,
-    COUNT_OF(flags), 1,            1};
+static const Command command = {"tessera bench",
+                                "gemm|quant|step",
+                                "Measures speed, as a fraction of this machine's measured peak.",
+                                flags,
+                                COUNT_OF(flags),
+                                1,
+                                1};
 
 static Err run_subject(const char *name, Bench *b) {
     const char *names[COUNT_OF(subjects)];
@@ -37,8 +46,8 @@ static Err run_subject(const char *name, Bench *b) {
         return OK;
     }
     const char *near = word_nearest(name, names, COUNT_OF(subjects));
-    FAIL(E_USAGE, "tessera bench: unknown subject '%.60s'; %s%s", name, near ? "did you mean " : "known are gemm and quant",
-         near ? near : "");
+    FAIL(E_USAGE, "tessera bench: unknown subject '%.60s'; %s%s", name,
+         near ? "did you mean " : "known are gemm, quant and step", near ? near : "");
 }
 
 static Err bench_with(Bench *b, const Args *a) {
@@ -48,12 +57,18 @@ static Err bench_with(Bench *b, const Args *a) {
     TRY(args_int(a, "threads", 1, 1024, &threads));
     b->threads = solo_threads(threads);
     b->is_all = args_has(a, "all");
+    b->config = args_get(a, "config");
+    b->nsets = args_count(a, "set");
+    CHECK(b->nsets <= COUNT_OF(b->sets), E_USAGE, "--set was given %d times; the most is %d", b->nsets,
+          COUNT_OF(b->sets));
+    for (int i = 0; i < b->nsets; i++) b->sets[i] = args_nth(a, "set", i);
     if (path) {
         b->json = fopen(path, "we");
         CHECK(b->json, E_OUTPUT, "cannot write %s: %s", path, strerror(errno));
     }
     TRY_OR(arena_create(&b->arena, "bench operands", (size_t)1 << 30, false), done);
-    TRY_OR(arena_create(&b->scratch, "bench scratch", gemm_scratch_bytes(b->threads, 64), false), done);
+    TRY_OR(arena_create(&b->scratch, "bench scratch", gemm_scratch_bytes(b->threads, 64), false),
+           done);
     TRY_OR(run_subject(a->operands[0], b), done);
 done:
     arena_destroy(&b->scratch);

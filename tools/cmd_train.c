@@ -1,4 +1,6 @@
 // cmd_train.c - `tessera train`: flags to TrainOptions.
+#include <string.h>
+
 #include "args.h"
 #include "commands.h"
 #include "run.h"
@@ -8,7 +10,7 @@ static const Flag flags[] = {
     {"run-dir", "DIR", NULL, 0, "where the run writes (default: runs/<config's name>)"},
     {"resume", "auto|never|PATH[@STEP]", NULL, 0,
      "auto: continue from the newest checkpoint that verifies, or start; PATH: a run or checkpoint directory"},
-    {"init-from", "PATH", NULL, 0, "start a new run from a checkpoint's weights"},
+    {"init-from", "PATH", NULL, 0, "start a new run from a checkpoint's weights (with --resume auto: only if there is nothing to resume)"},
     {"steps", "N", NULL, 0, "stop at step N (the schedule's length stays train.steps)"},
     {"set", "SECTION.KEY=VALUE", NULL, FLAG_REPEAT, "override one setting; may be repeated"},
     {"device", "auto|cpu", "auto", 0, "where to compute"},
@@ -45,7 +47,9 @@ Err cmd_train(int argc, char **argv) {
     o.sets = sets;
     o.is_print_config = args_has(&a, "print-config");
     o.is_dry_run = args_has(&a, "dry-run");
-    CHECK(!o.init_from || !o.resume, E_USAGE, "--init-from starts a new run, --resume continues one: give one of them");
+    bool has_path = o.resume && strcmp(o.resume, "auto") != 0 && strcmp(o.resume, "never") != 0;
+    CHECK(!o.init_from || !has_path, E_USAGE,
+          "--init-from starts a new run, --resume %s continues one: give one of them, or --resume auto", o.resume);
     Err err = run_train(&o);
     args_free(&a);
     return err;

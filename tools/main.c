@@ -3,6 +3,7 @@
 // The only place that prints an error (once) and the only one whose return value ends the process:
 // see fail.h for the exit codes.
 #include <errno.h>
+#include <signal.h>
 #include <string.h>
 
 #include "args.h"
@@ -25,7 +26,7 @@ static const Subcommand commands[] = {
     {"import", "read a Hugging Face DeepSeek checkpoint", cmd_import},
     {"export", "write a checkpoint as a Hugging Face DeepSeek model", cmd_export},
     {"inspect", "show what a run, checkpoint, token shard or tensor file holds, and verify it", cmd_inspect},
-    {"bench", "speed of the operations, as a fraction of what this machine can do", cmd_bench},
+    {"bench", "speed of operations and of the whole step, as a fraction of what this machine can do", cmd_bench},
     {"doctor", "describe this machine, its ranks and the libraries", cmd_doctor},
 };
 
@@ -68,6 +69,7 @@ static Err run(int argc, char **argv) {
 }
 
 int main(int argc, char **argv) {
+    signal(SIGXFSZ, SIG_IGN); // a file size limit fails the write (E_OUTPUT) instead of killing us
     Err err = run(argc, argv);
     // What was promised on standard output must have arrived there.
     if (fflush(stdout) != 0 || ferror(stdout)) {

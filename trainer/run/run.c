@@ -4,6 +4,7 @@
 #include <math.h>
 #include <string.h>
 
+#include "gemm.h"
 #include "log.h"
 #include "prof.h"
 #include "schedule.h"
@@ -129,11 +130,28 @@ static bool is_one_sided(const Run *r, Err err) {
     return !r->is_agreed && (err == E_INTERNAL || err == E_PEER);
 }
 
+// note_start: a line of events.jsonl for every start of the run, the first and the resumed ones.
+static Err note_start(Run *r) {
+    Err mine = OK;
+    if (r->metrics) {
+        mine = metrics_event(r->metrics, r->resume_from[0] ? "resume" : "start",
+                             "\"step\":%lld,\"samples\":%lld,\"world\":%d,\"ep\":%d,\"threads\":%d",
+                             (long long)r->at.step, (long long)r->at.samples, r->mesh.world, r->mesh.ep,
+                             r->cx.op.nthreads);
+    }
+    return run_agree(r, mine);
+}
+
 static Err train_on_ranks(Run *r) {
     bool is_done = false;
     TRY(run_setup(r, &is_done));
     if (is_done) return OK;
     boot_signals();
+    TRY(note_start(r));
+    GemmPeak peak = gemm_peak(r->cx.op.nthreads);
+    r->peak_flops = r->shape.mode == MODE_FP32 ? peak.f32 : peak.half;
+    TRY(comm_sum(r->boot.world, &r->peak_flops, 1));
+    log_line("peak       %.1f GFLOP/s measured, all ranks together: MFU is a fraction of it", r->peak_flops * 1e-9);
     return run_loop(r);
 }
 

@@ -12,6 +12,12 @@ static size_t incomplete_bytes(const Shape *s) {
     return (size_t)s->nmtp * (rows * (width + sizeof(int32_t)) + 4 * ARENA_ALIGN);
 }
 
+// What an evaluation keeps beside its passes: tokens, targets, document starts and a few numbers per sequence.
+static size_t evaluation_bytes(const Shape *s) {
+    size_t per_row = (size_t)(3 * s->S + 1 + s->nmtp + 4) * sizeof(int32_t);
+    return (size_t)s->B * per_row + 8 * ARENA_ALIGN;
+}
+
 Err solo_open(Solo *s, const Config *c, bool with_grad, int nthreads) {
     memset(s, 0, sizeof *s);
     s->boot.nranks = s->boot.local_nranks = 1;
@@ -22,7 +28,7 @@ Err solo_open(Solo *s, const Config *c, bool with_grad, int nthreads) {
     TRY(shape_from_config(&s->shape, c, &s->mesh));
     MemoryPlan plan;
     TRY(memory_measure(&plan, &s->shape, &s->mesh, with_grad, false));
-    plan.acts += incomplete_bytes(&s->shape);
+    plan.acts += incomplete_bytes(&s->shape) + evaluation_bytes(&s->shape);
     plan.scratch += incomplete_bytes(&s->shape);
     TRY(cx_create(&s->cx, &s->boot, &s->mesh, &plan, nthreads));
     return model_create(&s->model, &s->shape, &s->cx, with_grad, false);

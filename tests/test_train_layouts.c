@@ -1,0 +1,112 @@
+// test_train_layouts.c - the number of ranks and how they share the experts do not change the training: the same
+// samples at every step, FP32 losses equal to 1e-5 relative, FP8 and BF16 losses equal up to quantisation noise.
+//
+// The widest layouts run the tests' config whole, 50 steps; the others the same model on short sequences.
+#include <math.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "drive.h"
+
+#define STEPS 50
+
+typedef struct Layout {
+    const char *mode;
+    bool is_short; // sequences of 32 tokens
+    int ranks, ep;
+} Layout;
+
+// The run of one layout; each is run once per program and compared with many.
+static Steps train(const Layout *l) {
+    const char *dir = path_of("%s-%d-%d-%d", l->mode, l->is_short, l->ranks, l->ep);
+    char metrics[600];
+    snprintf(metrics, sizeof metrics, "%s/metrics.jsonl", dir);
+    if (!has_file(metrics)) {
+        run_ok(l->ranks,
+               "train --config %s/configs/tiny.yaml --run-dir %s --steps %d --threads %d --set precision.mode=%s "
+               "--set parallel.ep=%d --set log.every=10 %s",
+               drive_source(), dir, STEPS, l->ranks == 1 ? 2 : 1, l->mode, l->ep,
+               l->is_short ? "--set train.seq_len=32" : "");
+    }
+    Steps s = steps_read(dir);
+    assert_int_equal(s.n, STEPS);
+    return s;
+}
+
+static void compare(void **state) {
+    const Layout *l = *state;
+    Layout one = {l->mode, l->is_short, 1, 1};
+    Steps want = train(&one), got = train(l);
+    assert_same_steps(&want, &got, "step samples tokens global_batch lr");
+    int64_t batch = l->is_short ? 8 * 32 : 8 * 128;
+    assert_int_equal((int64_t)json_number(got.line[STEPS - 1], "tokens"), STEPS * batch);
+    if (strcmp(l->mode, "fp32") == 0) {
+        for (int i = 0; i < STEPS; i++) {
+            static const char *const keys[] = {"loss", "lm_loss", "mtp_loss"};
+            for (int k = 0; k < 3; k++) {
+                double a = json_number(want.line[i], keys[k]), b = json_number(got.line[i], keys[k]);
+                if (!(fabs(a - b) <= 1e-5 * fabs(a))) {
+                    fail_msg("step %d: %s is %.9g on one rank, %.9g on %d ranks with ep %d (relative %.2g)", i + 1,
+                             keys[k], a, b, l->ranks, l->ep, fabs(a - b) / fabs(a));
+                }
+            }
+        }
+    } else {
+        double a = steps_mean(&want, "loss", 41, 50), b = steps_mean(&got, "loss", 41, 50);
+        if (!(fabs(a - b) <= 5e-3)) {
+            fail_msg("%s: mean loss of steps 41-50 is %.6f on one rank, %.6f on %d ranks with ep %d", l->mode, a, b,
+                     l->ranks, l->ep);
+        }
+    }
+    // Rows travel if and only if experts live elsewhere.
+    double bytes = json_number(got.line[0], "a2a_dispatch_bytes");
+    assert_true(l->ep > 1 ? bytes > 0.0 : bytes == 0.0);
+    steps_free(&want);
+    steps_free(&got);
+}
+
+// The three modes are three different computations of the same thing.
+static void test_modes(void **state) {
+    (void)state;
+    Layout fp32 = {"fp32", false, 1, 1}, bf16 = {"bf16", false, 1, 1}, fp8 = {"fp8", false, 1, 1};
+    Steps a = train(&fp32), b = train(&bf16), c = train(&fp8);
+    double x = steps_mean(&a, "loss", 41, 50), y = steps_mean(&b, "loss", 41, 50), z = steps_mean(&c, "loss", 41, 50);
+    assert_true(x != y && y != z);
+    assert_true(fabs(x - y) < 0.01 * x);
+    assert_true(fabs(x - z) < 0.02 * x);
+    assert_true(json_number(c.line[0], "fp8_underflow") >= 0.0);
+    steps_free(&a);
+    steps_free(&b);
+    steps_free(&c);
+}
+
+#define LAYOUT(name, ...)                                                                          \
+    static Layout name = {__VA_ARGS__};
+
+LAYOUT(fp32_2_2, "fp32", false, 2, 2)
+LAYOUT(fp32_4_2, "fp32", false, 4, 2)
+LAYOUT(fp32_8_1, "fp32", false, 8, 1)
+LAYOUT(fp32_8_8, "fp32", false, 8, 8)
+LAYOUT(short_2_1, "fp32", true, 2, 1)
+LAYOUT(short_4_1, "fp32", true, 4, 1)
+LAYOUT(short_4_4, "fp32", true, 4, 4)
+LAYOUT(short_8_2, "fp32", true, 8, 2)
+LAYOUT(short_8_4, "fp32", true, 8, 4)
+LAYOUT(bf16_2_2, "bf16", false, 2, 2)
+LAYOUT(bf16_4_2, "bf16", false, 4, 2)
+LAYOUT(bf16_8_8, "bf16", false, 8, 8)
+LAYOUT(fp8_2_2, "fp8", false, 2, 2)
+LAYOUT(fp8_4_2, "fp8", false, 4, 2)
+LAYOUT(fp8_8_8, "fp8", false, 8, 8)
+
+#define CASE(name) {#name, compare, NULL, NULL, &name}
+
+int main(int argc, char **argv) {
+    const struct CMUnitTest tests[] = {
+        CASE(fp32_2_2), CASE(fp32_4_2),  CASE(fp32_8_1),  CASE(fp32_8_8), CASE(short_2_1), CASE(short_4_1),
+        CASE(short_4_4), CASE(short_8_2), CASE(short_8_4), CASE(bf16_2_2), CASE(bf16_4_2), CASE(bf16_8_8),
+        CASE(fp8_2_2),  CASE(fp8_4_2),   CASE(fp8_8_8),   cmocka_unit_test(test_modes),
+    };
+    drive_init(argc, argv);
+    return drive_done(cmocka_run_group_tests_name("train_layouts", tests, NULL, NULL));
+}

@@ -8,10 +8,10 @@
 
 typedef struct Bench {
     int threads;
-    bool is_all;    // --all: every shape, else a few
-    FILE *json;     // NULL without --json
-    const char *config;      // --config, for whole steps
-    const char *sets[64];    // --set
+    bool is_all;          // --all: every shape, else a few
+    FILE *json;           // NULL without --json
+    const char *config;   // --config, for whole steps
+    const char *sets[64]; // --set
     int nsets;
     Arena *arena;   // operands; released between cases
     Arena *scratch; // what operations use
@@ -28,6 +28,6 @@ Err bench_time(double *seconds, BenchFn fn, void *user) MUST_CHECK;
 Err bench_gemm(Bench *b) MUST_CHECK;
 // bench_quant: the quantisers, in elements and bytes per second and as a fraction of memcpy.
 Err bench_quant(Bench *b) MUST_CHECK;
-// bench_step: a whole training step of b->config on one rank, random tokens: tokens per second, fraction of peak, time by
-// region (the regions add up to the step).
+// bench_step: a whole training step of b->config on one rank, random tokens: tokens per second,
+// fraction of peak, time by region (the regions add up to the step).
 Err bench_step(Bench *b) MUST_CHECK;

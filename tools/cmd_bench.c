@@ -1,5 +1,5 @@
-// cmd_bench.c - `tessera bench gemm|quant|step`: speed here, as a fraction of what this machine can do
-// at best.
+// cmd_bench.c - `tessera bench gemm|quant|step`: speed here, as a fraction of what this machine can
+// do at best.
 //
 // To add a subject: its function in bench.h and its line in the table.
 #include <errno.h>
@@ -59,8 +59,8 @@ static Err bench_with(Bench *b, const Args *a) {
     b->is_all = args_has(a, "all");
     b->config = args_get(a, "config");
     b->nsets = args_count(a, "set");
-    CHECK(b->nsets <= COUNT_OF(b->sets), E_USAGE, "--set was given %d times; the most is %d", b->nsets,
-          COUNT_OF(b->sets));
+    CHECK(b->nsets <= COUNT_OF(b->sets), E_USAGE, "--set was given %d times; the most is %d",
+          b->nsets, COUNT_OF(b->sets));
     for (int i = 0; i < b->nsets; i++) b->sets[i] = args_nth(a, "set", i);
     if (path) {
         b->json = fopen(path, "we");

@@ -17,15 +17,18 @@ typedef struct CheckpointInfo {
     int world, ep; // of the writer
 } CheckpointInfo;
 
-// checkpoint_save: write `dir`/step_%08d (through step_%08d.partial, fsync, rename), read it back
-// and verify, point `latest` at it, then delete checkpoints beyond keep_last / keep_every. Without
-// room or rights: E_OUTPUT on all ranks, the older ones stay valid. Collective over world.
+// checkpoint_save: write `dir`/step_%08d.partial, fsync, read every value back and compare it with
+// the hash it had in memory, then rename it to step_%08d, point dir/latest at it and delete
+// checkpoints beyond keep_last (by order of saving) and keep_every (0 = none). Anything that fails:
+// E_OUTPUT on all ranks, the partial folder is removed, the older ones stay valid. Without moments
+// in p (an import) only weights are written. Collective over world.
 Err checkpoint_save(const char *dir, const Params *p, Cx *cx, const CheckpointInfo *info,
                     const Config *config, int64_t keep_last, int64_t keep_every) MUST_CHECK;
-// checkpoint_find: resolve PATH, PATH@STEP, a run directory, or "auto" semantics for a run
-// directory: the newest checkpoint whose manifest and file sizes and hashes verify; others are
-// skipped with a warning that says why. *found false if there is none. Only rank 0 looks; the
-// result is the same everywhere. Collective over world.
+// checkpoint_find: resolve a checkpoint directory, PATH@STEP, or a run directory (or its
+// checkpoints/). step > 0 asks for that step, else the last saved one whose manifest, file sizes
+// and file hashes verify; others are skipped with a warning that says why. A checkpoint that was
+// named exactly is not skipped: E_INPUT. *found false if there is none. Rank 0 looks, all ranks
+// share the hashing; the result is the same everywhere. Collective over world.
 Err checkpoint_find(char *out, size_t n, bool *found, const char *path, int64_t step,
                     Cx *cx) MUST_CHECK;
 // checkpoint_read_info / checkpoint_read_config: from the manifest and config.yaml of a checkpoint

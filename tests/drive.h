@@ -31,7 +31,7 @@ typedef struct Job {
 
 // drive_init: remember the program, make the temporary folder. Local.
 void drive_init(int argc, char **argv);
-// drive_done: remove the temporary folder (kept if DRIVE_KEEP was defined when compiling). Returns failed.
+// drive_done: remove the temporary folder. Returns failed.
 int drive_done(int failed);
 // drive_dir / drive_source: the temporary folder; the source folder. drive_program: the program.
 const char *drive_dir(void);
@@ -68,18 +68,19 @@ void wait_for_step(Job *j, const char *run_dir, int step, double limit);
 
 // Steps of a metrics.jsonl.
 typedef struct Steps {
-    int n;       // lines
-    char **line; // line[i] is step i + 1
+    int n, first; // lines; step of the first
+    char **line;  // line[i] is step first + i
     char *text;
 } Steps;
 
-// steps_read: DIR/metrics.jsonl; every line must be an object of its own, steps 1, 2, ... without a gap.
+// steps_read: DIR/metrics.jsonl; every line must be an object of its own, the steps one after the other.
 Steps steps_read(const char *run_dir);
 void steps_free(Steps *s);
 // json_text: a field's value as written, "" if there is none. json_number: as a number, NAN if there is none.
 const char *json_text(const char *line, const char *key);
 double json_number(const char *line, const char *key);
-// steps_mean: mean of a field over steps first..last.
+// step_text: a field of one step, which must be there. steps_mean: mean of a field over steps first..last.
+const char *step_text(const Steps *s, int step, const char *key);
 double steps_mean(const Steps *s, const char *key, int first, int last);
-// assert_same_steps: the fields (separated by blanks) of all steps of both are the same text: equal to the bit.
-void assert_same_steps(const Steps *a, const Steps *b, const char *fields);
+// assert_same_steps: the fields (separated by blanks) of steps first..last are the same text: equal to the bit.
+void assert_same_steps(const Steps *a, const Steps *b, int first, int last, const char *fields);

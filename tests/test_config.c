@@ -350,7 +350,6 @@ static void test_rules(void **state) {
         {"model.rms_norm_eps=0", "model.rms_norm_eps (0) must be above 0"},
         {"model.rope_scaling={}", "model.rope_scaling.factor (0) must be at least 1"},
         {"model.rope_scaling={factor: 2, beta_slow: 40}", "beta_fast (32) is below"},
-        {"parallel.ep=3", "parallel.ep (3) does not divide model.n_routed_experts (8)"},
         {"train.tail_steps=[1]", "train.tail_steps has 1 entries, train.tail_lr has 0"},
         {"train.warmup_steps=101", "(101 + 0 + 0 + 0 = 101) is above train.steps (100)"},
         {"train.min_lr=1e-3", "train.min_lr (0.001) is above train.lr (0.00022)"},
@@ -401,6 +400,13 @@ static void test_world(void **state) {
     assert_int_equal(config_check_world(c, 6), E_CONFIG);
     assert_non_null(strstr(fail_message(), "(6 * 2 = 12) does not divide train.global_batch (8)"));
     assert_int_equal(config_check_train(c), OK);
+    config_free(c);
+    // The world comes first: it is what a user changes from run to run.
+    c = load_set("parallel.ep=3");
+    assert_int_equal(config_check_world(c, 4), E_CONFIG);
+    assert_string_equal(fail_message(), "parallel.ep (3) does not divide the world (4)");
+    assert_int_equal(config_check_world(c, 6), E_CONFIG);
+    assert_string_equal(fail_message(), "parallel.ep (3) does not divide model.n_routed_experts (8)");
     config_free(c);
     c = load_set("data.train=[]");
     assert_int_equal(config_check_train(c), E_CONFIG);

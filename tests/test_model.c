@@ -372,8 +372,9 @@ static const char *const step_sets[] = {"model.vocab_size=512",
                                         NULL,
                                         NULL};
 
-// Three steps and an evaluation; returns the hash of the state, and the last loss and the held-out loss.
-static uint64_t three_steps(const char *mode, int nthreads, bool is_poisoned, double loss[2]) {
+// Three steps, the last two followed by an evaluation; returns the hash of the state, and in `seen` the last loss,
+// the held-out loss and the sum of MaxVio.
+static uint64_t three_steps(const char *mode, int nthreads, bool is_poisoned, double seen[3]) {
     const char *sets[sizeof step_sets / sizeof step_sets[0]];
     memcpy(sets, step_sets, sizeof sets);
     sets[sizeof sets / sizeof sets[0] - 2] = mode;
@@ -382,19 +383,20 @@ static uint64_t three_steps(const char *mode, int nthreads, bool is_poisoned, do
     rig_open(&r, sets, nthreads);
     Loader *train = open_loader(&r, TRAIN_SHARD, false), *heldout = open_loader(&r, HELDOUT_SHARD, true);
     int64_t samples = 0, allocations = 0;
-    EvalResult eval;
+    EvalResult eval = {0};
     for (int64_t step = 1; step <= 3; step++) {
         StepInput in = {.config = r.config, .loader = train, .step = step, .samples = samples, .tokens = r.tokens,
                         .doc_start = r.doc_start};
         StepOutput out;
         MUST_OK(step_train(r.model, &r.cx, &in, &out));
-        MUST_OK(evaluate_heldout(r.model, &r.cx, heldout, 1, 5, &eval));
+        if (step > 1) MUST_OK(evaluate_heldout(r.model, &r.cx, heldout, 1, 5, &eval));
         assert_false(out.is_stopped);
         assert_true(isfinite(out.m.loss) && out.m.grad_norm > 0);
         assert_int_equal(out.m.samples, 4 * step);
         samples = out.m.samples;
-        loss[0] = out.m.loss;
-        loss[1] = eval.loss;
+        seen[0] = out.m.loss;
+        seen[1] = step > 1 ? eval.loss : 0.0;
+        seen[2] = (step > 1 ? seen[2] : 0.0) + out.m.maxvio;
         if (step == 1) allocations = mem_count();
     }
     assert_int_equal(mem_count(), allocations);
@@ -411,13 +413,49 @@ static void steps_do_not_depend_on_memory_or_threads(void **state) {
     (void)state;
     static const char *const modes[] = {"precision.mode=fp32", "precision.mode=bf16", "precision.mode=fp8"};
     for (int i = 0; i < 3; i++) {
-        double clean[2], other[2];
+        double clean[3], other[3];
         uint64_t hash = three_steps(modes[i], 1, false, clean);
         assert_true(three_steps(modes[i], 1, true, other) == hash);
         assert_memory_equal(clean, other, sizeof clean);
         assert_true(three_steps(modes[i], 3, true, other) == hash);
         assert_memory_equal(clean, other, sizeof clean);
     }
+}
+
+// Every expert's bias moves by exactly gamma, against its load in the whole global batch, and counting starts anew.
+static void bias_follows_load(void **state) {
+    (void)state;
+    Rig r;
+    rig_open(&r, step_sets, 1);
+    Loader *train = open_loader(&r, TRAIN_SHARD, false);
+    const Shape *s = &r.shape;
+    Params *p = model_params(r.model);
+    float before[8];
+    memcpy(before, p->bias[2], sizeof before);
+    // The loads of step 1, counted by hand: forward passes over its two micro-batches.
+    int64_t load[8] = {0};
+    for (int64_t i = 0; i < 4; i += 2) {
+        Batch b = rig_batch(&r, true);
+        LossSums sums = {0};
+        MUST_OK(loader_batch(train, i, 2, r.tokens, r.doc_start));
+        MUST_OK(model_fwd(r.model, &r.cx, &b, &sums, NULL));
+    }
+    memcpy(load, model_counts(r.model)[2], sizeof load);
+    model_zero_counts(r.model);
+    StepInput in = {.config = r.config, .loader = train, .step = 1, .tokens = r.tokens, .doc_start = r.doc_start};
+    StepOutput out;
+    MUST_OK(step_train(r.model, &r.cx, &in, &out));
+    int64_t all = 0;
+    for (int e = 0; e < 8; e++) all += load[e];
+    assert_int_equal(all, 4 * s->S * s->K);
+    for (int e = 0; e < 8; e++) {
+        float gamma = 0.001f, want = before[e] + (8 * load[e] < all ? gamma : 8 * load[e] > all ? -gamma : 0.0f);
+        assert_true(p->bias[2][e] == want);
+        assert_int_equal(model_counts(r.model)[2][e], 0);
+    }
+    assert_null(p->bias[0]); // the dense block
+    loader_close(&train);
+    rig_close(&r);
 }
 
 static int stop_now(void) {
@@ -508,6 +546,7 @@ int main(void) {
         cmocka_unit_test(measured_is_used),
         cmocka_unit_test(measures_other_layouts),
         cmocka_unit_test(steps_do_not_depend_on_memory_or_threads),
+        cmocka_unit_test(bias_follows_load),
         cmocka_unit_test(stopped_step_changes_nothing),
         cmocka_unit_test(nonfinite_is_refused),
         cmocka_unit_test(evaluates_alone),

@@ -64,10 +64,11 @@ void args_help(const Command *c, FILE *out) {
     fprintf(out, "  --help%*s  this text\n", width - (int)strlen("help"), "");
 }
 
-// Is `text` one of the words of "a|b|c"?
+// Is `text` one of the words of "a|b|c"? A word in capitals stands for any text.
 static bool choice_has(const char *choices, const char *text) {
     size_t n = strlen(text);
     for (const char *p = choices; p; p = strchr(p, '|') ? strchr(p, '|') + 1 : NULL) {
+        if (*p >= 'A' && *p <= 'Z') return true;
         if (strcspn(p, "|") == n && !memcmp(p, text, n)) return true;
     }
     return false;

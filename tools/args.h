@@ -31,7 +31,7 @@ enum {
 typedef struct Flag {
     const char *name;     // without the dashes
     const char *value;    // what stands for the value in the help; NULL = a switch without value;
-                          // "a|b|c" = only these values are accepted
+                          // "a|b|c" = only these values are accepted, "a|b|PATH" = these or any
     const char *fallback; // the value if the flag is absent, shown in the help; NULL = none
     int is;               // FLAG_REQUIRED, FLAG_REPEAT or 0
     const char *help;     // one line

@@ -157,10 +157,7 @@ static Err check_data(const Config *c) {
 
 Err config_check(const Config *c) {
     TRY(check_model(c));
-    int64_t E = c->model.n_routed_experts;
     int64_t ep = c->parallel.ep;
-    RULE(E % ep == 0, "parallel.ep (%lld) does not divide model.n_routed_experts (%lld)", LL(ep),
-         LL(E));
     RULE(c->parallel.comm != COMM_SELF || ep == 1,
          "parallel.comm self is one rank, but parallel.ep is %lld", LL(ep));
     TRY(check_schedule(c));
@@ -178,6 +175,9 @@ Err config_check_world(const Config *c, int world) {
     int64_t ep = c->parallel.ep;
     int64_t together = world * c->train.micro_batch;
     RULE(world % ep == 0, "parallel.ep (%lld) does not divide the world (%d)", LL(ep), world);
+    RULE(c->model.n_routed_experts % ep == 0,
+         "parallel.ep (%lld) does not divide model.n_routed_experts (%lld)", LL(ep),
+         LL(c->model.n_routed_experts));
     RULE(c->parallel.comm != COMM_SELF || world == 1,
          "parallel.comm self is one rank, but the world is %d", world);
     RULE(c->train.global_batch % together == 0,

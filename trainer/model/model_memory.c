@@ -6,6 +6,16 @@
 // zero.h's buckets and optimizer temporaries live in scratch outside a pass; address space only.
 #define SCRATCH_SLACK ((size_t)256 << 20)
 
+// What operations push on scratch themselves, which measure mode does not see: upper bounds, in address space only.
+// Attention keeps keys, values, their gradients and a block of queries per thread, and the heads' parts of the shared
+// key's gradient; GEMMs and the router keep small panels per thread; norms and the balance loss 128-row partial sums.
+static void measure_ops(MemoryPlan *out, const Shape *s) {
+    size_t S = (size_t)s->S + 1024, width = (size_t)(s->Dn + s->Dr + s->Dv) + 64, rope = (size_t)(s->S * s->Dr);
+    size_t blocks = (size_t)ceil_div(s->S, TILE) * (size_t)s->B;
+    out->op_thread = sizeof(float) * (S * (3 * width + 128) + 4 * rope) + ((size_t)4 << 20);
+    out->op_shared = sizeof(float) * ((size_t)s->H * rope + blocks * (size_t)(s->D + 8 * s->E + 4 * s->K + 256));
+}
+
 static Err measure_cx(Cx *cx, const Mesh *mesh, bool is_balanced) {
     memset(cx, 0, sizeof *cx);
     cx->ops = ops_null();
@@ -38,6 +48,7 @@ static Err measure_pass(const Shape *s, Cx *cx, Model **m, bool with_grad, bool 
 
 Err memory_measure(MemoryPlan *out, const Shape *s, const Mesh *mesh, bool with_grad, bool with_state) {
     memset(out, 0, sizeof *out);
+    measure_ops(out, s);
     for (int balanced = 0; balanced < 2; balanced++) {
         Cx cx;
         Model *m = NULL;
@@ -68,7 +79,8 @@ Err cx_create(Cx *cx, const Boot *boot, const Mesh *mesh, const MemoryPlan *plan
     TRY(arena_create(&cx->params, "params", plan->params, false));
     TRY(arena_create(&cx->state, "state", plan->state, false));
     TRY(arena_create(&cx->acts, "acts", plan->acts, false));
-    TRY(arena_create(&cx->scratch, "scratch", plan->scratch + SCRATCH_SLACK, false));
+    size_t ops = plan->op_shared + plan->op_thread * (size_t)(nthreads > 1 ? nthreads : 1);
+    TRY(arena_create(&cx->scratch, "scratch", plan->scratch + ops + SCRATCH_SLACK, false));
     cx->op.scratch = cx->scratch;
     cx->op.nthreads = nthreads;
     return OK;

@@ -8,6 +8,7 @@ typedef struct MemoryPlan {
     size_t state;   // this rank's shard of masters and moments, biases, counts
     size_t acts, scratch;                   // worst case: every token to this rank's experts
     size_t acts_balanced, scratch_balanced; // perfect balance
+    size_t op_thread, op_shared;            // bounds of the operations' own temporaries, per thread and in all
 } MemoryPlan;
 
 // memory_measure: bytes of each arena of one rank of the mesh, for training (with_grad) or evaluation only. Local.

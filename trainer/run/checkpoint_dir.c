@@ -32,7 +32,7 @@ Err ckdir_list(const char *dir, CkEntry **list, int *n) {
     *list = NULL;
     *n = 0;
     DIR *d = opendir(dir);
-    if (!d && errno == ENOENT) return OK;
+    if (!d && (errno == ENOENT || errno == ENOTDIR)) return OK;
     CHECK(d, E_INPUT, "cannot read %s: %s", dir, strerror(errno));
     Err err = OK;
     int cap = 0;

@@ -38,6 +38,7 @@ typedef struct Run {
     Metrics *metrics;
     char dir[1024], checkpoints[1100];
     char resume_from[1100];  // checkpoint to load, "" = none
+    char init_from[1100];    // checkpoint whose weights start the run, "" = none
     CheckpointInfo at;       // where the run stands
     int64_t saved_step;      // last step that is on disk, -1 none
     int64_t last_step;       // stop after this one

@@ -188,24 +188,29 @@ static Err fill_model(Run *r) {
     Params *p = model_params(r->model);
     if (r->resume_from[0]) {
         TRY(run_agree(r, checkpoint_load(r->resume_from, p, &r->cx, true)));
-        log_line("resume     %s: step %lld, samples [0, %lld) consumed gap-free, written by %d ranks with ep %d",
-                 r->resume_from, (long long)r->at.step, (long long)r->at.samples, r->at.world, r->at.ep);
     } else {
         params_init(p, &r->shape, &r->cx);
         if (r->opt.init_from) {
-            char from[1100];
             bool found = false;
-            TRY(run_agree(r, checkpoint_find(from, sizeof from, &found, r->opt.init_from, -1, &r->cx)));
+            TRY(run_agree(r, checkpoint_find(r->init_from, sizeof r->init_from, &found, r->opt.init_from, -1, &r->cx)));
             TRY(run_agree(r, found ? OK : fail_at(E_INPUT, __FILE__, __LINE__,
                                                   "--init-from %s: there is no checkpoint that verifies",
                                                   r->opt.init_from)));
-            TRY(run_agree(r, checkpoint_load(from, p, &r->cx, false)));
-            log_line("init       weights of %s", from);
+            TRY(run_agree(r, checkpoint_load(r->init_from, p, &r->cx, false)));
         }
     }
     TRY(params_publish(p, &r->shape, &r->cx));
     memset(&r->cx.quant, 0, sizeof r->cx.quant);
     return OK;
+}
+
+static void log_origin(const Run *r) {
+    if (r->resume_from[0]) {
+        log_line("resume     %s: step %lld, samples [0, %lld) consumed gap-free, written by %d ranks with ep %d",
+                 r->resume_from, (long long)r->at.step, (long long)r->at.samples, r->at.world, r->at.ep);
+    } else if (r->init_from[0]) {
+        log_line("init       weights of %s", r->init_from);
+    }
 }
 
 // claim_dir: now that everything fits, make the run directory, lock it, start its files. Rank 0.
@@ -254,8 +259,9 @@ Err run_setup(Run *r, bool *is_done) {
         *is_done = true;
         return OK;
     }
+    TRY(fill_model(r)); // before the folder is made: weights that do not fit leave nothing behind
     TRY(run_agree(r, claim_dir(r)));
-    TRY(fill_model(r));
+    log_origin(r);
     run_banner(r);
     return OK;
 }

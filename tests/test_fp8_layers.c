@@ -1,0 +1,432 @@
+// test_fp8_layers.c - which operand every GEMM of a layer takes in fp8 mode, against double precision.
+//
+// The numbers contract (doc/architecture.md) says for each product whether an operand comes from the codes of the
+// forward pass, from the codes that came over the wire, or fresh from BF16, and where tiles begin. A wrong choice is
+// off by quantisation noise; products of the right operands agree to the rounding of FP32 sums.
+// The quantiser and the GEMMs have tests of their own: here references are built from what a layer saved.
+#include <math.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+#include "attention.h"
+#include "fp8.h"
+#include "log.h"
+#include "moe.h"
+#include "rng.h"
+#include "solo.h"
+
+#define MUST_OK(call)                                                                                              \
+    do {                                                                                                           \
+        if ((call) != OK) fail_msg("%s: %s", #call, fail_message());                                               \
+    } while (0)
+#define TOKENS 400 // of two sequences: the experts' segments are longer than one tile, and ragged
+
+// Two ways to the same values: experts and a shared one, and widths that leave partial tiles.
+static const char *const sets[] = {
+    "model.vocab_size=16",        "model.hidden_size=136",          "model.intermediate_size=140",
+    "model.moe_intermediate_size=132", "model.num_hidden_layers=2", "model.num_attention_heads=3",
+    "model.n_routed_experts=5",   "model.num_experts_per_tok=3",    "model.first_k_dense_replace=1",
+    "model.q_lora_rank=132",      "model.kv_lora_rank=64",          "model.qk_nope_head_dim=20",
+    "model.qk_rope_head_dim=8",   "model.v_head_dim=48",            "model.initializer_range=0.08",
+    "train.steps=1",              "train.seq_len=200",              "train.global_batch=2",
+    "train.micro_batch=2",        "precision.mode=fp8",             "fp8.scale_format=pow2",
+};
+// With power-of-two scales a code's value hardly depends on the tile it was made in, so a wrong choice shows only in
+// under- and overflows; with FP32 scales it shows fully. Both are run.
+static bool is_pow2;
+
+typedef struct Rig {
+    Config *config;
+    Solo solo;
+    const Shape *s;
+    Cx *cx;
+    Params *p;
+    Mat x, y, dx, dy; // [TOKENS, D] bf16
+} Rig;
+
+static void fill(Mat m, uint64_t stream, double scale, bool uneven) {
+    uint16_t *v = m.p;
+    for (int64_t i = 0; i < m.rows * m.cols; i++) {
+        double row = uneven ? exp(2.0 * rng_normal(9, stream + 100, (uint64_t)(i / m.cols))) : 1.0;
+        v[i] = bf16_from_f32((float)(scale * row * rng_normal(9, stream, (uint64_t)i)));
+    }
+}
+
+static void rig_open(Rig *r) {
+    const char *all[sizeof sets / sizeof sets[0]];
+    int n = (int)(sizeof sets / sizeof sets[0]);
+    memset(r, 0, sizeof *r);
+    memcpy(all, sets, sizeof sets);
+    if (!is_pow2) all[n - 1] = "fp8.scale_format=fp32";
+    MUST_OK(config_load(&r->config, NULL, all, n));
+    MUST_OK(solo_open(&r->solo, r->config, true, 2));
+    r->s = &r->solo.shape;
+    r->cx = &r->solo.cx;
+    r->p = model_params(r->solo.model);
+    params_init(r->p, r->s, r->cx);
+    MUST_OK(solo_publish(&r->solo));
+    MUST_OK(params_zero_grad(r->p, r->cx));
+    Mat *m[] = {&r->x, &r->y, &r->dx, &r->dy};
+    for (int i = 0; i < 4; i++) MUST_OK(arena_mat(r->cx->acts, m[i], DT_BF16, TOKENS, r->s->D, "test"));
+    fill(r->x, 1, 1.0, false);
+    fill(r->dy, 2, 1e-4, true); // gradients of very different tokens, as they are
+}
+
+static void rig_close(Rig *r) {
+    solo_close(&r->solo);
+    config_free(r->config);
+}
+
+// ---- references in double ---------------------------------------------------------------------
+
+typedef struct Real {
+    double *v; // [rows, cols]
+    int64_t rows, cols;
+} Real;
+
+static Real real_new(int64_t rows, int64_t cols) {
+    Real r = {calloc((size_t)(rows * cols) + 1, sizeof *r.v), rows, cols};
+    return r;
+}
+static void real_free(Real *r) {
+    free(r->v);
+    r->v = NULL;
+}
+
+// real_mat: rows [r0, r0+n) of a plain matrix. real_codes: of row-quantised codes.
+static Real real_mat(Mat m, int64_t r0, int64_t n) {
+    Real r = real_new(n, m.cols);
+    for (int64_t i = 0; i < n * m.cols; i++) {
+        const void *at = mat_at(m, r0 + i / m.cols, i % m.cols);
+        r.v[i] = m.t == DT_F32 ? (double)*(const float *)at : (double)f32_from_bf16(*(const uint16_t *)at);
+    }
+    return r;
+}
+static Real real_codes(MatQ m, int64_t r0, int64_t n) {
+    Real r = real_new(n, m.cols);
+    for (int64_t i = 0; i < n; i++) {
+        const uint8_t *q = m.q + (r0 + i) * m.ld;
+        for (int64_t c = 0; c < m.cols; c++) {
+            int64_t at = (r0 + i) * m.srow + c / TILE * m.scol;
+            float s = m.st == SCALE_F32 ? ((const float *)m.s)[at] : f32_from_e8m0(((const uint8_t *)m.s)[at]);
+            r.v[i * m.cols + c] = (double)(f32_from_e4m3(q[c]) * s);
+        }
+    }
+    return r;
+}
+// real_weight: matrix e of a prepared weight.
+static Real real_weight(const Param *p, int64_t e) {
+    Real r = real_new(p->rows, p->cols);
+    MatQ w = matq_mat(p->q, e);
+    const float *s = w.s;
+    for (int64_t i = 0; i < w.rows; i++) {
+        for (int64_t c = 0; c < w.cols; c++)
+            r.v[i * w.cols + c] = (double)f32_from_e4m3(w.q[i * w.ld + c]) *
+                                  (double)s[i / TILE * w.srow + c / TILE * w.scol];
+    }
+    return r;
+}
+
+// tiles: x through the quantiser, in tiles of 128 along the rows (128x1) or the columns (1x128). In place.
+static void tiles(Real x, bool along_rows) {
+    int64_t outer = along_rows ? x.cols : x.rows, inner = along_rows ? x.rows : x.cols;
+    int64_t so = along_rows ? 1 : x.cols, si = along_rows ? x.cols : 1;
+    for (int64_t o = 0; o < outer; o++) {
+        for (int64_t t = 0; t < inner; t += TILE) {
+            float amax = 0.0f;
+            int64_t end = min_i64(inner, t + TILE);
+            for (int64_t i = t; i < end; i++) amax = fmaxf(amax, fabsf(bf16_round((float)x.v[o * so + i * si])));
+            float scale = is_pow2 ? f32_from_e8m0(tile_scale_e8m0(amax)) : tile_scale_f32(amax);
+            for (int64_t i = t; i < end; i++) {
+                double *v = &x.v[o * so + i * si];
+                *v = (double)(f32_from_e4m3(e4m3_from_f32(bf16_round((float)*v) / scale)) * scale);
+            }
+        }
+    }
+}
+
+// product: c [M,N] += a [M,K] b with b [N,K] transposed, or b [K,N].
+static void product(Real c, Real a, Real b, bool b_transposed) {
+    for (int64_t m = 0; m < c.rows; m++) {
+        for (int64_t k = 0; k < a.cols; k++) {
+            double v = a.v[m * a.cols + k];
+            for (int64_t n = 0; n < c.cols; n++)
+                c.v[m * c.cols + n] += v * (b_transposed ? b.v[n * b.cols + k] : b.v[k * b.cols + n]);
+        }
+    }
+}
+
+static double distance(Real a, Real b) {
+    double diff = 0.0, norm = 0.0;
+    assert_int_equal(a.rows * a.cols, b.rows * b.cols);
+    for (int64_t i = 0; i < a.rows * a.cols; i++) {
+        diff += (a.v[i] - b.v[i]) * (a.v[i] - b.v[i]);
+        norm += b.v[i] * b.v[i];
+    }
+    assert_true(norm > 0);
+    return sqrt(diff / norm);
+}
+
+// ---- checks -----------------------------------------------------------------------------------
+
+// The gradient of matrix e of p is dy^T x, both in 128x1 tiles that begin at their row 0. Frees dy and x.
+static void check_wgrad(const Param *p, int64_t e, Real dy, Real x) {
+    tiles(dy, true);
+    tiles(x, true);
+    Real want = real_new(p->rows, p->cols), got = real_mat(p->grad, e * p->rows, p->rows);
+    for (int64_t t = 0; t < dy.rows; t++) {
+        for (int64_t n = 0; n < p->rows; n++) {
+            for (int64_t k = 0; k < p->cols; k++)
+                want.v[n * p->cols + k] += dy.v[t * dy.cols + n] * x.v[t * x.cols + k];
+        }
+    }
+    double d = distance(got, want);
+    if (!(d <= 2e-6)) fail_msg("%s, matrix %lld: the weight gradient is off by %g", p->name, (long long)e, d);
+    real_free(&want);
+    real_free(&got);
+    real_free(&dy);
+    real_free(&x);
+}
+
+// m is the one BF16 rounding of `want`, up to the order of FP32 sums.
+static void check_rounded(const char *what, Mat m, int64_t r0, Real want) {
+    double rms = 0.0;
+    for (int64_t i = 0; i < want.rows * want.cols; i++) rms += want.v[i] * want.v[i];
+    rms = sqrt(rms / (double)(want.rows * want.cols));
+    Real got = real_mat(m, r0, want.rows);
+    for (int64_t i = 0; i < want.rows * want.cols; i++) {
+        double e = fabs(got.v[i] - want.v[i]);
+        if (!(e <= 0x1.02p-8 * fabs(want.v[i]) + 2e-6 * rms))
+            fail_msg("%s, row %lld: %g, expected %g", what, (long long)(r0 + i / want.cols), got.v[i], want.v[i]);
+    }
+    real_free(&got);
+}
+
+// codes are those of the BF16 matrix m: the quantiser's own result, bit for bit.
+static void check_codes(const char *what, MatQ codes, Mat m) {
+    Real want = real_mat(m, 0, m.rows), got = real_codes(codes, 0, codes.rows);
+    tiles(want, false);
+    if (distance(got, want) != 0.0) fail_msg("%s: codes differ", what);
+    real_free(&want);
+    real_free(&got);
+}
+
+// fprop: rows of m = round(x W^T) from x's codes.
+static void check_fprop(const char *what, Mat m, int64_t r0, int64_t n, MatQ x, const Param *p, int64_t e) {
+    Real a = real_codes(x, r0, n), w = real_weight(p, e), want = real_new(n, p->rows);
+    product(want, a, w, true);
+    check_rounded(what, m, r0, want);
+    real_free(&a);
+    real_free(&w);
+    real_free(&want);
+}
+
+// add_dgrad: sum += dy W, dy in fresh 1x128 tiles.
+static void add_dgrad(Real sum, Mat dy, int64_t r0, const Param *p, int64_t e) {
+    Real a = real_mat(dy, r0, sum.rows), w = real_weight(p, e);
+    tiles(a, false);
+    product(sum, a, w, false);
+    real_free(&a);
+    real_free(&w);
+}
+
+// check_norm_bwd: dx = dy + gradient of RMSNorm, from dn in double. dn was rounded to BF16 once; `parts`, if there
+// are any, holds the sum of the magnitudes that were rounded on the way to it.
+static void check_norm_bwd(const Rig *r, Mat x, const Param *norm, Real dn, Real parts) {
+    Real xs = real_mat(x, 0, TOKENS), dy = real_mat(r->dy, 0, TOKENS), got = real_mat(r->dx, 0, TOKENS);
+    const float *w = norm->w.p;
+    int64_t D = r->s->D;
+    for (int64_t t = 0; t < TOKENS; t++) {
+        double sq = 0.0, mean = 0.0, size = 0.0;
+        for (int64_t c = 0; c < D; c++) sq += xs.v[t * D + c] * xs.v[t * D + c];
+        double rstd = 1.0 / sqrt(sq / (double)D + (double)r->s->eps);
+        for (int64_t c = 0; c < D; c++) mean += dn.v[t * D + c] * w[c] * xs.v[t * D + c] * rstd / (double)D;
+        for (int64_t c = 0; c < D; c++) size += dn.v[t * D + c] * dn.v[t * D + c] * rstd * rstd / (double)D;
+        for (int64_t c = 0; c < D; c++) {
+            int64_t i = t * D + c;
+            double grad = rstd * (dn.v[i] * w[c] - xs.v[i] * rstd * mean), want = dy.v[i] + grad;
+            double rounded = fabs(dn.v[i]) + (parts.v ? parts.v[i] : 0.0), xhat = fabs(xs.v[i]) * rstd;
+            double bound = 0x1.04p-8 * (fabs(want) + rstd * fabs(w[c]) * rounded) + 0x1p-10 * (1 + xhat) * sqrt(size);
+            if (!(fabs(got.v[i] - want) <= bound))
+                fail_msg("dx, token %lld: %g, expected %g +- %g", (long long)t, got.v[i], want, bound);
+        }
+    }
+    real_free(&xs);
+    real_free(&dy);
+    real_free(&got);
+}
+
+// ---- layers -----------------------------------------------------------------------------------
+
+static const Real none;
+
+static void dense_layer(void **state) {
+    is_pow2 = *(const bool *)*state;
+    Rig r;
+    rig_open(&r);
+    DenseParams p = dense_params(r.p, 0);
+    DenseSaved a;
+    MUST_OK(dense_fwd(r.s, r.cx, &p, &a, r.y, r.x));
+    MUST_OK(dense_bwd_input(r.s, r.cx, &p, &a, r.dx, r.dy));
+    MUST_OK(dense_bwd_weight(r.s, r.cx, &p, &a));
+    check_fprop("gate", a.g, 0, TOKENS, a.n.q, p.gate, 0);
+    check_fprop("up", a.u, 0, TOKENS, a.n.q, p.up, 0);
+    Mat h;
+    MUST_OK(arena_mat(r.cx->acts, &h, DT_BF16, TOKENS, r.s->Fd, "h"));
+    MUST_OK(r.cx->ops->swiglu_fwd(&r.cx->op, h, a.g, a.u, NULL));
+    check_codes("input of down", a.h.q, h);
+    check_wgrad(p.down, 0, real_mat(r.dy, 0, TOKENS), real_codes(a.h.q, 0, TOKENS));
+    check_wgrad(p.gate, 0, real_mat(a.dg, 0, TOKENS), real_codes(a.n.q, 0, TOKENS));
+    check_wgrad(p.up, 0, real_mat(a.du, 0, TOKENS), real_codes(a.n.q, 0, TOKENS));
+    Real dn = real_new(TOKENS, r.s->D);
+    add_dgrad(dn, a.dg, 0, p.gate, 0);
+    add_dgrad(dn, a.du, 0, p.up, 0);
+    check_norm_bwd(&r, r.x, p.norm, dn, none);
+    real_free(&dn);
+    rig_close(&r);
+}
+
+static void attention_layer(void **state) {
+    is_pow2 = *(const bool *)*state;
+    Rig r;
+    rig_open(&r);
+    AttentionParams p = attention_params(r.p, 0);
+    AttentionSaved a;
+    float *rope = malloc((size_t)(r.s->S * r.s->Dr) * sizeof *rope);
+    rope_table(rope, r.s->S, r.s->Dr, r.s->rope_theta, r.s->yarn);
+    MUST_OK(attention_fwd(r.s, r.cx, &p, &a, r.y, r.x, 2, r.s->S, rope, NULL));
+    MUST_OK(attention_bwd_input(r.s, r.cx, &p, &a, r.dx, r.dy));
+    MUST_OK(attention_bwd_weight(r.s, r.cx, &p, &a));
+    check_fprop("q_a", a.cq_raw, 0, TOKENS, a.n.q, p.q_a, 0);
+    check_fprop("kv_b", a.kv, 0, TOKENS, a.ckv.q, p.kv_b, 0);
+    check_codes("input of o", a.o.q, a.o_x);
+    check_wgrad(p.o, 0, real_mat(r.dy, 0, TOKENS), real_codes(a.o.q, 0, TOKENS));
+    check_wgrad(p.kv_b, 0, real_mat(a.dkv, 0, TOKENS), real_codes(a.ckv.q, 0, TOKENS));
+    check_wgrad(p.q_b, 0, real_mat(a.dq, 0, TOKENS), real_codes(a.cq.q, 0, TOKENS));
+    check_wgrad(p.q_a, 0, real_mat(a.dcq_raw, 0, TOKENS), real_codes(a.n.q, 0, TOKENS));
+    check_wgrad(p.kv_a, 0, real_mat(a.dkva, 0, TOKENS), real_codes(a.n.q, 0, TOKENS));
+    Real dn = real_new(TOKENS, r.s->D);
+    add_dgrad(dn, a.dcq_raw, 0, p.q_a, 0);
+    add_dgrad(dn, a.dkva, 0, p.kv_a, 0);
+    check_norm_bwd(&r, r.x, p.norm, dn, none);
+    real_free(&dn);
+    free(rope);
+    rig_close(&r);
+}
+
+// scatter: rows of pairs added to their tokens' rows, and their magnitudes to parts.
+static void scatter(Real sum, Real parts, const ExPlan *plan, Real pairs, int64_t r0) {
+    for (int64_t i = 0; i < pairs.rows; i++) {
+        int64_t t = plan->send_tok[plan->pair_recv[r0 + i]];
+        for (int64_t c = 0; c < sum.cols; c++) {
+            sum.v[t * sum.cols + c] += pairs.v[i * sum.cols + c];
+            parts.v[t * sum.cols + c] += 2 * fabs(pairs.v[i * sum.cols + c]); // each, and their sum
+        }
+    }
+}
+
+// One expert's segment: forward, and every weight gradient; adds to the layer's output and input gradient.
+static void check_expert(const Rig *r, const MoeParams *p, const MoeSaved *a, int64_t e, Real out, Real dn,
+                         Real parts[2]) {
+    const ExPlan *plan = &a->plan;
+    int64_t r0 = plan->start[e], n = plan->count[e];
+    assert_true(n > TILE && n % TILE != 0);
+    check_fprop("expert gate", a->g, r0, n, a->xe.q, p->gate, e);
+    check_fprop("expert up", a->u, r0, n, a->xe.q, p->up, e);
+    check_wgrad(p->down, e, real_codes(a->dye.q, r0, n), real_codes(a->h.q, r0, n));
+    check_wgrad(p->gate, e, real_mat(a->dg, r0, n), real_codes(a->xe.q, r0, n));
+    check_wgrad(p->up, e, real_mat(a->du, r0, n), real_codes(a->xe.q, r0, n));
+    Real h = real_codes(a->h.q, r0, n), w = real_weight(p->down, e), pairs = real_new(n, r->s->D);
+    product(pairs, h, w, true);
+    scatter(out, parts[0], plan, pairs, r0);
+    Real back = real_new(n, r->s->D);
+    add_dgrad(back, a->dg, r0, p->gate, e);
+    add_dgrad(back, a->du, r0, p->up, e);
+    scatter(dn, parts[1], plan, back, r0);
+    real_free(&h);
+    real_free(&w);
+    real_free(&pairs);
+    real_free(&back);
+}
+
+// check_rows: pair rows hold exactly the codes of their tokens, in token order inside an expert.
+static void check_rows(const char *what, const ExPlan *plan, MatQ pairs, MatQ tokens) {
+    for (int64_t i = 0; i < plan->npair; i++) {
+        int64_t t = plan->send_tok[plan->pair_recv[i]];
+        Real got = real_codes(pairs, i, 1), want = real_codes(tokens, t, 1);
+        if (memcmp(got.v, want.v, (size_t)got.cols * sizeof *got.v) != 0)
+            fail_msg("%s: pair row %lld is not token %lld", what, (long long)i, (long long)t);
+        real_free(&got);
+        real_free(&want);
+    }
+}
+
+static void moe_layer(void **state) {
+    is_pow2 = *(const bool *)*state;
+    Rig r;
+    int64_t count[5] = {0};
+    double balance = 0.0;
+    rig_open(&r);
+    MoeParams p = moe_params(r.p, 1, count);
+    MoeSaved a;
+    MUST_OK(moe_fwd(r.s, r.cx, &p, &a, r.y, r.x, 2, r.s->S, true, &balance));
+    MUST_OK(moe_bwd_input(r.s, r.cx, &p, &a, r.dx, r.dy, 1e-6));
+    MUST_OK(moe_bwd_weight(r.s, r.cx, &p, &a));
+    check_codes("normalised input", a.nq.q, a.n);
+    check_rows("inputs", &a.plan, a.xe.q, a.nq.q);
+    Operand dyq;
+    MUST_OK(operand_make(r.s, r.cx, &dyq, r.cx->acts, r.dy, false));
+    check_rows("output gradients", &a.plan, a.dye.q, dyq.q);
+    Mat h;
+    MUST_OK(arena_mat(r.cx->acts, &h, DT_BF16, a.plan.npair, r.s->F, "h"));
+    MUST_OK(r.cx->ops->swiglu_fwd(&r.cx->op, h, a.g, a.u, a.plan.pair_gate));
+    check_codes("input of the experts' down", a.h.q, h);
+
+    Real out = real_new(TOKENS, r.s->D), dn = real_new(TOKENS, r.s->D);
+    Real parts[2] = {real_new(TOKENS, r.s->D), real_new(TOKENS, r.s->D)};
+    for (int64_t e = 0; e < r.s->L; e++) check_expert(&r, &p, &a, e, out, dn, parts);
+    // The shared expert reads the same codes; its part and the router's join in FP32.
+    check_fprop("shared gate", a.shared.g, 0, TOKENS, a.nq.q, p.shared.gate, 0);
+    check_wgrad(p.shared.down, 0, real_mat(r.dy, 0, TOKENS), real_codes(a.shared.h.q, 0, TOKENS));
+    check_wgrad(p.shared.gate, 0, real_mat(a.shared.dg, 0, TOKENS), real_codes(a.nq.q, 0, TOKENS));
+    check_wgrad(p.shared.up, 0, real_mat(a.shared.du, 0, TOKENS), real_codes(a.nq.q, 0, TOKENS));
+    Real hs = real_codes(a.shared.h.q, 0, TOKENS), ws = real_weight(p.shared.down, 0);
+    product(out, hs, ws, true);
+    add_dgrad(dn, a.shared.dg, 0, p.shared.gate, 0);
+    add_dgrad(dn, a.shared.du, 0, p.shared.up, 0);
+    Real dl = real_mat(a.dlogits, 0, TOKENS), wr = real_mat(p.router->w, 0, r.s->E);
+    product(dn, dl, wr, false);
+    check_norm_bwd(&r, r.x, p.norm, dn, parts[1]);
+    Real x = real_mat(r.x, 0, TOKENS), y = real_mat(r.y, 0, TOKENS);
+    for (int64_t i = 0; i < TOKENS * r.s->D; i++) { // roundings: pairs, their sum, the layer's sum, the residual
+        double want = x.v[i] + out.v[i], bound = 0x1.04p-8 * (fabs(want) + fabs(out.v[i]) + parts[0].v[i]) + 1e-5;
+        if (!(fabs(y.v[i] - want) <= bound)) fail_msg("y: %g, expected %g +- %g", y.v[i], want, bound);
+    }
+    real_free(&parts[0]);
+    real_free(&parts[1]);
+    real_free(&out);
+    real_free(&dn);
+    real_free(&hs);
+    real_free(&ws);
+    real_free(&dl);
+    real_free(&wr);
+    real_free(&x);
+    real_free(&y);
+    rig_close(&r);
+}
+
+int main(void) {
+    log_init(1, 2); // no lines
+    bool pow2 = true, fp32 = false;
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test_prestate(dense_layer, &pow2), cmocka_unit_test_prestate(dense_layer, &fp32),
+        cmocka_unit_test_prestate(attention_layer, &pow2), cmocka_unit_test_prestate(attention_layer, &fp32),
+        cmocka_unit_test_prestate(moe_layer, &pow2), cmocka_unit_test_prestate(moe_layer, &fp32),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}

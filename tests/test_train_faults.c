@@ -1,0 +1,417 @@
+// test_train_faults.c - what goes wrong around a run ends with the right exit code and a message that names it, and
+// never costs a checkpoint: bad settings, damaged inputs, killed ranks, full disks, non-finite losses, two runs in one
+// folder.
+#include <hdf5.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "drive.h"
+
+#define BITS "loss lm_loss mtp_loss balance_loss grad_norm samples state_hash"
+#define SHORT "--set train.seq_len=32 --set debug.state_hash=true --threads 1"
+
+static const char *tiny(void) {
+    static char text[600];
+    snprintf(text, sizeof text, "--config %s/configs/tiny.yaml", drive_source());
+    return text;
+}
+
+static const char *sample(const char *name) {
+    static char path[2][600];
+    static int next;
+    char *p = path[next++ % 2];
+    snprintf(p, sizeof path[0], "%s/data/samples/%s", drive_source(), name);
+    return p;
+}
+
+static void compare(const char *a, const char *b, int first, int last) {
+    Steps x = steps_read(a), y = steps_read(b);
+    assert_same_steps(&x, &y, first, last, BITS);
+    steps_free(&x);
+    steps_free(&y);
+}
+
+static void assert_no_run(const char *dir) {
+    if (has_file(dir)) fail_msg("%s was created", dir);
+}
+
+static const char *write_text(const char *name, const char *text) {
+    const char *path = path_of("%s", name);
+    write_file(path, text, strlen(text));
+    return path;
+}
+
+// The run that nothing disturbed: 8 steps on 2 ranks.
+static const char *whole_run(void) {
+    const char *dir = path_of("whole");
+    if (!has_file(dir)) run_ok(2, "train %s --run-dir %s --steps 8 --set parallel.ep=2 %s", tiny(), dir, SHORT);
+    return dir;
+}
+
+// ---- settings -----------------------------------------------------------------------------------
+
+typedef struct Refusal {
+    const char *name, *flags;
+    int ranks, code;
+    const char *says[2];
+} Refusal;
+
+static Refusal refusals[] = {
+    {"unknown_key", "--set train.stepz=5", 1, 78, {"train.stepz", "did you mean train.steps"}},
+    {"ep_and_world", "--set parallel.ep=3", 4, 78, {"parallel.ep (3) does not divide the world (4)"}},
+    {"ep_and_experts", "--set parallel.ep=4 --set model.n_routed_experts=6", 4, 78,
+     {"parallel.ep (4) does not divide model.n_routed_experts (6)"}},
+    {"batch_and_world", "--set train.global_batch=6", 4, 78, {"train.global_batch (6)"}},
+    {"out_of_range", "--set train.lr=-1", 1, 78, {"train.lr", "-1"}},
+    {"not_a_number", "--set train.steps=many", 1, 78, {"train.steps", "many"}},
+    {"odd_rope", "--set model.qk_rope_head_dim=15", 1, 78, {"model.qk_rope_head_dim (15)"}},
+    {"comm_self_on_ranks", "--set parallel.comm=self", 2, 78, {"parallel.comm"}},
+    {"unknown_flag", "--stepz 5", 1, 64, {"--stepz", "--steps"}},
+    {"zero_steps", "--steps 0", 1, 64, {"--steps"}},
+    {"resume_and_init", "--resume /tmp --init-from /tmp", 1, 64, {"--init-from", "--resume"}},
+    {"missing_shard", "--set data.train=nowhere.h5", 2, 65, {"nowhere.h5"}},
+    {"missing_tokenizer", "--set data.tokenizer=nowhere.json", 1, 65, {"nowhere.json"}},
+    {"missing_eval_shard", "--set data.eval=nowhere.h5", 1, 65, {"nowhere.h5"}},
+    {"missing_init", "--init-from /tmp/no-such-run", 1, 65, {"/tmp/no-such-run"}},
+};
+
+static void refused(void **state) {
+    const Refusal *r = *state;
+    static Job j;
+    const char *dir = path_of("refused-%s", r->name);
+    run(&j, r->ranks, "train %s --run-dir %s %s", tiny(), dir, r->flags);
+    assert_ends(&j, r->code);
+    for (int i = 0; i < 2 && r->says[i]; i++) assert_says(&j, r->says[i]);
+    assert_no_run(dir);
+}
+
+static void test_config_files(void **state) {
+    (void)state;
+    static Job j;
+    const char *dir = path_of("no-config");
+    run(&j, 1, "train --config %s --run-dir %s", write_text("empty.yaml", ""), dir);
+    assert_ends(&j, 78);
+    assert_says(&j, "model.hidden_size");
+    run(&j, 1, "train --config %s --run-dir %s", write_text("part.yaml", "model:\n  hidden_size: 64\n"), dir);
+    assert_ends(&j, 78);
+    assert_says(&j, "train.seq_len");
+    run(&j, 1, "train --config %s --run-dir %s", write_text("key.yaml", "train:\n  seq_len: 64\n  warmup_step: 9\n"), dir);
+    assert_ends(&j, 78);
+    assert_says(&j, "key.yaml:3");
+    assert_says(&j, "train.warmup_steps");
+    run(&j, 1, "train --config %s --run-dir %s", write_text("broken.yaml", "train:\n  seq_len: [64\n"), dir);
+    assert_ends(&j, 78);
+    assert_says(&j, "broken.yaml:");
+    run(&j, 1, "train --config %s --run-dir %s", path_of("none.yaml"), dir);
+    assert_true(j.code == 78 || j.code == 65);
+    assert_says(&j, "none.yaml");
+    assert_no_run(dir);
+}
+
+// ---- inputs -------------------------------------------------------------------------------------
+
+// The bytes of the first chunks of /tokens lie behind the header: damage one of them.
+static void test_damaged_shard(void **state) {
+    (void)state;
+    static Job j;
+    const char *shard = path_of("damaged.h5"), *dir = path_of("damaged");
+    size_t n = 0;
+    char *data = read_file(sample("tiny.tokens.h5"), &n);
+    hid_t file = H5Fopen(sample("tiny.tokens.h5"), H5F_ACC_RDONLY, H5P_DEFAULT);
+    hid_t tokens = H5Dopen2(file, "/tokens", H5P_DEFAULT);
+    hsize_t chunks = 0, bytes = 0, offset[1];
+    haddr_t at = HADDR_UNDEF;
+    unsigned mask = 0;
+    assert_true(file >= 0 && tokens >= 0);
+    assert_true(H5Dget_num_chunks(tokens, H5S_ALL, &chunks) >= 0 && chunks > 1);
+    for (hsize_t i = 0; i < chunks; i++) { // one bit in each
+        assert_true(H5Dget_chunk_info(tokens, H5S_ALL, i, offset, &mask, &at, &bytes) >= 0);
+        data[at + bytes / 2] ^= 0x10;
+    }
+    H5Dclose(tokens);
+    H5Fclose(file);
+    write_file(shard, data, n);
+    run(&j, 2, "train %s --run-dir %s --steps 3 --set parallel.ep=2 %s --set data.train=%s", tiny(), dir, SHORT, shard);
+    assert_ends(&j, 65);
+    assert_says(&j, "damaged.h5");
+    assert_says(&j, "hash");
+    write_file(shard, data, n / 2);
+    run(&j, 1, "train %s --run-dir %s --steps 3 %s --set data.train=%s", tiny(), path_of("cut"), SHORT, shard);
+    assert_ends(&j, 65);
+    assert_says(&j, "damaged.h5");
+    write_file(shard, "these are no tokens", 19);
+    run(&j, 1, "train %s --run-dir %s --steps 3 %s --set data.train=%s", tiny(), path_of("cut"), SHORT, shard);
+    assert_ends(&j, 65);
+    assert_says(&j, "damaged.h5");
+    assert_no_run(path_of("cut"));
+    free(data);
+}
+
+static void test_foreign_token(void **state) {
+    (void)state;
+    static Job j;
+    run(&j, 2, "train %s --run-dir %s --steps 3 --set parallel.ep=2 %s --set model.vocab_size=400", tiny(),
+        path_of("foreign"), SHORT);
+    assert_ends(&j, 65);
+    assert_says(&j, "tiny.tokens.h5");
+    assert_says(&j, "400");
+}
+
+static void test_damaged_tokenizer(void **state) {
+    (void)state;
+    static Job j;
+    const char *path = path_of("tokenizer.json"), *dir = path_of("no-tokenizer");
+    size_t n = 0;
+    char *text = read_file(sample("tiny.tokenizer.json"), &n);
+    write_file(path, text, n / 2);
+    run(&j, 1, "train %s --run-dir %s --steps 3 %s --set data.tokenizer=%s", tiny(), dir, SHORT, path);
+    assert_ends(&j, 65);
+    assert_says(&j, "tokenizer.json");
+    // A good one, but not the one that made the shards.
+    char *digit = strstr(text, "\"version\"");
+    assert_non_null(digit);
+    text[n - 1] = '\n';
+    text = realloc(text, n + 2);
+    text[n] = '\n';
+    write_file(path, text, n + 1);
+    run(&j, 1, "train %s --run-dir %s --steps 1 %s --set data.tokenizer=%s", tiny(), dir, SHORT, path);
+    assert_ends(&j, 65);
+    assert_says(&j, "hash");
+    assert_no_run(dir);
+    free(text);
+}
+
+// ---- checkpoints --------------------------------------------------------------------------------
+
+// Two checkpoints, after steps 2 and 4 of one rank.
+static void make_base(const char *dir) {
+    run_ok(1, "train %s --run-dir %s --steps 4 --set checkpoint.every=2 %s", tiny(), dir, SHORT);
+}
+
+static void test_other_architecture(void **state) {
+    (void)state;
+    static Job j;
+    const char *base = path_of("arch"), *dir = path_of("arch-new");
+    make_base(base);
+    run(&j, 1, "train %s --run-dir %s --resume %s --steps 6 %s --set model.moe_intermediate_size=64", tiny(), dir, base,
+        SHORT);
+    assert_ends(&j, 78);
+    assert_says(&j, "model.moe_intermediate_size");
+    assert_says(&j, "96");
+    assert_says(&j, "64");
+    assert_no_run(dir);
+    run(&j, 2, "train %s --run-dir %s --init-from %s --steps 6 %s --set model.moe_intermediate_size=64", tiny(), dir, base,
+        SHORT);
+    assert_ends(&j, 65);
+    assert_says(&j, "96");
+    assert_says(&j, "64");
+    assert_no_run(dir);
+    run(&j, 1, "train %s --run-dir %s --init-from %s --steps 6 %s --set model.num_hidden_layers=4", tiny(), dir, base,
+        SHORT);
+    assert_ends(&j, 65);
+    assert_no_run(dir);
+}
+
+static void flip_in_file(const char *path) {
+    size_t n = 0;
+    char *data = read_file(path, &n);
+    data[n / 2] ^= 0x01;
+    unlink(path); // it may be hard-linked or read-only
+    write_file(path, data, n);
+    free(data);
+}
+
+static void test_damaged_checkpoint(void **state) {
+    (void)state;
+    static Job j;
+    const char *base = path_of("hurt"), *whole = path_of("one-rank");
+    run_ok(1, "train %s --run-dir %s --steps 6 %s", tiny(), whole, SHORT);
+    make_base(base);
+    char shard[400];
+    snprintf(shard, sizeof shard, "%s/checkpoints/step_00000004/shard_00000.h5", base);
+    flip_in_file(shard);
+    run(&j, 1, "train %s --run-dir %s --resume %s@4 --steps 6 %s", tiny(), path_of("hurt-new"), base, SHORT);
+    assert_ends(&j, 65);
+    assert_says(&j, "step_00000004");
+    assert_no_run(path_of("hurt-new"));
+    // auto: the older one, with a warning that says why.
+    run(&j, 1, "train %s --run-dir %s --resume auto --steps 6 %s", tiny(), base, SHORT);
+    assert_ends(&j, 0);
+    assert_says(&j, "step_00000004");
+    assert_says(&j, "step 2, samples [0, 16)");
+    compare(whole, base, 1, 6);
+}
+
+static void test_killed_rank(void **state) {
+    (void)state;
+    static Job j;
+    const char *dir = path_of("killed");
+    job_start(&j, 2, "train %s --run-dir %s --set parallel.ep=2 --set checkpoint.every=2 %s", tiny(), dir, SHORT);
+    wait_for_step(&j, dir, 3, 120);
+    pid_t rank = job_rank(&j, 1);
+    assert_true(rank > 0);
+    kill(rank, SIGKILL);
+    job_wait(&j, 60); // the other rank must not hang
+    assert_true(j.code != 0);
+    Steps s = steps_read(dir);
+    int end = s.n < 8 ? 8 : s.n + 1;
+    steps_free(&s);
+    run(&j, 2, "train %s --run-dir %s --resume auto --steps %d --set parallel.ep=2 %s", tiny(), dir, end, SHORT);
+    assert_ends(&j, 0);
+    assert_says(&j, "resume");
+    s = steps_read(dir);
+    assert_int_equal(s.first, 1);
+    assert_int_equal(s.n, end);
+    steps_free(&s);
+    compare(whole_run(), dir, 1, 8);
+}
+
+// Killed again and again, at whatever it is doing (mostly saving), a requeued run still gets to its end.
+static void test_killed_often(void **state) {
+    (void)state;
+    static Job j;
+    const char *dir = path_of("often"), *whole = path_of("whole-6");
+    run_ok(1, "train %s --run-dir %s --steps 6 %s", tiny(), whole, SHORT);
+    for (int i = 0; i < 5; i++) {
+        job_start(&j, 1, "train %s --run-dir %s --resume auto --set checkpoint.every=1 --steps 6 %s", tiny(), dir, SHORT);
+        wait_for_step(&j, dir, i + 1, 120);
+        usleep((useconds_t)(i * 37000));
+        job_signal(&j, SIGKILL);
+        job_wait(&j, 60);
+    }
+    run_ok(1, "train %s --run-dir %s --resume auto --set checkpoint.every=1 --steps 6 %s", tiny(), dir, SHORT);
+    compare(whole, dir, 1, 6);
+    char partial[300];
+    snprintf(partial, sizeof partial, "%s/checkpoints/step_00000006", dir);
+    assert_true(has_file(partial));
+}
+
+// ---- outputs ------------------------------------------------------------------------------------
+
+static void test_unwritable_run_dir(void **state) {
+    (void)state;
+    static Job j;
+    const char *file = write_text("regular-file", "");
+    run(&j, 1, "train %s --run-dir %s/run --steps 2 %s", tiny(), file, SHORT);
+    assert_ends(&j, 74);
+    assert_says(&j, "regular-file");
+    run(&j, 2, "train %s --run-dir %s --steps 2 %s", tiny(), file, SHORT);
+    assert_ends(&j, 74);
+    run(&j, 1, "train %s --run-dir /proc/run --steps 2 %s", tiny(), SHORT);
+    assert_ends(&j, 74);
+    assert_says(&j, "/proc/run");
+}
+
+static void test_full_disk(void **state) {
+    (void)state;
+    static Job j;
+    const char *dir = path_of("full");
+    run_ok(2, "train %s --run-dir %s --steps 3 --set parallel.ep=2 %s", tiny(), dir, SHORT);
+    // The shards are some megabytes, everything else a run writes is less than this.
+    job_start_limited(&j, 500000, 2, "train %s --run-dir %s --resume auto --steps 5 --set parallel.ep=2 %s", tiny(), dir,
+                      SHORT);
+    job_wait(&j, 120);
+    assert_ends(&j, 74);
+    assert_says(&j, "step_00000005");
+    char path[400];
+    snprintf(path, sizeof path, "%s/checkpoints/step_00000005", dir);
+    assert_no_run(path);
+    run(&j, 2, "train %s --run-dir %s --resume auto --steps 8 --set parallel.ep=2 %s", tiny(), dir, SHORT);
+    assert_ends(&j, 0);
+    assert_says(&j, "step 3, samples [0, 24)");
+    compare(whole_run(), dir, 1, 8);
+}
+
+// ---- numbers ------------------------------------------------------------------------------------
+
+// Weights that grow a hundredfold a step leave the range of FP32 after some ten of them.
+static void test_not_finite(void **state) {
+    (void)state;
+    static Job j;
+    const char *dir = path_of("nan");
+    run(&j, 2,
+        "train %s --run-dir %s --steps 40 --set parallel.ep=2 --set checkpoint.every=3 --set train.lr=10 "
+        "--set train.weight_decay=10 --set train.warmup_steps=0 %s",
+        tiny(), dir, SHORT);
+    assert_ends(&j, 80);
+    assert_says(&j, "layer");
+    assert_says(&j, "rank ");
+    Steps s = steps_read(dir);
+    char says[64], path[400];
+    snprintf(says, sizeof says, "step %d", s.n + 1);
+    assert_says(&j, says);
+    for (int i = 1; i <= s.n + 1; i++) {
+        snprintf(path, sizeof path, "%s/checkpoints/step_%08d", dir, i);
+        assert_int_equal(has_file(path), i % 3 == 0 && i <= s.n && i > s.n - s.n % 3 - 6);
+    }
+    int saved = s.n - s.n % 3;
+    steps_free(&s);
+    // The last good one is whole.
+    snprintf(path, sizeof path, "%s/checkpoints/step_%08d", dir, saved);
+    run(&j, 1, "inspect %s", path);
+    assert_ends(&j, 0);
+}
+
+// ---- two runs -----------------------------------------------------------------------------------
+
+static void test_two_runs_in_one_folder(void **state) {
+    (void)state;
+    static Job first, second;
+    const char *dir = path_of("shared");
+    job_start(&first, 1, "train %s --run-dir %s %s", tiny(), dir, SHORT);
+    wait_for_step(&first, dir, 1, 120);
+    run(&second, 1, "train %s --run-dir %s --resume auto %s", tiny(), dir, SHORT);
+    int code = second.code;
+    run(&second, 1, "train %s --run-dir %s %s", tiny(), dir, SHORT);
+    job_signal(&first, SIGTERM);
+    job_wait(&first, 120);
+    assert_ends(&first, 75);
+    assert_ends(&second, 64);
+    assert_int_equal(code, 64);
+    Steps s = steps_read(dir);
+    assert_true(s.n >= 1);
+    steps_free(&s);
+}
+
+static void test_lock_names_its_holder(void **state) {
+    (void)state;
+    static Job first, second;
+    const char *dir = path_of("held");
+    char holder[64];
+    job_start(&first, 1, "train %s --run-dir %s %s", tiny(), dir, SHORT);
+    wait_for_step(&first, dir, 1, 120);
+    snprintf(holder, sizeof holder, "process %d", (int)first.pid);
+    run(&second, 2, "train %s --run-dir %s --resume auto --set parallel.ep=2 %s", tiny(), dir, SHORT);
+    job_signal(&first, SIGKILL); // the lock dies with it
+    job_wait(&first, 60);
+    assert_ends(&second, 64);
+    assert_says(&second, "in use");
+    assert_says(&second, holder);
+    run_ok(1, "train %s --run-dir %s --resume auto --steps 2 %s", tiny(), dir, SHORT);
+}
+
+int main(int argc, char **argv) {
+    enum { NREFUSALS = sizeof refusals / sizeof refusals[0] };
+    const struct CMUnitTest rest[] = {
+        cmocka_unit_test(test_config_files),       cmocka_unit_test(test_damaged_shard),
+        cmocka_unit_test(test_foreign_token),      cmocka_unit_test(test_damaged_tokenizer),
+        cmocka_unit_test(test_other_architecture), cmocka_unit_test(test_damaged_checkpoint),
+        cmocka_unit_test(test_killed_rank),        cmocka_unit_test(test_killed_often),
+        cmocka_unit_test(test_unwritable_run_dir), cmocka_unit_test(test_full_disk),
+        cmocka_unit_test(test_not_finite),         cmocka_unit_test(test_two_runs_in_one_folder),
+        cmocka_unit_test(test_lock_names_its_holder),
+    };
+    enum { NREST = sizeof rest / sizeof rest[0] };
+    struct CMUnitTest tests[NREFUSALS + NREST];
+    for (int i = 0; i < NREFUSALS; i++) {
+        tests[i] = (struct CMUnitTest){refusals[i].name, refused, NULL, NULL, &refusals[i]};
+    }
+    memcpy(tests + NREFUSALS, rest, sizeof rest);
+    drive_init(argc, argv);
+    H5Eset_auto2(H5E_DEFAULT, NULL, NULL);
+    return drive_done(cmocka_run_group_tests_name("train_faults", tests, NULL, NULL));
+}

@@ -1,4 +1,4 @@
-// model_memory.h - how much memory a model needs, found by running the same code in measure mode, and a context with it.
+// model_memory.h - how much memory a model needs, found by running the same code in measure mode; contexts with it.
 #pragma once
 #include "boot.h"
 #include "model.h"

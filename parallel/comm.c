@@ -67,6 +67,12 @@ static bool has_rank(const char *text) {
     return digits > 0 && text[5 + digits] == ':';
 }
 
+static _Thread_local bool is_agreed; // the current error is known to the whole group
+
+bool comm_is_agreed(void) {
+    return is_agreed;
+}
+
 Err comm_agree(Comm *c, Err mine) {
     if (c->is_null || c->nranks == 1) return mine == OK ? OK : fail_frame(mine, __FILE__, __LINE__);
     char text[AGREE_TEXT] = "";
@@ -91,6 +97,7 @@ Err comm_agree(Comm *c, Err mine) {
     }
     if (codes[worst] == OK) return OK;
     Err agreed = (Err)codes[worst];
+    is_agreed = true;
     TRY(c->broadcast(c, text, sizeof text, worst));
     text[sizeof text - 1] = '\0';
     if (c->rank == worst) return agreed;

@@ -59,3 +59,6 @@ Err comm_max_i64(Comm *c, int64_t *x, int n) MUST_CHECK;
 // its rank in the world in front ("rank 3: ..."); that rank keeps its own message and trace.
 // Collective over the group.
 Err comm_agree(Comm *c, Err mine) MUST_CHECK;
+// comm_is_agreed: an error of this process came out of comm_agree, so the whole group has it and will return it; other
+// errors under MPI end the job with boot_abort. Local.
+bool comm_is_agreed(void);

@@ -60,13 +60,21 @@ static Err one_step(StepBench *t, int64_t step) {
     Params *p = model_params(t->model);
     int64_t passes = max_i64(1, c->train.global_batch / s->B);
     double targets = (double)(passes * s->B * s->S);
-    LossScale scale = {.lm = 1.0 / targets, .balance = c->balance.seq_alpha / (double)(passes * s->B)};
+    LossScale scale = {.lm = 1.0 / targets,
+                       .balance = c->balance.seq_alpha / (double)(passes * s->B)};
     if (s->nmtp) scale.mtp = c->mtp.loss_weight / (double)s->nmtp / targets;
     LossSums sums = {0};
-    Batch batch = {.nseq = s->B, .S = s->S, .ld = s->S + 1 + s->nmtp, .tokens = t->tokens, .is_complete = true};
+    Batch batch = {.nseq = s->B,
+                   .S = s->S,
+                   .ld = s->S + 1 + s->nmtp,
+                   .tokens = t->tokens,
+                   .is_complete = true};
     TRY(params_zero_grad(p, &t->cx));
-    for (int64_t i = 0; i < passes; i++) TRY(model_fwd_bwd(t->model, &t->cx, &batch, &scale, &sums, NULL));
-    OptStep o = {step, 1e-4, c->train.beta1, c->train.beta2, c->train.eps, c->train.weight_decay, c->train.clip};
+    for (int64_t i = 0; i < passes; i++)
+        TRY(model_fwd_bwd(t->model, &t->cx, &batch, &scale, &sums, NULL));
+    OptStep o = {step,           1e-4,         c->train.beta1,
+                 c->train.beta2, c->train.eps, c->train.weight_decay,
+                 c->train.clip};
     OptResult r;
     return optimizer_step(p, s, &t->cx, &o, &r);
 }
@@ -76,25 +84,33 @@ static int by_value(const void *a, const void *b) {
     return (x > y) - (x < y);
 }
 
-static void report(const StepBench *t, const Bench *b, const double *seconds, int n, double tokens) {
+static void report(const StepBench *t, const Bench *b, const double *seconds, int n,
+                   double tokens) {
     GemmPeak peak = gemm_peak(b->threads);
     double best = t->shape.mode == MODE_FP32 ? peak.f32 : peak.half, median = seconds[n / 2];
     double flops = tokens * model_flops_per_token(&t->shape), regions[PROF_COUNT], sum = 0.0;
     static const char *const modes[] = {"fp32", "bf16", "fp8"};
     prof_get(regions);
     for (int i = 0; i < PROF_COUNT; i++) sum += regions[i];
-    log_line("%s, %s, %d thread%s, kernels %s, peak %.1f GFLOP/s", b->config, modes[t->shape.mode], b->threads,
-             b->threads == 1 ? "" : "s", t->cx.ops->isa, best * 1e-9);
-    log_line("step %.1f ms (median of %d, %.1f to %.1f), %.0f tokens/s, %.1f GFLOP/s, %.3f of peak", median * 1e3, n,
-             seconds[0] * 1e3, seconds[n - 1] * 1e3, tokens / median, flops / median * 1e-9, flops / median / best);
+    log_line("%s, %s, %d thread%s, kernels %s, peak %.1f GFLOP/s", b->config, modes[t->shape.mode],
+             b->threads, b->threads == 1 ? "" : "s", t->cx.ops->isa, best * 1e-9);
+    log_line("step %.1f ms (median of %d, %.1f to %.1f), %.0f tokens/s, %.1f GFLOP/s, %.3f of peak",
+             median * 1e3, n, seconds[0] * 1e3, seconds[n - 1] * 1e3, tokens / median,
+             flops / median * 1e-9, flops / median / best);
     for (int i = 0; i < PROF_COUNT; i++) {
-        if (regions[i] > 0.0) log_line("  %-12s %8.2f ms  %5.1f %%", prof_name((ProfRegion)i), regions[i] / n * 1e3, 100.0 * regions[i] / sum);
+        if (regions[i] > 0.0)
+            log_line("  %-12s %8.2f ms  %5.1f %%", prof_name((ProfRegion)i), regions[i] / n * 1e3,
+                     100.0 * regions[i] / sum);
     }
     if (!b->json) return;
-    fprintf(b->json, "{\"op\":\"step\",\"config\":\"%s\",\"mode\":\"%s\",\"isa\":\"%s\",\"threads\":%d,\"ms\":%.4f,"
-            "\"tokens_per_s\":%.2f,\"gflops\":%.3f,\"fraction_of_peak\":%.5f", b->config, modes[t->shape.mode], t->cx.ops->isa,
-            b->threads, median * 1e3, tokens / median, flops / median * 1e-9, flops / median / best);
-    for (int i = 0; i < PROF_COUNT; i++) fprintf(b->json, ",\"%s_ms\":%.4f", prof_name((ProfRegion)i), regions[i] / n * 1e3);
+    fprintf(b->json,
+            "{\"op\":\"step\",\"config\":\"%s\",\"mode\":\"%s\",\"isa\":\"%s\",\"threads\":%d,"
+            "\"ms\":%.4f,"
+            "\"tokens_per_s\":%.2f,\"gflops\":%.3f,\"fraction_of_peak\":%.5f",
+            b->config, modes[t->shape.mode], t->cx.ops->isa, b->threads, median * 1e3,
+            tokens / median, flops / median * 1e-9, flops / median / best);
+    for (int i = 0; i < PROF_COUNT; i++)
+        fprintf(b->json, ",\"%s_ms\":%.4f", prof_name((ProfRegion)i), regions[i] / n * 1e3);
     fprintf(b->json, "}\n");
 }
 
@@ -116,7 +132,8 @@ static Err measure(StepBench *t, const Bench *b) {
 }
 
 Err bench_step(Bench *b) {
-    CHECK(b->config, E_USAGE, "tessera bench step needs --config FILE, for example configs/quickstart.yaml");
+    CHECK(b->config, E_USAGE,
+          "tessera bench step needs --config FILE, for example configs/quickstart.yaml");
     StepBench t;
     memset(&t, 0, sizeof t);
     Err err = step_open(&t, b);

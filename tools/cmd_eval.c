@@ -12,43 +12,59 @@
 #include "solo.h"
 
 static const Flag flags[] = {
-    {"checkpoint", "PATH", NULL, FLAG_REQUIRED, "a run or checkpoint directory, PATH@STEP for one step"},
+    {"checkpoint", "PATH", NULL, FLAG_REQUIRED,
+     "a run or checkpoint directory, PATH@STEP for one step"},
     {"data", "PATH", NULL, FLAG_REPEAT, "token shards held out; may be repeated"},
     {"copy", "N", NULL, 0, "score N sequences of the in-context copy task"},
-    {"ngram-train", "FILE", NULL, FLAG_REPEAT, "training text of the byte n-gram baselines; may be repeated"},
-    {"ngram-heldout", "FILE", NULL, 0, "held-out text of the baselines: the text the shards were made from"},
+    {"ngram-train", "FILE", NULL, FLAG_REPEAT,
+     "training text of the byte n-gram baselines; may be repeated"},
+    {"ngram-heldout", "FILE", NULL, 0,
+     "held-out text of the baselines: the text the shards were made from"},
     {"set", "SECTION.KEY=VALUE", NULL, FLAG_REPEAT, "override one setting of the checkpoint"},
     {"threads", "N", NULL, 0, "threads (default: OMP_NUM_THREADS, or all cores)"},
     {"json", "FILE", NULL, 0, "also write one JSON object per result"},
 };
 
-static const Command command = {"tessera eval", "",
-                                "Scores a checkpoint: every held-out token once, in windows of the training length.",
-                                flags, COUNT_OF(flags), 0, 0};
+static const Command command = {
+    "tessera eval",
+    "",
+    "Scores a checkpoint: every held-out token once, in windows of the training length.",
+    flags,
+    COUNT_OF(flags),
+    0,
+    0};
 
 static Err eval_data(Solo *s, const Config *c, const Args *a, FILE *json, double *bpb) {
     LoaderCorpus corpora[64];
     int n = args_count(a, "data");
-    CHECK(n <= COUNT_OF(corpora), E_USAGE, "--data was given %d times; the most is %d", n, COUNT_OF(corpora));
+    CHECK(n <= COUNT_OF(corpora), E_USAGE, "--data was given %d times; the most is %d", n,
+          COUNT_OF(corpora));
     for (int i = 0; i < n; i++) {
         LoaderCorpus one = {args_nth(a, "data", i), 0.0};
         corpora[i] = one;
     }
-    LoaderSpec spec = {.corpora = corpora, .ncorpora = n, .seq_len = c->train.seq_len,
-                       .mtp_depth = c->model.num_nextn_predict_layers, .vocab_size = c->model.vocab_size,
-                       .seed = (uint64_t)c->train.seed, .is_eval = true};
+    LoaderSpec spec = {.corpora = corpora,
+                       .ncorpora = n,
+                       .seq_len = c->train.seq_len,
+                       .mtp_depth = c->model.num_nextn_predict_layers,
+                       .vocab_size = c->model.vocab_size,
+                       .seed = (uint64_t)c->train.seed,
+                       .is_eval = true};
     Loader *l = NULL;
     EvalResult r;
     TRY(loader_open(&l, &spec));
     TRY(evaluate_heldout(s->model, &s->cx, l, n, 0, &r));
     loader_close(&l);
     *bpb = r.bits_per_byte;
-    log_line("held-out loss %.6f nats per token, %.4f bits per byte, next token right %.1f %%, %lld tokens, %lld bytes",
-             r.loss, r.bits_per_byte, 100.0 * (double)r.correct / (double)max_i64(1, r.tokens), (long long)r.tokens,
-             (long long)r.text_bytes);
+    log_line("held-out loss %.6f nats per token, %.4f bits per byte, next token right %.1f %%, "
+             "%lld tokens, %lld bytes",
+             r.loss, r.bits_per_byte, 100.0 * (double)r.correct / (double)max_i64(1, r.tokens),
+             (long long)r.tokens, (long long)r.text_bytes);
     if (json) {
-        fprintf(json, "{\"eval\":\"heldout\",\"loss\":%.9g,\"bits_per_byte\":%.9g,\"tokens\":%lld,\"bytes\":%lld}\n", r.loss,
-                r.bits_per_byte, (long long)r.tokens, (long long)r.text_bytes);
+        fprintf(json,
+                "{\"eval\":\"heldout\",\"loss\":%.9g,\"bits_per_byte\":%.9g,\"tokens\":%lld,"
+                "\"bytes\":%lld}\n",
+                r.loss, r.bits_per_byte, (long long)r.tokens, (long long)r.text_bytes);
     }
     return OK;
 }
@@ -56,10 +72,13 @@ static Err eval_data(Solo *s, const Config *c, const Args *a, FILE *json, double
 static Err eval_copy(Solo *s, const Config *c, int64_t nseq, FILE *json) {
     CopyResult r;
     TRY(evaluate_copy(s->model, &s->cx, nseq, (uint64_t)c->train.seed + 0x5EED, &r));
-    log_line("in-context copy accuracy %.4f on the repeat, control %.4f (chance %.4f), %lld sequences", r.repeat_accuracy,
-             r.control_accuracy, r.chance, (long long)nseq);
+    log_line(
+        "in-context copy accuracy %.4f on the repeat, control %.4f (chance %.4f), %lld sequences",
+        r.repeat_accuracy, r.control_accuracy, r.chance, (long long)nseq);
     if (json) {
-        fprintf(json, "{\"eval\":\"copy\",\"repeat_accuracy\":%.9g,\"control_accuracy\":%.9g,\"chance\":%.9g}\n",
+        fprintf(json,
+                "{\"eval\":\"copy\",\"repeat_accuracy\":%.9g,\"control_accuracy\":%.9g,\"chance\":%"
+                ".9g}\n",
                 r.repeat_accuracy, r.control_accuracy, r.chance);
     }
     return OK;
@@ -74,9 +93,12 @@ static Err eval_ngram(const Args *a, double bpb, FILE *json) {
     const char *heldout = args_get(a, "ngram-heldout");
     TRY(ngram_bits_per_byte(train, n, heldout, 2, &order2));
     TRY(ngram_bits_per_byte(train, n, heldout, 4, &order4));
-    log_line("held-out bits per byte %.4f (order-2 n-gram %.4f, order-4 n-gram %.4f)", bpb, order2, order4);
+    log_line("held-out bits per byte %.4f (order-2 n-gram %.4f, order-4 n-gram %.4f)", bpb, order2,
+             order4);
     if (json) {
-        fprintf(json, "{\"eval\":\"ngram\",\"bits_per_byte\":%.9g,\"order2\":%.9g,\"order4\":%.9g}\n", bpb, order2, order4);
+        fprintf(json,
+                "{\"eval\":\"ngram\",\"bits_per_byte\":%.9g,\"order2\":%.9g,\"order4\":%.9g}\n",
+                bpb, order2, order4);
     }
     return OK;
 }
@@ -85,7 +107,8 @@ static Err eval_ngram(const Args *a, double bpb, FILE *json) {
 static Err open_checkpoint(Solo *s, Config **c, const Args *a) {
     const char *sets[256], *path = args_get(a, "checkpoint");
     int nsets = args_count(a, "set");
-    CHECK(nsets <= COUNT_OF(sets), E_USAGE, "--set was given %d times; the most is %d", nsets, COUNT_OF(sets));
+    CHECK(nsets <= COUNT_OF(sets), E_USAGE, "--set was given %d times; the most is %d", nsets,
+          COUNT_OF(sets));
     for (int i = 0; i < nsets; i++) sets[i] = args_nth(a, "set", i);
     int64_t threads = 0;
     TRY(args_int(a, "threads", 1, 4096, &threads));
@@ -124,7 +147,8 @@ Err cmd_eval(int argc, char **argv) {
     Err err = open_checkpoint(&s, &c, &a);
     if (err == OK) err = evaluate_all(&s, c, &a, json);
     if (json && fclose(json) != 0 && err == OK) {
-        err = fail_at(E_OUTPUT, __FILE__, __LINE__, "--json: cannot write %s: %s", args_get(&a, "json"), strerror(errno));
+        err = fail_at(E_OUTPUT, __FILE__, __LINE__, "--json: cannot write %s: %s",
+                      args_get(&a, "json"), strerror(errno));
     }
     solo_close(&s);
     config_free(c);

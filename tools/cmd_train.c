@@ -9,19 +9,28 @@ static const Flag flags[] = {
     {"config", "FILE", NULL, FLAG_REQUIRED, "the run's YAML file"},
     {"run-dir", "DIR", NULL, 0, "where the run writes (default: runs/<config's name>)"},
     {"resume", "auto|never|PATH[@STEP]", NULL, 0,
-     "auto: continue from the newest checkpoint that verifies, or start; PATH: a run or checkpoint directory"},
-    {"init-from", "PATH", NULL, 0, "start a new run from a checkpoint's weights (with --resume auto: only if there is nothing to resume)"},
+     "auto: continue from the newest checkpoint that verifies, or start; PATH: a run or checkpoint "
+     "directory"},
+    {"init-from", "PATH", NULL, 0,
+     "start a new run from a checkpoint's weights (with --resume auto: only if there is nothing to "
+     "resume)"},
     {"steps", "N", NULL, 0, "stop at step N (the schedule's length stays train.steps)"},
     {"set", "SECTION.KEY=VALUE", NULL, FLAG_REPEAT, "override one setting; may be repeated"},
     {"device", "auto|cpu", "auto", 0, "where to compute"},
-    {"threads", "N", NULL, 0, "threads per rank (default: OMP_NUM_THREADS, or cores / local ranks)"},
+    {"threads", "N", NULL, 0,
+     "threads per rank (default: OMP_NUM_THREADS, or cores / local ranks)"},
     {"print-config", NULL, NULL, 0, "print the resolved settings and stop"},
-    {"dry-run", NULL, NULL, 0, "print parameter counts and memory per rank and stop; opens no data"},
+    {"dry-run", NULL, NULL, 0,
+     "print parameter counts and memory per rank and stop; opens no data"},
 };
 
-static const Command command = {"tessera train", "",
-                                "Trains a model. Under mpirun or srun on all ranks, else on one.", flags,
-                                COUNT_OF(flags), 0, 0};
+static const Command command = {"tessera train",
+                                "",
+                                "Trains a model. Under mpirun or srun on all ranks, else on one.",
+                                flags,
+                                COUNT_OF(flags),
+                                0,
+                                0};
 
 Err cmd_train(int argc, char **argv) {
     Args a;
@@ -42,14 +51,17 @@ Err cmd_train(int argc, char **argv) {
     TRY(args_int(&a, "threads", 1, 4096, &threads));
     o.threads = (int)threads;
     o.nsets = args_count(&a, "set");
-    CHECK(o.nsets <= COUNT_OF(sets), E_USAGE, "--set was given %d times; the most is %d", o.nsets, COUNT_OF(sets));
+    CHECK(o.nsets <= COUNT_OF(sets), E_USAGE, "--set was given %d times; the most is %d", o.nsets,
+          COUNT_OF(sets));
     for (int i = 0; i < o.nsets; i++) sets[i] = args_nth(&a, "set", i);
     o.sets = sets;
     o.is_print_config = args_has(&a, "print-config");
     o.is_dry_run = args_has(&a, "dry-run");
     bool has_path = o.resume && strcmp(o.resume, "auto") != 0 && strcmp(o.resume, "never") != 0;
     CHECK(!o.init_from || !has_path, E_USAGE,
-          "--init-from starts a new run, --resume %s continues one: give one of them, or --resume auto", o.resume);
+          "--init-from starts a new run, --resume %s continues one: give one of them, or --resume "
+          "auto",
+          o.resume);
     Err err = run_train(&o);
     args_free(&a);
     return err;

@@ -1,4 +1,5 @@
-// block.h - one transformer block: attention half, then dense or expert half, both pre-norm residual.
+// block.h - one transformer block: attention half, then dense or expert half, both pre-norm
+// residual.
 #pragma once
 #include "attention.h"
 #include "moe.h"
@@ -16,7 +17,7 @@ typedef struct BlockSaved {
     AttentionSaved attn;
     DenseSaved dense;
     MoeSaved moe;
-    Mat y;       // [T,D] the block's output
+    Mat y; // [T,D] the block's output
 } BlockSaved;
 
 // What the passes need besides the parameters.
@@ -30,7 +31,10 @@ typedef struct BlockRun {
 
 Block block_make(const Params *p, const Shape *s, int64_t layer, int64_t *count);
 // block_fwd: saved->y = block(x); everything on acts. *balance added to. Collective over ep.
-Err block_fwd(const Shape *s, Cx *cx, const Block *b, BlockSaved *a, Mat x, const BlockRun *run, double *balance) MUST_CHECK;
-// block_bwd: dx [T,D] from dy [T,D], gradients of parameters added; releases everything the block pushed on
-// acts. dx and dy are the caller's, different memory, pushed before block_fwd. Collective over ep.
-Err block_bwd(const Shape *s, Cx *cx, const Block *b, BlockSaved *a, Mat dx, Mat dy, const BlockRun *run) MUST_CHECK;
+Err block_fwd(const Shape *s, Cx *cx, const Block *b, BlockSaved *a, Mat x, const BlockRun *run,
+              double *balance) MUST_CHECK;
+// block_bwd: dx [T,D] from dy [T,D], gradients of parameters added; releases everything the block
+// pushed on acts. dx and dy are the caller's, different memory, pushed before block_fwd. Collective
+// over ep.
+Err block_bwd(const Shape *s, Cx *cx, const Block *b, BlockSaved *a, Mat dx, Mat dy,
+              const BlockRun *run) MUST_CHECK;

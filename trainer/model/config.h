@@ -1,7 +1,9 @@
-// config.h - a run's settings: the struct that config.def generates, and how it is read and written.
+// config.h - a run's settings: the struct that config.def generates, and how it is read and
+// written.
 //
-// YAML files (libyaml's document API), --set section.key=value and the stored dump go through one function
-// that knows names, types and ranges. After loading, the struct is const; layers and operations get numbers.
+// YAML files (libyaml's document API), --set section.key=value and the stored dump go through one
+// function that knows names, types and ranges. After loading, the struct is const; layers and
+// operations get numbers.
 #pragma once
 #include "fail.h"
 
@@ -55,30 +57,34 @@ typedef struct Config {
 #undef NEST
 #undef NREAL
 
-// config_load: defaults, then the YAML file (NULL: none), then each "section.key=value" of sets; then every range
-// and cross-key rule that needs no world size (config_check). Relative paths in the file become absolute, relative to the
-// file's folder; in --set relative to the current directory. Errors: E_CONFIG naming file, line, key, value, the
-// range or the nearest known key. Local.
+// config_load: defaults, then the YAML file (NULL: none), then each "section.key=value" of sets;
+// then every range and cross-key rule that needs no world size (config_check). Relative paths in
+// the file become absolute, relative to the file's folder; in --set relative to the current
+// directory. Errors: E_CONFIG naming file, line, key, value, the range or the nearest known key.
+// Local.
 Err config_load(Config **out, const char *path, const char *const *sets, int nsets) MUST_CHECK;
 void config_free(Config *c);
-// config_check: the cross-key rules, one line each, with the equation that fails in the message. E_CONFIG.
+// config_check: the cross-key rules, one line each, with the equation that fails in the message.
+// E_CONFIG.
 Err config_check(const Config *c) MUST_CHECK;
 // config_check_train: what training needs beyond config_check: data.train. E_CONFIG.
 Err config_check_train(const Config *c) MUST_CHECK;
-// config_check_world: the rules that need the number of ranks (ep divides world, world*micro_batch divides
-// global_batch / batch_quantum / batch_start, ep divides experts). E_CONFIG.
+// config_check_world: the rules that need the number of ranks (ep divides world, world*micro_batch
+// divides global_batch / batch_quantum / batch_start, ep divides experts). E_CONFIG.
 Err config_check_world(const Config *c, int world) MUST_CHECK;
-// config_dump: all keys, one YAML text that config_load reads back to the same struct (absolute paths,
-// doubles with 17 digits). *text from malloc.
+// config_dump: all keys, one YAML text that config_load reads back to the same struct (absolute
+// paths, doubles with 17 digits). *text from malloc.
 Err config_dump(const Config *c, char **text) MUST_CHECK;
-// config_compare_resume: `now` against the `stored` config of a checkpoint: E_CONFIG naming both values for a
-// changed `same` key; changed `may` keys are passed to `changed(section.key, old, new)`. Paths under data.* are
-// not compared here (fingerprints are).
+// config_compare_resume: `now` against the `stored` config of a checkpoint: E_CONFIG naming both
+// values for a changed `same` key; changed `may` keys are passed to `changed(section.key, old,
+// new)`. Paths under data.* are not compared here (fingerprints are).
 Err config_compare_resume(const Config *stored, const Config *now,
-                          void (*changed)(const char *key, const char *was, const char *is)) MUST_CHECK;
+                          void (*changed)(const char *key, const char *was,
+                                          const char *is)) MUST_CHECK;
 // config_help: every key with type, default, range, unit and help, as text for --help.
 void config_help(FILE *out);
-// config_name: the stem of a config file's name ("configs/tiny.yaml" -> "tiny"), for the run directory.
+// config_name: the stem of a config file's name ("configs/tiny.yaml" -> "tiny"), for the run
+// directory.
 void config_name(char *out, size_t n, const char *path);
 // config_yaml_version: the version of libyaml that is loaded.
 const char *config_yaml_version(void);

@@ -29,9 +29,10 @@ static void quiet_end(Model *m, Cx *cx, const Quiet *q) {
     arena_release(cx->acts, q->mark);
 }
 
-// windows_load: up to B windows from `first` (n of them real) and their targets; the rest of the batch is empty.
-static Err windows_load(const Shape *s, Loader *l, int64_t first, int64_t n, int32_t *tokens, int32_t *targets,
-                        int32_t *valid, int32_t *doc_start) {
+// windows_load: up to B windows from `first` (n of them real) and their targets; the rest of the
+// batch is empty.
+static Err windows_load(const Shape *s, Loader *l, int64_t first, int64_t n, int32_t *tokens,
+                        int32_t *targets, int32_t *valid, int32_t *doc_start) {
     int64_t ld = s->S + 1 + s->nmtp;
     memset(tokens, 0, (size_t)(s->B * ld) * sizeof *tokens);
     if (doc_start) memset(doc_start, 0, (size_t)(s->B * s->S) * sizeof *doc_start);
@@ -56,8 +57,14 @@ static Err heldout_passes(Model *m, Cx *cx, Loader *l, int64_t windows, LossSums
         int64_t first = w + s->B * cx->world->rank;
         int64_t n = max_i64(0, min_i64(s->B, windows - first));
         TRY(comm_agree(cx->world, windows_load(s, l, first, n, tokens, targets, valid, doc_start)));
-        Batch b = {.nseq = s->B, .S = s->S, .ld = ld, .tokens = tokens, .targets = targets, .doc_start = doc_start,
-                   .is_complete = true, .is_main_only = true};
+        Batch b = {.nseq = s->B,
+                   .S = s->S,
+                   .ld = ld,
+                   .tokens = tokens,
+                   .targets = targets,
+                   .doc_start = doc_start,
+                   .is_complete = true,
+                   .is_main_only = true};
         TRY(model_fwd(m, cx, &b, sums, NULL));
     }
     return OK;
@@ -65,7 +72,8 @@ static Err heldout_passes(Model *m, Cx *cx, Loader *l, int64_t windows, LossSums
 
 Err evaluate_heldout(Model *m, Cx *cx, Loader *l, int corpora, int64_t max_windows, EvalResult *r) {
     const Shape *s = model_shape(m);
-    int64_t all = loader_eval_windows(l), windows = max_windows > 0 ? min_i64(max_windows, all) : all;
+    int64_t all = loader_eval_windows(l),
+            windows = max_windows > 0 ? min_i64(max_windows, all) : all;
     LossSums sums = {0};
     Quiet q = quiet_begin(m, cx);
     prof_enter(PROF_EVAL);
@@ -89,13 +97,17 @@ Err evaluate_heldout(Model *m, Cx *cx, Loader *l, int corpora, int64_t max_windo
     return OK;
 }
 
-int64_t copy_sequence(int32_t *tokens, int64_t len, int64_t first_symbol, int64_t vocab, uint64_t seed, uint64_t index) {
+int64_t copy_sequence(int32_t *tokens, int64_t len, int64_t first_symbol, int64_t vocab,
+                      uint64_t seed, uint64_t index) {
     uint64_t stream = 0xC0B1ull + index;
     int64_t most = max_i64(8, len / 2);
     int64_t n = 8 + philox(seed, stream, 0).v[0] % (uint64_t)(most - 8 + 1);
     for (int64_t i = 0; i < len; i++) {
-        if (i >= n) tokens[i] = tokens[i - n];
-        else tokens[i] = (int32_t)(first_symbol + philox(seed, stream, (uint64_t)i + 1).v[0] % (uint64_t)(vocab - first_symbol));
+        if (i >= n)
+            tokens[i] = tokens[i - n];
+        else
+            tokens[i] = (int32_t)(first_symbol + philox(seed, stream, (uint64_t)i + 1).v[0] %
+                                                     (uint64_t)(vocab - first_symbol));
     }
     return n;
 }
@@ -107,7 +119,8 @@ typedef struct CopyTally {
     int64_t repeat, repeat_hit, control, control_hit;
 } CopyTally;
 
-static Err copy_tally(void *user, int mtp, int64_t row0, int64_t n, const float *loss, const int32_t *correct) {
+static Err copy_tally(void *user, int mtp, int64_t row0, int64_t n, const float *loss,
+                      const int32_t *correct) {
     CopyTally *t = user;
     (void)loss;
     if (mtp != 0) return OK;
@@ -138,7 +151,8 @@ static Err copy_passes(Model *m, Cx *cx, int64_t nseq, uint64_t seed, CopyTally 
         int64_t first = w + s->B * cx->world->rank;
         t->nseq = max_i64(0, min_i64(s->B, nseq - first));
         for (int64_t b = 0; b < s->B; b++) {
-            period[b] = copy_sequence(tokens + b * s->S, s->S, COPY_FIRST_SYMBOL, s->V, seed, (uint64_t)(first + b));
+            period[b] = copy_sequence(tokens + b * s->S, s->S, COPY_FIRST_SYMBOL, s->V, seed,
+                                      (uint64_t)(first + b));
         }
         LossSums sums = {0};
         Batch b = {.nseq = s->B, .S = s->S, .ld = s->S, .tokens = tokens, .is_main_only = true};
@@ -148,7 +162,8 @@ static Err copy_passes(Model *m, Cx *cx, int64_t nseq, uint64_t seed, CopyTally 
 }
 
 Err evaluate_copy(Model *m, Cx *cx, int64_t nseq, uint64_t seed, CopyResult *r) {
-    CHECK(model_shape(m)->S >= 16, E_CONFIG, "the copy task needs sequences of 16 tokens or more, train.seq_len is %lld",
+    CHECK(model_shape(m)->S >= 16, E_CONFIG,
+          "the copy task needs sequences of 16 tokens or more, train.seq_len is %lld",
           (long long)model_shape(m)->S);
     CopyTally t = {0};
     Quiet q = quiet_begin(m, cx);

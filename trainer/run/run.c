@@ -29,72 +29,81 @@ static Err save(Run *r) {
     prof_enter(PROF_CHECKPOINT);
     r->at.world = r->mesh.world;
     r->at.ep = r->mesh.ep;
-    Err err = checkpoint_save(r->checkpoints, model_params(r->model), &r->cx, &r->at, c, c->checkpoint.keep_last,
-                              c->checkpoint.keep_every);
+    Err err = checkpoint_save(r->checkpoints, model_params(r->model), &r->cx, &r->at, c,
+                              c->checkpoint.keep_last, c->checkpoint.keep_every);
     prof_leave();
-    TRY(run_agree(r, err));
+    TRY(comm_agree(r->boot.world, err));
     r->saved_step = r->at.step;
     double s = now_seconds() - t0;
     log_line("saved      step %lld, verified, %.1f s", (long long)r->at.step, s);
-    Err mine = r->metrics ? metrics_event(r->metrics, "save", "\"step\":%lld,\"seconds\":%.3f", (long long)r->at.step, s)
+    Err mine = r->metrics ? metrics_event(r->metrics, "save", "\"step\":%lld,\"seconds\":%.3f",
+                                          (long long)r->at.step, s)
                           : OK;
-    return run_agree(r, mine);
+    return comm_agree(r->boot.world, mine);
 }
 
 static Err evaluate(Run *r) {
     EvalResult e;
     double t0 = now_seconds();
-    TRY(evaluate_heldout(r->model, &r->cx, r->eval, r->eval_corpora, r->config->eval.max_sequences, &e));
+    TRY(evaluate_heldout(r->model, &r->cx, r->eval, r->eval_corpora, r->config->eval.max_sequences,
+                         &e));
     double s = now_seconds() - t0;
     char bpb[48] = "";
     if (!isnan(e.bits_per_byte)) snprintf(bpb, sizeof bpb, ", %.4f bits per byte", e.bits_per_byte);
-    log_line("held-out   step %lld: loss %.4f%s, %lld tokens, %.1f s", (long long)r->at.step, e.loss, bpb,
-             (long long)e.tokens, s);
+    log_line("held-out   step %lld: loss %.4f%s, %lld tokens, %.1f s", (long long)r->at.step,
+             e.loss, bpb, (long long)e.tokens, s);
     Err mine = OK;
     if (r->metrics) {
-        mine = isnan(e.bits_per_byte)
-                   ? metrics_event(r->metrics, "eval", "\"step\":%lld,\"loss\":%.9g,\"tokens\":%lld",
-                                   (long long)r->at.step, e.loss, (long long)e.tokens)
-                   : metrics_event(r->metrics, "eval",
-                                   "\"step\":%lld,\"loss\":%.9g,\"tokens\":%lld,\"bits_per_byte\":%.9g",
-                                   (long long)r->at.step, e.loss, (long long)e.tokens, e.bits_per_byte);
+        mine =
+            isnan(e.bits_per_byte)
+                ? metrics_event(r->metrics, "eval", "\"step\":%lld,\"loss\":%.9g,\"tokens\":%lld",
+                                (long long)r->at.step, e.loss, (long long)e.tokens)
+                : metrics_event(
+                      r->metrics, "eval",
+                      "\"step\":%lld,\"loss\":%.9g,\"tokens\":%lld,\"bits_per_byte\":%.9g",
+                      (long long)r->at.step, e.loss, (long long)e.tokens, e.bits_per_byte);
     }
-    return run_agree(r, mine);
+    return comm_agree(r->boot.world, mine);
 }
 
 static Err hash_state(Run *r, StepMetrics *m) {
     if (!r->config->debug.state_hash) return OK;
     TRY(optimizer_hash(model_params(r->model), &r->cx, &m->state_hash));
-    m->state_hash += (uint64_t)r->at.samples * 0x9E3779B97F4A7C15ull; // the data position is state too
+    m->state_hash +=
+        (uint64_t)r->at.samples * 0x9E3779B97F4A7C15ull; // the data position is state too
     m->has_hash = true;
     return OK;
 }
 
-// record: times, memory and the hash join the step's numbers; one line of metrics.jsonl. Collective over world.
+// record: times, memory and the hash join the step's numbers; one line of metrics.jsonl. Collective
+// over world.
 static Err record(Run *r, StepMetrics *m, double seconds, Pace *pace) {
     pace_add(pace, seconds);
     m->step_ms = seconds * 1e3;
     m->tokens_per_s = (double)(m->global_batch * r->shape.S) / seconds;
-    m->mfu = r->peak_flops > 0.0 ? m->tokens_per_s * model_flops_per_token(&r->shape) / r->peak_flops : NAN;
+    m->mfu = r->peak_flops > 0.0
+                 ? m->tokens_per_s * model_flops_per_token(&r->shape) / r->peak_flops
+                 : NAN;
     m->eta_s = pace->mean * (double)(r->last_step - r->at.step);
     int64_t rss = (int64_t)run_rss();
     TRY(comm_max_i64(r->boot.world, &rss, 1));
     m->rss_bytes = (double)rss;
     TRY(hash_state(r, m));
     int64_t every = r->config->log.every;
-    bool print = every <= 1 || r->at.step % every == 0 || r->at.step == 1 || r->at.step == r->last_step;
+    bool print =
+        every <= 1 || r->at.step % every == 0 || r->at.step == 1 || r->at.step == r->last_step;
     Err mine = r->metrics ? metrics_step(r->metrics, m, r->last_step, print) : OK;
-    return run_agree(r, mine);
+    return comm_agree(r->boot.world, mine);
 }
 
 // stopped: the unfinished step was dropped; save the last finished one and say how to go on.
 static Err stopped(Run *r) {
     if (r->at.step > 0) TRY(save(r));
-    log_line("stopped by a signal after step %lld; continue with --run-dir %s --resume auto", (long long)r->at.step,
-             r->dir);
-    Err mine = r->metrics ? metrics_event(r->metrics, "stop", "\"step\":%lld", (long long)r->at.step) : OK;
-    TRY(run_agree(r, mine));
-    r->is_agreed = true;
+    log_line("stopped by a signal after step %lld; continue with --run-dir %s --resume auto",
+             (long long)r->at.step, r->dir);
+    Err mine =
+        r->metrics ? metrics_event(r->metrics, "stop", "\"step\":%lld", (long long)r->at.step) : OK;
+    TRY(comm_agree(r->boot.world, mine));
     return E_STOPPED;
 }
 
@@ -111,8 +120,13 @@ Err run_loop(Run *r) {
     Pace pace = {0};
     while (r->at.step < r->last_step) {
         double t0 = now_seconds();
-        StepInput in = {.config = r->config, .loader = r->loader, .step = r->at.step + 1, .samples = r->at.samples,
-                        .tokens = r->tokens, .doc_start = r->doc_start, .stop_flag = boot_signalled};
+        StepInput in = {.config = r->config,
+                        .loader = r->loader,
+                        .step = r->at.step + 1,
+                        .samples = r->at.samples,
+                        .tokens = r->tokens,
+                        .doc_start = r->doc_start,
+                        .stop_flag = boot_signalled};
         StepOutput out;
         TRY(step_train(r->model, &r->cx, &in, &out));
         if (out.is_stopped) return stopped(r);
@@ -126,8 +140,8 @@ Err run_loop(Run *r) {
 }
 
 // one_sided: errors of this kind happen on one rank while the others wait in a collective.
-static bool is_one_sided(const Run *r, Err err) {
-    return !r->is_agreed && (err == E_INTERNAL || err == E_PEER);
+static bool is_one_sided(Err err) {
+    return !comm_is_agreed() && (err == E_INTERNAL || err == E_PEER);
 }
 
 // note_start: a line of events.jsonl for every start of the run, the first and the resumed ones.
@@ -136,10 +150,10 @@ static Err note_start(Run *r) {
     if (r->metrics) {
         mine = metrics_event(r->metrics, r->resume_from[0] ? "resume" : "start",
                              "\"step\":%lld,\"samples\":%lld,\"world\":%d,\"ep\":%d,\"threads\":%d",
-                             (long long)r->at.step, (long long)r->at.samples, r->mesh.world, r->mesh.ep,
-                             r->cx.op.nthreads);
+                             (long long)r->at.step, (long long)r->at.samples, r->mesh.world,
+                             r->mesh.ep, r->cx.op.nthreads);
     }
-    return run_agree(r, mine);
+    return comm_agree(r->boot.world, mine);
 }
 
 static Err train_on_ranks(Run *r) {
@@ -151,7 +165,8 @@ static Err train_on_ranks(Run *r) {
     GemmPeak peak = gemm_peak(r->cx.op.nthreads);
     r->peak_flops = r->shape.mode == MODE_FP32 ? peak.f32 : peak.half;
     TRY(comm_sum(r->boot.world, &r->peak_flops, 1));
-    log_line("peak       %.1f GFLOP/s measured, all ranks together: MFU is a fraction of it", r->peak_flops * 1e-9);
+    log_line("peak       %.1f GFLOP/s measured, all ranks together: MFU is a fraction of it",
+             r->peak_flops * 1e-9);
     return run_loop(r);
 }
 
@@ -177,13 +192,13 @@ Err run_train(const TrainOptions *o) {
     log_init(r.boot.rank, r.boot.nranks);
     Err err = o->is_dry_run ? OK : train_on_ranks(&r);
     if (o->is_dry_run) {
-        err = run_agree(&r, config_load(&r.config, o->config_path, o->sets, o->nsets));
+        err = comm_agree(r.boot.world, config_load(&r.config, o->config_path, o->sets, o->nsets));
         if (err == OK && r.boot.rank == 0) err = run_dry(r.config, r.boot.nranks);
-        err = run_agree(&r, err);
+        err = comm_agree(r.boot.world, err);
     }
     if (err != OK && err != E_STOPPED) {
-        if (r.boot.rank == 0 || is_one_sided(&r, err)) log_error();
-        if (r.boot.nranks > 1 && is_one_sided(&r, err)) boot_abort(&r.boot, (int)err);
+        if (r.boot.rank == 0 || is_one_sided(err)) log_error();
+        if (r.boot.nranks > 1 && is_one_sided(err)) boot_abort(&r.boot, (int)err);
         fail_clear(); // printed
     }
     run_close(&r);

@@ -25,7 +25,6 @@ typedef struct TrainOptions {
 typedef struct Run {
     TrainOptions opt;
     Boot boot;
-    bool is_agreed;          // the error in flight is known to all ranks
     Config *config;
     Mesh mesh;
     Shape shape;
@@ -46,8 +45,6 @@ typedef struct Run {
     int32_t *tokens, *doc_start;
 } Run;
 
-// agree: comm_agree over the world, remembering that all ranks know. Collective over world.
-Err run_agree(Run *r, Err mine) MUST_CHECK;
 // run_setup: everything before the first step. *is_done: nothing to do (a message said why). Collective over world.
 Err run_setup(Run *r, bool *is_done) MUST_CHECK;
 // run_loop: steps, evaluations, saves. E_STOPPED after a signal and a verified save. Collective over world.

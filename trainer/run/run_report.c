@@ -10,23 +10,28 @@ static const char *const mode_names[] = {"fp32", "bf16", "fp8"};
 
 static void report_model(const Shape *s) {
     ParamCount n = params_count(s);
-    log_line("model      %lld layers (%lld dense), width %lld, %lld heads, %lld experts top-%lld + shared %lld, vocabulary %lld, MTP %lld, %s",
-             (long long)s->nlayers, (long long)s->ndense, (long long)s->D, (long long)s->H, (long long)s->E,
-             (long long)s->K, (long long)s->Fs, (long long)s->V, (long long)s->nmtp, mode_names[s->mode]);
-    log_line("parameters %lld total (%s), %lld active (%s), %lld active without the input embedding, MTP %lld (%s)",
-             (long long)n.total, text_count((double)n.total).s, (long long)n.active, text_count((double)n.active).s,
-             (long long)n.active_no_embed, (long long)n.mtp, text_count((double)n.mtp).s);
-    log_line("flops      %.4g per token in training, %lld tokens per sequence", model_flops_per_token(s),
-             (long long)s->S);
+    log_line("model      %lld layers (%lld dense), width %lld, %lld heads, %lld experts top-%lld + "
+             "shared %lld, vocabulary %lld, MTP %lld, %s",
+             (long long)s->nlayers, (long long)s->ndense, (long long)s->D, (long long)s->H,
+             (long long)s->E, (long long)s->K, (long long)s->Fs, (long long)s->V,
+             (long long)s->nmtp, mode_names[s->mode]);
+    log_line("parameters %lld total (%s), %lld active (%s), %lld active without the input "
+             "embedding, MTP %lld (%s)",
+             (long long)n.total, text_count((double)n.total).s, (long long)n.active,
+             text_count((double)n.active).s, (long long)n.active_no_embed, (long long)n.mtp,
+             text_count((double)n.mtp).s);
+    log_line("flops      %.4g per token in training, %lld tokens per sequence",
+             model_flops_per_token(s), (long long)s->S);
 }
 
 static void report_memory(const MemoryPlan *m) {
     double fixed = (double)m->params + (double)m->state;
     log_line("memory     per rank: parameters and gradients %s, masters and moments %s",
              text_bytes((double)m->params).s, text_bytes((double)m->state).s);
-    log_line("           activations %s balanced, %s worst case; scratch %s balanced, %s worst case",
-             text_bytes((double)m->acts_balanced).s, text_bytes((double)m->acts).s,
-             text_bytes((double)m->scratch_balanced).s, text_bytes((double)m->scratch).s);
+    log_line(
+        "           activations %s balanced, %s worst case; scratch %s balanced, %s worst case",
+        text_bytes((double)m->acts_balanced).s, text_bytes((double)m->acts).s,
+        text_bytes((double)m->scratch_balanced).s, text_bytes((double)m->scratch).s);
     log_line("           in all %s balanced, %s worst case",
              text_bytes(fixed + (double)m->acts_balanced + (double)m->scratch_balanced).s,
              text_bytes(fixed + (double)m->acts + (double)m->scratch).s);
@@ -39,11 +44,11 @@ Err run_dry(const Config *c, int world) {
     TRY(mesh_build(&mesh, world, 0, (int)c->parallel.ep));
     TRY(shape_from_config(&s, c, &mesh));
     report_model(&s);
-    log_line("ranks      %d = %d expert-parallel x %d data-parallel, %lld experts per rank", world, mesh.ep, mesh.dp,
-             (long long)s.L);
+    log_line("ranks      %d = %d expert-parallel x %d data-parallel, %lld experts per rank", world,
+             mesh.ep, mesh.dp, (long long)s.L);
     log_line("batch      %lld sequences per step (%lld tokens), %lld per rank and pass, %lld steps",
-             (long long)c->train.global_batch, (long long)(c->train.global_batch * s.S), (long long)s.B,
-             (long long)c->train.steps);
+             (long long)c->train.global_batch, (long long)(c->train.global_batch * s.S),
+             (long long)s.B, (long long)c->train.steps);
     TRY(memory_measure(&plan, &s, &mesh, true, true));
     report_memory(&plan);
     return OK;
@@ -52,15 +57,18 @@ Err run_dry(const Config *c, int world) {
 void run_banner(const Run *r) {
     const Mesh *m = &r->mesh;
     report_model(&r->shape);
-    log_line("ranks      %d = %d expert-parallel x %d data-parallel, %d thread%s each, kernels %s (%s)", m->world, m->ep,
-             m->dp, r->cx.op.nthreads, r->cx.op.nthreads == 1 ? "" : "s", r->cx.ops->backend, r->cx.ops->isa);
+    log_line(
+        "ranks      %d = %d expert-parallel x %d data-parallel, %d thread%s each, kernels %s (%s)",
+        m->world, m->ep, m->dp, r->cx.op.nthreads, r->cx.op.nthreads == 1 ? "" : "s",
+        r->cx.ops->backend, r->cx.ops->isa);
     report_memory(&r->memory);
     int64_t windows = loader_windows(r->loader);
-    log_line("data       %lld tokens, %lld windows; the schedule reads %.2f passes", (long long)loader_tokens(r->loader),
-             (long long)windows,
-             (double)schedule_samples(r->config, r->config->train.steps) / (double)max_i64(1, windows));
-    log_line("run        %s, steps %lld to %lld of %lld", r->dir, (long long)r->at.step + 1, (long long)r->last_step,
-             (long long)r->config->train.steps);
+    log_line("data       %lld tokens, %lld windows; the schedule reads %.2f passes",
+             (long long)loader_tokens(r->loader), (long long)windows,
+             (double)schedule_samples(r->config, r->config->train.steps) /
+                 (double)max_i64(1, windows));
+    log_line("run        %s, steps %lld to %lld of %lld", r->dir, (long long)r->at.step + 1,
+             (long long)r->last_step, (long long)r->config->train.steps);
 }
 
 double run_rss(void) {

@@ -1,6 +1,7 @@
 // run_setup.c - from options to a run that can take its next step.
 //
-// Nothing is created on disk before the config is accepted and, on a resume, the checkpoint is found and fits.
+// Nothing is created on disk before the config is accepted and, on a resume, the checkpoint is
+// found and fits.
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
@@ -9,12 +10,6 @@
 #include "run.h"
 #include "schedule.h"
 #include "tokenizer.h"
-
-Err run_agree(Run *r, Err mine) {
-    Err err = comm_agree(r->boot.world, mine);
-    if (err != OK) r->is_agreed = true;
-    return err;
-}
 
 static Err load_config(Run *r) {
     const TrainOptions *o = &r->opt;
@@ -52,7 +47,8 @@ static Err split_at(const char *text, char *path, size_t n, int64_t *step) {
     return OK;
 }
 
-// pick_dir: where this run writes. A resumed run directory is continued unless another one is named.
+// pick_dir: where this run writes. A resumed run directory is continued unless another one is
+// named.
 static Err pick_dir(Run *r, const char *resume_path) {
     const TrainOptions *o = &r->opt;
     char stem[256];
@@ -79,7 +75,8 @@ static Err choose_dir(Run *r, char *resume_path, size_t n, int64_t *resume_step)
     resume_path[0] = '\0';
     if (has_path) {
         TRY(split_at(resume, resume_path, n, resume_step));
-        CHECK(is_dir(resume_path), E_INPUT, "--resume %s: no such run or checkpoint directory", resume_path);
+        CHECK(is_dir(resume_path), E_INPUT, "--resume %s: no such run or checkpoint directory",
+              resume_path);
     }
     TRY(pick_dir(r, has_path ? resume_path : NULL));
     bool is_continued = resume && strcmp(resume, "auto") == 0;
@@ -93,14 +90,15 @@ static Err find_start(Run *r, const char *resume_path, int64_t resume_step) {
     const char *resume = r->opt.resume;
     bool found = false;
     if (resume_path[0]) {
-        Err e = checkpoint_find(r->resume_from, sizeof r->resume_from, &found, resume_path, resume_step, &r->cx);
-        TRY(run_agree(r, e));
+        Err e = checkpoint_find(r->resume_from, sizeof r->resume_from, &found, resume_path,
+                                resume_step, &r->cx);
+        TRY(comm_agree(r->boot.world, e));
         CHECK(found, E_INPUT, "--resume %s: there is no checkpoint that verifies", resume);
         return OK;
     }
     if (!resume || strcmp(resume, "auto") != 0) return OK;
     Err e = checkpoint_find(r->resume_from, sizeof r->resume_from, &found, r->dir, -1, &r->cx);
-    TRY(run_agree(r, e));
+    TRY(comm_agree(r->boot.world, e));
     if (!found) r->resume_from[0] = '\0';
     return OK;
 }
@@ -119,22 +117,28 @@ static Err check_resume(Run *r) {
     TRY(err);
     HashText now = loader_fingerprint(r->loader);
     CHECK(!r->at.data_fingerprint[0] || strcmp(r->at.data_fingerprint, now.s) == 0, E_INPUT,
-          "%s was trained on other data: its fingerprint is %s, data.train now has %s; give the same shards, order, "
+          "%s was trained on other data: its fingerprint is %s, data.train now has %s; give the "
+          "same shards, order, "
           "weights and sequence length, or start a new run with --init-from",
           r->resume_from, r->at.data_fingerprint, now.s);
     return OK;
 }
 
-static Err open_loader(const Config *c, const PathList *paths, const RealList *weights, bool is_eval, Loader **out) {
+static Err open_loader(const Config *c, const PathList *paths, const RealList *weights,
+                       bool is_eval, Loader **out) {
     LoaderCorpus *corpora = NULL;
     MEM_NEW(corpora, paths->n);
     for (int i = 0; i < paths->n; i++) {
         corpora[i].path = paths->v[i];
         corpora[i].weight = weights && weights->n ? weights->v[i] : 0.0;
     }
-    LoaderSpec spec = {.corpora = corpora, .ncorpora = paths->n, .seq_len = c->train.seq_len,
-                       .mtp_depth = c->model.num_nextn_predict_layers, .vocab_size = c->model.vocab_size,
-                       .seed = (uint64_t)c->train.seed, .is_eval = is_eval};
+    LoaderSpec spec = {.corpora = corpora,
+                       .ncorpora = paths->n,
+                       .seq_len = c->train.seq_len,
+                       .mtp_depth = c->model.num_nextn_predict_layers,
+                       .vocab_size = c->model.vocab_size,
+                       .seed = (uint64_t)c->train.seed,
+                       .is_eval = is_eval};
     Err err = loader_open(out, &spec);
     mem_free(corpora);
     return err;
@@ -152,9 +156,10 @@ static Err check_tokenizer(Run *r) {
     tokenizer_free(&t);
     const char *want = loader_tokenizer_hash(r->loader);
     CHECK(!want[0] || strcmp(want, have) == 0, E_INPUT,
-          "data.tokenizer %s has hash %s, but the shards were made with a tokenizer of hash %s", c->data.tokenizer, have,
-          want);
-    CHECK(size <= c->model.vocab_size, E_CONFIG, "model.vocab_size (%lld) is smaller than the %d tokens of %s",
+          "data.tokenizer %s has hash %s, but the shards were made with a tokenizer of hash %s",
+          c->data.tokenizer, have, want);
+    CHECK(size <= c->model.vocab_size, E_CONFIG,
+          "model.vocab_size (%lld) is smaller than the %d tokens of %s",
           (long long)c->model.vocab_size, size, c->data.tokenizer);
     snprintf(r->at.tokenizer_hash, sizeof r->at.tokenizer_hash, "%s", have);
     return OK;
@@ -168,7 +173,8 @@ static Err open_data(Run *r) {
         r->eval_corpora = c->data.eval.n;
     }
     TRY(check_tokenizer(r));
-    snprintf(r->at.data_fingerprint, sizeof r->at.data_fingerprint, "%s", loader_fingerprint(r->loader).s);
+    snprintf(r->at.data_fingerprint, sizeof r->at.data_fingerprint, "%s",
+             loader_fingerprint(r->loader).s);
     return OK;
 }
 
@@ -183,20 +189,24 @@ static Err make_model(Run *r) {
     return OK;
 }
 
-// fill_model: from the checkpoint to resume, from --init-from, or from the seed. Collective over world.
+// fill_model: from the checkpoint to resume, from --init-from, or from the seed. Collective over
+// world.
 static Err fill_model(Run *r) {
     Params *p = model_params(r->model);
     if (r->resume_from[0]) {
-        TRY(run_agree(r, checkpoint_load(r->resume_from, p, &r->cx, true)));
+        TRY(comm_agree(r->boot.world, checkpoint_load(r->resume_from, p, &r->cx, true)));
     } else {
         params_init(p, &r->shape, &r->cx);
         if (r->opt.init_from) {
             bool found = false;
-            TRY(run_agree(r, checkpoint_find(r->init_from, sizeof r->init_from, &found, r->opt.init_from, -1, &r->cx)));
-            TRY(run_agree(r, found ? OK : fail_at(E_INPUT, __FILE__, __LINE__,
-                                                  "--init-from %s: there is no checkpoint that verifies",
-                                                  r->opt.init_from)));
-            TRY(run_agree(r, checkpoint_load(r->init_from, p, &r->cx, false)));
+            TRY(comm_agree(r->boot.world, checkpoint_find(r->init_from, sizeof r->init_from, &found,
+                                                          r->opt.init_from, -1, &r->cx)));
+            TRY(comm_agree(r->boot.world,
+                           found ? OK
+                                 : fail_at(E_INPUT, __FILE__, __LINE__,
+                                           "--init-from %s: there is no checkpoint that verifies",
+                                           r->opt.init_from)));
+            TRY(comm_agree(r->boot.world, checkpoint_load(r->init_from, p, &r->cx, false)));
         }
     }
     TRY(params_publish(p, &r->shape, &r->cx));
@@ -206,8 +216,10 @@ static Err fill_model(Run *r) {
 
 static void log_origin(const Run *r) {
     if (r->resume_from[0]) {
-        log_line("resume     %s: step %lld, samples [0, %lld) consumed gap-free, written by %d ranks with ep %d",
-                 r->resume_from, (long long)r->at.step, (long long)r->at.samples, r->at.world, r->at.ep);
+        log_line("resume     %s: step %lld, samples [0, %lld) consumed gap-free, written by %d "
+                 "ranks with ep %d",
+                 r->resume_from, (long long)r->at.step, (long long)r->at.samples, r->at.world,
+                 r->at.ep);
     } else if (r->init_from[0]) {
         log_line("init       weights of %s", r->init_from);
     }
@@ -238,29 +250,30 @@ Err run_setup(Run *r, bool *is_done) {
     char resume_path[1024];
     int64_t resume_step = -1;
     *is_done = false;
-    TRY(run_agree(r, load_config(r)));
-    TRY(run_agree(r, check_config(r)));
-    TRY(run_agree(r, boot_groups(&r->boot, &r->mesh, comm_names[r->config->parallel.comm])));
-    TRY(run_agree(r, choose_dir(r, resume_path, sizeof resume_path, &resume_step)));
-    TRY(run_agree(r, open_data(r)));
-    TRY(run_agree(r, make_model(r)));
+    TRY(comm_agree(r->boot.world, load_config(r)));
+    TRY(comm_agree(r->boot.world, check_config(r)));
+    TRY(comm_agree(r->boot.world,
+                   boot_groups(&r->boot, &r->mesh, comm_names[r->config->parallel.comm])));
+    TRY(comm_agree(r->boot.world, choose_dir(r, resume_path, sizeof resume_path, &resume_step)));
+    TRY(comm_agree(r->boot.world, open_data(r)));
+    TRY(comm_agree(r->boot.world, make_model(r)));
     TRY(find_start(r, resume_path, resume_step));
     r->saved_step = -1;
     if (r->resume_from[0]) {
-        TRY(run_agree(r, check_resume(r)));
+        TRY(comm_agree(r->boot.world, check_resume(r)));
         char here[1200]; // a fork starts with no checkpoint of its own
         snprintf(here, sizeof here, "%s/step_%08lld", r->checkpoints, (long long)r->at.step);
         if (same_folder(r->resume_from, here)) r->saved_step = r->at.step;
     }
     r->last_step = r->opt.steps > 0 ? r->opt.steps : r->config->train.steps;
     if (r->resume_from[0] && r->last_step <= r->at.step) {
-        log_line("nothing to do: %s is at step %lld, asked for %lld", r->resume_from, (long long)r->at.step,
-                 (long long)r->last_step);
+        log_line("nothing to do: %s is at step %lld, asked for %lld", r->resume_from,
+                 (long long)r->at.step, (long long)r->last_step);
         *is_done = true;
         return OK;
     }
     TRY(fill_model(r)); // before the folder is made: weights that do not fit leave nothing behind
-    TRY(run_agree(r, claim_dir(r)));
+    TRY(comm_agree(r->boot.world, claim_dir(r)));
     log_origin(r);
     run_banner(r);
     return OK;

@@ -24,7 +24,11 @@ static Err load_micro(const Shape *s, const StepInput *in, int64_t first, int64_
     prof_enter(PROF_DATA);
     TRY(loader_batch(in->loader, first, n, in->tokens, in->doc_start));
     prof_leave();
-    Batch r = {.nseq = n, .S = s->S, .ld = s->S + 1 + s->nmtp, .tokens = in->tokens, .doc_start = in->doc_start,
+    Batch r = {.nseq = n,
+               .S = s->S,
+               .ld = s->S + 1 + s->nmtp,
+               .tokens = in->tokens,
+               .doc_start = in->doc_start,
                .is_complete = true};
     *b = r;
     return OK;
@@ -47,7 +51,8 @@ static LossScale loss_scale(const Config *c, const Shape *s, int64_t step, int64
 }
 
 // sum_losses: over ranks, and into the numbers that are logged.
-static Err sum_losses(Cx *cx, const Shape *s, const LossScale *scale, const LossSums *sums, StepMetrics *o) {
+static Err sum_losses(Cx *cx, const Shape *s, const LossScale *scale, const LossSums *sums,
+                      StepMetrics *o) {
     double v[MTP_MAX + 2] = {sums->lm, sums->balance};
     memcpy(v + 2, sums->mtp, sizeof sums->mtp);
     TRY(comm_sum(cx->world, v, MTP_MAX + 2));
@@ -81,32 +86,39 @@ static Err find_bad(void *user, int64_t layer, Mat x) {
     return OK;
 }
 
-// explain_bad: the loss is not finite on some rank: run the batch forward again and find the first bad block.
+// explain_bad: the loss is not finite on some rank: run the batch forward again and find the first
+// bad block.
 static Err explain_bad(Model *m, Cx *cx, const StepInput *in, Share share, double loss) {
     FirstBad f = {cx, -1};
     Taps taps = {.user = &f, .hidden = find_bad};
     for (int64_t i = 0; i < share.n; i += share.micro) {
         Batch b;
         LossSums sums = {0};
-        TRY(load_micro(model_shape(m), in, share.first + i, min_i64(share.micro, share.n - i), &b));
+        Err read =
+            load_micro(model_shape(m), in, share.first + i, min_i64(share.micro, share.n - i), &b);
+        TRY(comm_agree(cx->world, read));
         TRY(model_fwd(m, cx, &b, &sums, &taps));
     }
     Err mine = OK;
     if (f.layer >= 0) {
-        mine = fail_at(E_NUMERIC, __FILE__, __LINE__,
-                       "step %lld: the loss is %g: the output of layer %lld is the first that is not finite "
-                       "(samples %lld to %lld); nothing was updated or saved",
-                       (long long)in->step, loss, (long long)f.layer, (long long)share.first,
-                       (long long)(share.first + share.n - 1));
+        mine = fail_at(
+            E_NUMERIC, __FILE__, __LINE__,
+            "step %lld: the loss is %g: the output of layer %lld is the first that is not finite "
+            "(samples %lld to %lld); nothing was updated or saved",
+            (long long)in->step, loss, (long long)f.layer, (long long)share.first,
+            (long long)(share.first + share.n - 1));
     }
     TRY(comm_agree(cx->world, mine));
-    FAIL(E_NUMERIC, "step %lld: the loss is %g, but no layer's output is: look at the head; nothing was updated or saved",
+    FAIL(E_NUMERIC,
+         "step %lld: the loss is %g, but no layer's output is: look at the head; nothing was "
+         "updated or saved",
          (long long)in->step, loss);
 }
 
 static Err sum_counters(Cx *cx, StepMetrics *o) {
-    int64_t v[8] = {cx->bytes.dispatch,    cx->bytes.combine,   cx->bytes.meta,  cx->quant.values,
-                    cx->quant.saturated,   cx->quant.underflow, cx->quant.tiles, cx->quant.nonfinite_tiles};
+    int64_t v[8] = {cx->bytes.dispatch, cx->bytes.combine,        cx->bytes.meta,
+                    cx->quant.values,   cx->quant.saturated,      cx->quant.underflow,
+                    cx->quant.tiles,    cx->quant.nonfinite_tiles};
     TRY(comm_sum_i64(cx->world, v, 8));
     memset(&cx->bytes, 0, sizeof cx->bytes);
     memset(&cx->quant, 0, sizeof cx->quant);
@@ -123,12 +135,17 @@ static Err sum_counters(Cx *cx, StepMetrics *o) {
 // update: optimizer and bias after a finite loss.
 static Err update(Model *m, Cx *cx, const StepInput *in, StepMetrics *o) {
     const Config *c = in->config;
-    OptStep opt = {.step = in->step, .lr = schedule_lr(c, in->step), .beta1 = c->train.beta1, .beta2 = c->train.beta2,
-                   .eps = c->train.eps, .weight_decay = c->train.weight_decay, .clip = c->train.clip};
+    OptStep opt = {.step = in->step,
+                   .lr = schedule_lr(c, in->step),
+                   .beta1 = c->train.beta1,
+                   .beta2 = c->train.beta2,
+                   .eps = c->train.eps,
+                   .weight_decay = c->train.weight_decay,
+                   .clip = c->train.clip};
     OptResult r;
     TRY(optimizer_step(model_params(m), model_shape(m), cx, &opt, &r));
-    CHECK(r.nonfinite == 0, E_NUMERIC, "step %lld: not finite: %s; nothing was updated or saved", (long long)in->step,
-          r.culprit[0] ? r.culprit : "gradient norm");
+    CHECK(r.nonfinite == 0, E_NUMERIC, "step %lld: not finite: %s; nothing was updated or saved",
+          (long long)in->step, r.culprit[0] ? r.culprit : "gradient norm");
     BalanceStats stats;
     double gamma = c->balance.method == BALANCE_BIAS ? schedule_gamma(c, in->step) : 0.0;
     TRY(balance_update(m, cx, gamma, &stats));

@@ -2,7 +2,7 @@
 //
 // E4M3 is OCP FP8 E4M3FN: 1 sign, 4 exponent (bias 7), 3 mantissa bits; largest finite 448, no infinity,
 // NaN = 0x7F / 0xFF, subnormals down to 2^-9. All conversions round to nearest even; E4M3 saturates.
-// DeepSeek-V3 report 3.3.2; DESIGN section 3.
+// DeepSeek-V3 report 3.3.2; doc/architecture.md, section 8.
 #pragma once
 #include <stdint.h>
 #include <string.h>

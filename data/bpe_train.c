@@ -11,12 +11,12 @@
 #include <jansson.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 #include <xxhash.h>
 
 #include "arena.h"
 #include "bpe_words.h"
 #include "bytelevel.h"
+#include "outfile.h"
 #include "pretokenize.h"
 
 #define NSPECIAL 3
@@ -390,21 +390,12 @@ static json_t *tokenizer_json(const Train *t) {
                      byte_level_json(true), "model", model_json(t));
 }
 
-// Write beside the place, then rename.
 static Err write_json(const json_t *root, const char *path) {
-    char *temporary = NULL;
-    CHECK(asprintf(&temporary, "%s.tmp", path) >= 0, E_INTERNAL, "out of memory: file name");
-    Err err = OK;
-    FILE *f = fopen(temporary, "wb");
-    CHECK_OR(f, done, E_OUTPUT, "cannot write %s: %s", temporary, strerror(errno));
-    bool is_written = !json_dumpf(root, f, JSON_INDENT(1)) && !fflush(f) && !fsync(fileno(f));
-    is_written = !fclose(f) && is_written;
-    if (!is_written || rename(temporary, path) != 0) {
-        err = fail_at(E_OUTPUT, __FILE__, __LINE__, "cannot write %s: %s", path, strerror(errno));
-        unlink(temporary);
-    }
-done:
-    free(temporary);
+    OutFile out;
+    TRY(outfile_open(&out, path));
+    if (json_dumpf(root, out.f, JSON_INDENT(1)) == 0) return outfile_finish(&out, true);
+    Err err = fail_at(E_OUTPUT, __FILE__, __LINE__, "cannot write %s: %s", path, strerror(errno));
+    outfile_drop(&out);
     return err;
 }
 

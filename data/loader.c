@@ -23,8 +23,7 @@ struct Loader {
     Hash128 fingerprint;
 };
 
-// ---- opening
-// --------------------------------------------------------------------------------------
+// ---- opening -----------------------------------------------------------------------------------
 
 static Err corpora_open(Loader *l, const LoaderSpec *spec) {
     int64_t windows[SAMPLER_CORPORA];
@@ -105,8 +104,7 @@ void loader_close(Loader **l) {
     *l = NULL;
 }
 
-// ---- one window
-// -----------------------------------------------------------------------------------
+// ---- one window --------------------------------------------------------------------------------
 
 // Ids [at, at+n) of corpus k, each one the model has.
 static Err ids_read(const Loader *l, int k, int64_t at, int64_t n, int32_t *out) {
@@ -167,8 +165,7 @@ double loader_epoch(Loader *l, int k, int64_t samples) {
     return (double)counts[k] / (double)l->sampler.windows[k];
 }
 
-// ---- evaluation
-// -----------------------------------------------------------------------------------
+// ---- evaluation --------------------------------------------------------------------------------
 
 static int64_t eval_windows_of(const Loader *l, int k) {
     return ceil_div(max_i64(tokens_count(l->corpus[k]) - 1, 0), l->seq_len);

@@ -63,8 +63,7 @@ int64_t manifest_rows(const Manifest *m, int64_t i) {
     return rows;
 }
 
-// ---- writing
-// --------------------------------------------------------------------------------------
+// ---- writing -----------------------------------------------------------------------------------
 
 // jansson takes over `value` in every *_new call, also when it is NULL or the call fails.
 static bool set(json_t *object, const char *key, json_t *value) {
@@ -185,8 +184,7 @@ Err manifest_write(const char *path, const Manifest *m) {
     return OK;
 }
 
-// ---- reading
-// --------------------------------------------------------------------------------------
+// ---- reading -----------------------------------------------------------------------------------
 
 typedef struct Reader {
     const char *path;

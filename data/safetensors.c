@@ -48,8 +48,7 @@ struct Safetensors {
     int64_t n, cap;
 };
 
-// ---- one file
-// -------------------------------------------------------------------------------------
+// ---- one file ----------------------------------------------------------------------------------
 
 static Err map_file(Map *m, const char *path) {
     m->path = strdup(path);
@@ -198,8 +197,7 @@ static Err file_add(Safetensors *st, const char *path) {
     return OK;
 }
 
-// ---- directories
-// ----------------------------------------------------------------------------------
+// ---- directories -------------------------------------------------------------------------------
 
 static Err index_files(Safetensors *st, const char *dir, const char *index, const json_t *weights) {
     const char *name;
@@ -302,8 +300,7 @@ void safetensors_close(Safetensors **st) {
     *st = NULL;
 }
 
-// ---- reading
-// --------------------------------------------------------------------------------------
+// ---- reading -----------------------------------------------------------------------------------
 
 int64_t safetensors_count(const Safetensors *st) {
     return st->n;

@@ -1,16 +1,15 @@
 // safetensors_write.c - writing safetensors: the header first, then the data as it comes.
 #include <errno.h>
-#include <fcntl.h>
 #include <jansson.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
+#include "outfile.h"
 #include "safetensors.h"
 
 struct SafetensorsWriter {
-    FILE *out;
-    char *path;
+    OutFile out;
+    char *path;            // as the caller named it, for messages
     char **name;           // [n]
     int64_t *bytes;        // [n] of each tensor
     int64_t n, turn, done; // the tensor being written and its bytes so far
@@ -26,10 +25,7 @@ static void writer_free(SafetensorsWriter *w) {
 
 void safetensors_drop(SafetensorsWriter **w) {
     if (!*w) return;
-    if ((*w)->out) {
-        fclose((*w)->out);
-        unlink((*w)->path);
-    }
+    outfile_drop(&(*w)->out);
     writer_free(*w);
     *w = NULL;
 }
@@ -68,8 +64,8 @@ static Err header_write(SafetensorsWriter *w, const StDecl *decl) {
     size_t n = strlen(text), padded = (n + 7) & ~(size_t)7;
     uint8_t length[8];
     for (int i = 0; i < 8; i++) length[i] = (uint8_t)((uint64_t)padded >> 8 * i);
-    bool ok = fwrite(length, 1, 8, w->out) == 8 && fwrite(text, 1, n, w->out) == n &&
-              fwrite("        ", 1, padded - n, w->out) == padded - n;
+    bool ok = fwrite(length, 1, 8, w->out.f) == 8 && fwrite(text, 1, n, w->out.f) == n &&
+              fwrite("        ", 1, padded - n, w->out.f) == padded - n;
     free(text);
     CHECK(ok, E_OUTPUT, "%s: cannot write: %s", w->path, strerror(errno));
     return OK;
@@ -90,8 +86,7 @@ Err safetensors_create(SafetensorsWriter **out, const char *path, const StDecl *
         w->name[i] = strdup(decl[i].name);
         CHECK_OR(w->name[i], failed, E_INTERNAL, "%s: out of memory", path);
     }
-    w->out = fopen(path, "wbe");
-    CHECK_OR(w->out, failed, E_OUTPUT, "%s: cannot create: %s", path, strerror(errno));
+    TRY_OR(outfile_open(&w->out, path), failed);
     TRY_OR(header_write(w, decl), failed);
     *out = w;
     return OK;
@@ -116,7 +111,7 @@ Err safetensors_put(SafetensorsWriter *w, const char *name, const void *data, si
           w->turn < w->n ? w->name[w->turn] : "none");
     CHECK(bytes <= (size_t)(w->bytes[w->turn] - w->done), E_INTERNAL,
           "%s: tensor '%s': more than its %lld bytes", w->path, name, (long long)w->bytes[w->turn]);
-    CHECK(fwrite(data, 1, bytes, w->out) == bytes, E_OUTPUT, "%s: cannot write: %s", w->path,
+    CHECK(fwrite(data, 1, bytes, w->out.f) == bytes, E_OUTPUT, "%s: cannot write: %s", w->path,
           strerror(errno));
     w->done += (int64_t)bytes;
     return OK;
@@ -129,11 +124,7 @@ Err safetensors_finish(SafetensorsWriter **out, bool is_sync) {
     turn_skip_empty(w);
     CHECK_OR(w->turn == w->n, failed, E_INTERNAL, "%s: tensor '%s' has %lld of %lld bytes", w->path,
              w->name[w->turn], (long long)w->done, (long long)w->bytes[w->turn]);
-    CHECK_OR(fflush(w->out) == 0 && (!is_sync || fsync(fileno(w->out)) == 0), failed, E_OUTPUT,
-             "%s: cannot write: %s", w->path, strerror(errno));
-    int rc = fclose(w->out);
-    w->out = NULL;
-    CHECK_OR(rc == 0, failed, E_OUTPUT, "%s: cannot write: %s", w->path, strerror(errno));
+    TRY_OR(outfile_finish(&w->out, is_sync), failed);
     writer_free(w);
     return OK;
 failed:
@@ -152,14 +143,12 @@ Err safetensors_write_index(const char *path, const char *const *names, const ch
     char *text = json_dumps(index, JSON_INDENT(2) | JSON_SORT_KEYS);
     json_decref(index);
     CHECK(text, E_INTERNAL, "%s: cannot make the index", path);
-    FILE *f = fopen(path, "wbe");
-    bool ok = f && fputs(text, f) >= 0 && fputc('\n', f) != EOF;
-    int saved = errno;
-    if (f && fclose(f) != 0) {
-        ok = false;
-        saved = errno;
+    OutFile out;
+    Err err = outfile_open(&out, path);
+    if (err == OK) {
+        fprintf(out.f, "%s\n", text); // an error shows at the end
+        err = outfile_finish(&out, false);
     }
     free(text);
-    CHECK(ok, E_OUTPUT, "%s: cannot write: %s", path, strerror(saved));
-    return OK;
+    return err;
 }

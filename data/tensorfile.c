@@ -51,8 +51,7 @@ static Err wrong(const TensorFile *f, const char *name, const char *what) {
         }                                                                                          \
     } while (0)
 
-// ---- files
-// ----------------------------------------------------------------------------------------
+// ---- files -------------------------------------------------------------------------------------
 
 static Err file_new(TensorFile **f, const char *path, bool is_write) {
     *f = NULL;
@@ -107,8 +106,7 @@ Err tensorfile_sync(const char *path) {
     return OK;
 }
 
-// ---- types and shapes
-// -----------------------------------------------------------------------------
+// ---- types and shapes --------------------------------------------------------------------------
 
 static hid_t disk_type(DType t) {
     switch (t) {
@@ -213,8 +211,7 @@ static Err dataset_open(TensorFile *f, const char *name, hid_t *set, TensorInfo 
     return OK;
 }
 
-// ---- writing
-// --------------------------------------------------------------------------------------
+// ---- writing -----------------------------------------------------------------------------------
 
 // A new dataset with the creation list `create`; the BF16 mark included.
 static Err dataset_create(TensorFile *f, const char *name, DType t, hid_t space, hid_t create) {
@@ -403,8 +400,7 @@ Err tensorfile_virtual(TensorFile *f, const char *name, DType t, int ndim, const
     return OK;
 }
 
-// ---- reading
-// --------------------------------------------------------------------------------------
+// ---- reading -----------------------------------------------------------------------------------
 
 // HDF5 reads a missing or unreadable source file as zeros: open each one before, so that it is an
 // error.
@@ -473,8 +469,7 @@ Err tensorfile_read_rows(TensorFile *f, const char *name, DType t, int64_t first
     return OK;
 }
 
-// ---- what is inside
-// -------------------------------------------------------------------------------
+// ---- what is inside ----------------------------------------------------------------------------
 
 bool tensorfile_has(TensorFile *f, const char *name) {
     h5_lock();

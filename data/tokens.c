@@ -37,8 +37,7 @@ struct Tokens {
     uint64_t stamp;
 };
 
-// ---- opening
-// --------------------------------------------------------------------------------------
+// ---- opening -----------------------------------------------------------------------------------
 
 static Err shard_add(Tokens *t, const char *path) {
     Shard *p = realloc(t->shard, (size_t)(t->nshard + 1) * sizeof *p);
@@ -118,8 +117,7 @@ void tokens_close(Tokens **t) {
     *t = NULL;
 }
 
-// ---- what is known
-// --------------------------------------------------------------------------------
+// ---- what is known -----------------------------------------------------------------------------
 
 int64_t tokens_count(const Tokens *t) {
     return t->n_tokens;
@@ -189,8 +187,7 @@ int64_t tokens_doc_of(const Tokens *t, int64_t at) {
     return s->first_doc + lo;
 }
 
-// ---- reading
-// --------------------------------------------------------------------------------------
+// ---- reading -----------------------------------------------------------------------------------
 
 static void widen(const Shard *s, const uint8_t *chunk, int64_t from, int64_t n, int32_t *out) {
     if (s->item == 4) {

@@ -100,6 +100,21 @@ static Err zero_open(Zero *z, Arena *scratch, size_t bucket_bytes) {
     return OK;
 }
 
+// each_bucket: all tensors, bucket by bucket, through memory that lives only here; in measure mode the
+// memory alone.
+static Err each_bucket(Zero *z, Arena *scratch, size_t bucket_bytes,
+                       Err (*exchange)(Zero *z, Cursor from, Cursor to)) {
+    size_t mark = arena_mark(scratch);
+    TRY(zero_open(z, scratch, bucket_bytes));
+    for (Cursor from = {0, 0}; from.tensor < z->n && !z->group->is_null;) {
+        Cursor to = next_bucket(z, from);
+        TRY(exchange(z, from, to));
+        from = to;
+    }
+    arena_release(scratch, mark);
+    return OK;
+}
+
 // ---- gradients --------------------------------------------------------------------------------
 
 // reduce_bucket: parts to their owners, then the sum over the sources, rank 0 first.
@@ -156,15 +171,7 @@ Err zero_reduce(Comm *group, const ZeroTensor *t, int64_t n, Arena *scratch, siz
         return OK;
     }
     Zero z = {.group = group, .t = t, .n = n};
-    size_t mark = arena_mark(scratch);
-    TRY(zero_open(&z, scratch, bucket_bytes));
-    for (Cursor from = {0, 0}; from.tensor < n && !group->is_null;) {
-        Cursor to = next_bucket(&z, from);
-        TRY(reduce_bucket(&z, from, to));
-        from = to;
-    }
-    arena_release(scratch, mark);
-    return OK;
+    return each_bucket(&z, scratch, bucket_bytes, reduce_bucket);
 }
 
 // ---- parameters -------------------------------------------------------------------------------
@@ -207,13 +214,5 @@ static Err gather_bucket(Zero *z, Cursor from, Cursor to) {
 Err zero_gather(Comm *group, const ZeroTensor *t, int64_t n, Arena *scratch, size_t bucket_bytes) {
     if (group->nranks == 1) return OK;
     Zero z = {.group = group, .t = t, .n = n, .is_params = true};
-    size_t mark = arena_mark(scratch);
-    TRY(zero_open(&z, scratch, bucket_bytes));
-    for (Cursor from = {0, 0}; from.tensor < n && !group->is_null;) {
-        Cursor to = next_bucket(&z, from);
-        TRY(gather_bucket(&z, from, to));
-        from = to;
-    }
-    arena_release(scratch, mark);
-    return OK;
+    return each_bucket(&z, scratch, bucket_bytes, gather_bucket);
 }

@@ -124,10 +124,10 @@ void job_start(Job *j, int ranks, const char *fmt, ...) {
     va_end(ap);
 }
 
-void job_start_limited(Job *j, int64_t max_file, int ranks, const char *fmt, ...) {
+void job_start_limited(Job *j, int64_t max_file, const char *fmt, ...) {
     va_list ap;
     va_start(ap, fmt);
-    start(j, max_file, ranks, fmt, ap);
+    start(j, max_file, 1, fmt, ap);
     va_end(ap);
 }
 
@@ -157,12 +157,12 @@ pid_t job_rank(const Job *j, int index) {
     return found;
 }
 
-// A limit was passed: end the ranks first, mpirun then ends by itself.
+// A limit was passed. The ranks first: nobody else would end them once mpirun is gone.
 static void end_job(Job *j) {
-    for (pid_t rank; (rank = job_rank(j, 0)) != 0;) {
-        kill(rank, SIGKILL);
-        nap();
-    }
+    pid_t ranks[64];
+    int n = 0;
+    while (n < 64 && (ranks[n] = job_rank(j, n)) != 0) n++;
+    for (int i = 0; i < n; i++) kill(ranks[i], SIGKILL);
     kill(j->pid, SIGKILL);
 }
 
@@ -186,6 +186,11 @@ static bool has_ended(Job *j) {
     return true;
 }
 
+// cmocka's own messages end after a thousand characters.
+static void show(const Job *j) {
+    fprintf(stderr, "%s\n%s%s", j->line, j->out, j->err);
+}
+
 int job_wait(Job *j, double limit) {
     while (!has_ended(j)) {
         if (!j->is_timed_out && seconds_now() - j->started > limit) {
@@ -194,8 +199,10 @@ int job_wait(Job *j, double limit) {
         }
         nap();
     }
-    if (j->is_timed_out) fail_msg("still running after %.0f s: %s\n%s%s", limit, j->line, j->out, j->err);
-    return j->code;
+    if (!j->is_timed_out) return j->code;
+    show(j);
+    fail_msg("still running after %.0f s", limit);
+    return -1;
 }
 
 void job_signal(const Job *j, int sig) {
@@ -223,12 +230,14 @@ void run_ok(int ranks, const char *fmt, ...) {
 
 void assert_says(const Job *j, const char *text) {
     if (strstr(j->out, text) || strstr(j->err, text)) return;
-    fail_msg("\"%s\" is not in the output of %s:\n%s%s", text, j->line, j->out, j->err);
+    show(j);
+    fail_msg("\"%s\" is not in the output", text);
 }
 
 void assert_ends(const Job *j, int code) {
     if (j->code == code) return;
-    fail_msg("ended with %d, not %d: %s\n%s%s", j->code, code, j->line, j->out, j->err);
+    show(j);
+    fail_msg("ended with %d, not %d", j->code, code);
 }
 
 // ---- files --------------------------------------------------------------------------------------
@@ -293,11 +302,14 @@ void wait_for_step(Job *j, const char *run_dir, int step, double limit) {
     snprintf(path, sizeof path, "%s/metrics.jsonl", run_dir);
     double start_time = seconds_now();
     while (count_lines(path) < step) {
-        if (has_ended(j)) fail_msg("ended with %d before step %d: %s\n%s%s", j->code, step, j->line, j->out, j->err);
+        if (has_ended(j)) {
+            show(j);
+            fail_msg("ended with %d before step %d", j->code, step);
+        }
         if (seconds_now() - start_time > limit) {
             end_job(j);
             job_wait(j, limit);
-            fail_msg("no step %d after %.0f s: %s\n%s%s", step, limit, j->line, j->out, j->err);
+            fail_msg("no step %d after %.0f s", step, limit);
         }
         nap();
     }

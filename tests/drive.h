@@ -37,10 +37,10 @@ int drive_done(int failed);
 const char *drive_dir(void);
 const char *drive_source(void);
 
-// job_start: start `tessera <words>` on that many ranks (1 = without mpirun). job_start_limited: no file may grow
-// beyond max_file bytes (a write then fails as on a full disk).
+// job_start: start `tessera <words>` on that many ranks (1 = without mpirun). job_start_limited: one rank, and no
+// file may grow beyond max_file bytes (a write then fails as on a full disk; MPI itself would not start).
 void job_start(Job *j, int ranks, const char *fmt, ...) __attribute__((format(printf, 3, 4)));
-void job_start_limited(Job *j, int64_t max_file, int ranks, const char *fmt, ...) __attribute__((format(printf, 4, 5)));
+void job_start_limited(Job *j, int64_t max_file, const char *fmt, ...) __attribute__((format(printf, 3, 4)));
 // job_wait: until it ends, at most `limit` seconds (then it and its ranks are killed and the test fails).
 int job_wait(Job *j, double limit);
 // job_signal: to what was started (mpirun hands SIGUSR1 and SIGTERM on to its ranks).

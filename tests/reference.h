@@ -15,15 +15,12 @@
 #include <cmocka.h>
 
 #include "fp8.h"
+#include "must.h"
 #include "ops.h"
 #include "rng.h"
 
 #define U32 5.9604644775390625e-8 // 2^-24, half a unit in the last place of FP32
 #define UBF 0.00390625            // 2^-8, the same of BF16
-#define MUST_OK(call)                                                                              \
-    do {                                                                                           \
-        if ((call) != OK) fail_msg("%s: %s", #call, fail_message());                               \
-    } while (0)
 
 static uint64_t ref_seed = 1;
 

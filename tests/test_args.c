@@ -10,6 +10,7 @@ static const Flag flags[] = {
     {"set", "KEY=VALUE", NULL, FLAG_REPEAT, "override"},
     {"device", "auto|cpu|cuda", "auto", 0, "where"},
     {"steps", "N", "10", 0, "how many"},
+    {"resume", "auto|never|PATH[@STEP]", NULL, 0, "from where"},
     {"dry-run", NULL, NULL, 0, "stop early"},
 };
 static const Command command = {"tessera try", "INPUT...", "Tries.", flags, COUNT_OF(flags), 1, 2};
@@ -17,6 +18,18 @@ static const Command command = {"tessera try", "INPUT...", "Tries.", flags, COUN
 #define PARSE(a, ...)                                                                              \
     args_parse((a), &command, COUNT_OF(((const char *[]){"try", __VA_ARGS__})),                    \
                (char **)(const char *[]){"try", __VA_ARGS__})
+
+// A word in capitals among the choices is any text.
+static void test_open_choice(void **state) {
+    (void)state;
+    Args a;
+    const char *const given[] = {"auto", "runs/x@3", "PATH"};
+    for (int i = 0; i < 3; i++) {
+        assert_int_equal(PARSE(&a, "x", "--config", "f", "--resume", given[i]), OK);
+        assert_string_equal(args_get(&a, "resume"), given[i]);
+        args_free(&a);
+    }
+}
 
 static void test_accepts(void **state) {
     (void)state;
@@ -80,8 +93,36 @@ static void test_refuses(void **state) {
     args_free(&a);
 }
 
+// Whatever the flags, no line of the help is wider than a terminal, and nothing is lost.
+static void test_help_fits(void **state) {
+    (void)state;
+    static const Flag many[] = {
+        {"resume-from-somewhere", "auto|never|PATH[@STEP]", NULL, 0,
+         "a text that is so long that it does not fit into a line of eighty columns, and then some"},
+        {"set", "SECTION.KEY=VALUE", NULL, FLAG_REPEAT | FLAG_REQUIRED, "override one"},
+        {"heldout-text-of-the-baselines", "FILE", "none", 0, "short"},
+    };
+    static const Command wide = {
+        "tessera try", "INPUT...", "Many words about this command, on\nmore lines than one, every "
+        "one of them as short as a terminal wants it.", many, COUNT_OF(many), 1, 1};
+    char text[4096] = "";
+    FILE *f = fmemopen(text, sizeof text, "w");
+    args_help(&wide, f);
+    fclose(f);
+    assert_int_equal(strncmp(text, "usage: tessera try --set SECTION.KEY=VALUE...\n", 46), 0);
+    assert_non_null(strstr(text, "[--heldout-text-of-the-baselines FILE] INPUT...\n"));
+    assert_non_null(strstr(text, "(required) (may be repeated)\n"));
+    assert_non_null(strstr(text, " short (default none)\n"));
+    assert_non_null(strstr(text, "on more lines than one, every"));
+    for (const char *line = text; *line;) {
+        size_t n = strcspn(line, "\n");
+        assert_in_range(n, 0, 80);
+        line += n + 1;
+    }
+}
+
 int main(void) {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_accepts),
-                                       cmocka_unit_test(test_refuses)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_open_choice), cmocka_unit_test(test_accepts),
+                                       cmocka_unit_test(test_refuses), cmocka_unit_test(test_help_fits)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -12,17 +12,16 @@
 
 #include "bpe_train.h"
 #include "bytelevel.h"
+#include "scratch_dir.h"
 #include "tokenizer.h"
 
-static char directory[] = "/tmp/test_bpe_train_XXXXXX";
-static char text_path[64], json_path[64], other_path[64];
+static char text_path[128], json_path[128], other_path[128];
 
 static int setup(void **state) {
-    (void)state;
-    if (!mkdtemp(directory)) return -1;
-    snprintf(text_path, sizeof text_path, "%s/text.txt", directory);
-    snprintf(json_path, sizeof json_path, "%s/a.json", directory);
-    snprintf(other_path, sizeof other_path, "%s/b.json", directory);
+    if (scratch_setup(state) != 0) return -1;
+    snprintf(text_path, sizeof text_path, "%s/text.txt", scratch_dir);
+    snprintf(json_path, sizeof json_path, "%s/a.json", scratch_dir);
+    snprintf(other_path, sizeof other_path, "%s/b.json", scratch_dir);
     return 0;
 }
 
@@ -31,14 +30,7 @@ static int teardown(void **state) {
     unlink(text_path);
     unlink(json_path);
     unlink(other_path);
-    return rmdir(directory); // fails if a temporary file was left behind
-}
-
-static void write_text(const char *text, size_t n) {
-    FILE *f = fopen(text_path, "wb");
-    assert_non_null(f);
-    assert_int_equal(fwrite(text, 1, n, f), n);
-    assert_int_equal(fclose(f), 0);
+    return rmdir(scratch_dir); // fails if a temporary file was left behind
 }
 
 static Tokenizer *train(const char *const *paths, int npaths, int vocab_size, const char *out) {
@@ -177,7 +169,7 @@ static void test_brute_force(void **state) {
                 s.ids[w][i] = text[n++] - '!' + 3;
             }
         }
-        write_text(text, (size_t)n);
+        scratch_write(text_path, text, (size_t)n);
         const char *paths[] = {text_path};
         int target = 259 + 20 + 15 * round;
         bool has_more = true;
@@ -207,10 +199,10 @@ static void test_brute_force(void **state) {
 static void test_bad_input(void **state) {
     (void)state;
     const char *paths[] = {text_path, "/nonexistent/text.txt"};
-    write_text("", 0);
+    scratch_write(text_path, "", 0);
     assert_int_equal(bpe_train(paths, 1, 300, json_path), E_INPUT);
     assert_non_null(strstr(fail_message(), "empty"));
-    write_text("abcabc\n", 7);
+    scratch_write(text_path, "abcabc\n", 7);
     assert_int_equal(bpe_train(paths, 2, 300, json_path), E_INPUT);
     assert_non_null(strstr(fail_message(), "/nonexistent/text.txt"));
     assert_int_equal(bpe_train(paths, 1, 258, json_path), E_USAGE);
@@ -229,9 +221,9 @@ static void test_bad_input(void **state) {
     expect_ids(t, "ab\n", bytes, 3);
     tokenizer_free(&t);
     assert_int_equal(bpe_train(paths, 1, 261, "/nonexistent/a.json"), E_OUTPUT);
-    assert_int_equal(bpe_train(paths, 1, 261, directory), E_OUTPUT); // a folder is in the way
+    assert_int_equal(bpe_train(paths, 1, 261, scratch_dir), E_OUTPUT); // a folder is in the way
     char left_over[80];
-    snprintf(left_over, sizeof left_over, "%s.tmp", directory);
+    snprintf(left_over, sizeof left_over, "%s.tmp", scratch_dir);
     assert_int_not_equal(access(left_over, F_OK), 0);
 }
 

@@ -13,10 +13,12 @@
 
 #include "checkpoint_fixture.h"
 #include "manifest.h"
+#include "must.h"
 #include "run_dir.h"
+#include "scratch_dir.h"
 #include "tensorfile.h"
 
-static char root[64], checkpoints[128];
+static char checkpoints[128];
 static Comm *world;
 static Fixture fp8;
 static char tokenizer[128];
@@ -30,34 +32,26 @@ static void run(const char *fmt, ...) {
     assert_int_equal(system(command), 0);
 }
 
-static void ok(Err err) {
-    if (err != OK) fail_msg("error %d: %s", (int)err, fail_message());
-}
-
 static void open_one(Fixture *f, const char *mode, int64_t hidden) {
     Boot b = {.nranks = 1, .local_nranks = 1, .world = world};
-    ok(fixture_open(f, &b, 1, mode, hidden, tokenizer));
+    MUST_OK(fixture_open(f, &b, 1, mode, hidden, tokenizer));
 }
 
 static int setup(void **state) {
-    (void)state;
-    strcpy(root, "/tmp/test_checkpoint_XXXXXX");
-    assert_non_null(mkdtemp(root));
-    snprintf(checkpoints, sizeof checkpoints, "%s/run/checkpoints", root);
-    snprintf(tokenizer, sizeof tokenizer, "%s/tokenizer.json", root);
+    assert_int_equal(scratch_setup(state), 0);
+    snprintf(checkpoints, sizeof checkpoints, "%s/run/checkpoints", scratch_dir);
+    snprintf(tokenizer, sizeof tokenizer, "%s/tokenizer.json", scratch_dir);
     run("echo '{\"a\": 1}' > %s", tokenizer);
-    ok(comm_self(&world, "world"));
+    MUST_OK(comm_self(&world, "world"));
     open_one(&fp8, "fp8", 128);
     fixture_all(&fp8, true, DT_BF16, true);
     return 0;
 }
 
 static int teardown(void **state) {
-    (void)state;
     fixture_close(&fp8);
     comm_destroy(&world);
-    run("chmod -R u+w %s; rm -rf %s", root, root);
-    return 0;
+    return scratch_teardown(state);
 }
 
 static Err save(int64_t step, int64_t keep_last, int64_t keep_every) {
@@ -83,7 +77,7 @@ static void expect_listing(const char *want) {
 static void expect_found(const char *path, int64_t step, int64_t want) {
     char out[512], dir[256];
     bool found;
-    ok(checkpoint_find(out, sizeof out, &found, path, step, &fp8.cx));
+    MUST_OK(checkpoint_find(out, sizeof out, &found, path, step, &fp8.cx));
     assert_int_equal(found, want >= 0);
     if (!found) return;
     dir_of(dir, want);
@@ -93,15 +87,15 @@ static void expect_found(const char *path, int64_t step, int64_t want) {
 static void test_save_and_load(void **state) {
     (void)state;
     char dir[256];
-    ok(save(500, 2, 0));
+    MUST_OK(save(500, 2, 0));
     expect_listing("latest step_00000500 ");
     dir_of(dir, 500);
-    ok(checkpoint_verify(dir));
+    MUST_OK(checkpoint_verify(dir));
     fixture_spoil(&fp8);
-    ok(checkpoint_load(dir, fp8.params, &fp8.cx, true));
+    MUST_OK(checkpoint_load(dir, fp8.params, &fp8.cx, true));
     assert_int_equal(fixture_all(&fp8, false, DT_BF16, true), 0);
     CheckpointInfo info, want = fixture_info(500);
-    ok(checkpoint_read_info(dir, &info));
+    MUST_OK(checkpoint_read_info(dir, &info));
     assert_int_equal(info.step, 500);
     assert_int_equal(info.samples, want.samples);
     assert_int_equal(info.tokens, want.tokens);
@@ -109,7 +103,7 @@ static void test_save_and_load(void **state) {
     assert_string_equal(info.tokenizer_hash, want.tokenizer_hash);
     assert_int_equal(info.world, 1);
     Config *c;
-    ok(checkpoint_read_config(dir, &c));
+    MUST_OK(checkpoint_read_config(dir, &c));
     assert_int_equal(c->model.vocab_size, 900);
     config_free(c);
     run("cmp %s %s/tokenizer.json", tokenizer, dir);
@@ -119,33 +113,33 @@ static void test_save_and_load(void **state) {
 static void test_index_shows_logical_tensors(void **state) {
     (void)state;
     char path[300], dir[256];
-    ok(save(500, 2, 0));
+    MUST_OK(save(500, 2, 0));
     dir_of(dir, 500);
     snprintf(path, sizeof path, "%s/index.h5", dir);
     TensorFile *f;
     TensorInfo info;
-    ok(tensorfile_open(&f, path));
+    MUST_OK(tensorfile_open(&f, path));
     const char *expert = "model.layers.1.mlp.experts.down_proj.weight";
     char name[TENSOR_NAME];
     snprintf(name, sizeof name, "%s/master", expert);
-    ok(tensorfile_info(f, name, &info));
+    MUST_OK(tensorfile_info(f, name, &info));
     assert_int_equal(info.ndim, 3);
     assert_int_equal(info.shape[0], 4);
     assert_int_equal(info.shape[1], 128);
     assert_int_equal(info.shape[2], 160);
     assert_true(info.is_virtual);
     float row[160];
-    ok(tensorfile_read_rows(f, name, DT_F32, 3 * 128 + 5, 1, row));
+    MUST_OK(tensorfile_read_rows(f, name, DT_F32, 3 * 128 + 5, 1, row));
     for (int i = 0; i < 160; i++)
         assert_true(row[i] == fixture_value(expert, 0, (3 * 128 + 5) * 160 + i));
-    ok(tensorfile_info(f, "model.layers.2.eh_proj.weight/v", &info));
+    MUST_OK(tensorfile_info(f, "model.layers.2.eh_proj.weight/v", &info));
     assert_int_equal(info.dtype, DT_BF16);
     assert_int_equal(info.shape[1], 256);
     float bias[4];
-    ok(tensorfile_read(f, "model.layers.1.mlp.gate.e_score_correction_bias", DT_F32, 4, bias));
+    MUST_OK(tensorfile_read(f, "model.layers.1.mlp.gate.e_score_correction_bias", DT_F32, 4, bias));
     for (int e = 0; e < 4; e++) assert_true(bias[e] == fixture_value("bias", 1, e));
     assert_false(tensorfile_has(f, "model.layers.0.mlp.gate.e_score_correction_bias"));
-    ok(tensorfile_close(&f, false));
+    MUST_OK(tensorfile_close(&f, false));
 }
 
 // fp8 -> fp32 and back: moments change their type, masters do not.
@@ -153,23 +147,23 @@ static void test_moments_change_type(void **state) {
     (void)state;
     char dir[256];
     Fixture fp32;
-    ok(save(500, 2, 0));
+    MUST_OK(save(500, 2, 0));
     dir_of(dir, 500);
     open_one(&fp32, "fp32", 128);
     fixture_spoil(&fp32);
-    ok(checkpoint_load(dir, fp32.params, &fp32.cx, true));
+    MUST_OK(checkpoint_load(dir, fp32.params, &fp32.cx, true));
     assert_int_equal(fp32.params->p[0].m.t, DT_F32);
     assert_int_equal(fixture_all(&fp32, false, DT_BF16, true), 0);
     fixture_all(&fp32, true, DT_F32, true);
     CheckpointInfo info = fixture_info(600);
-    ok(checkpoint_save(checkpoints, fp32.params, &fp32.cx, &info, fp32.config, 2, 0));
+    MUST_OK(checkpoint_save(checkpoints, fp32.params, &fp32.cx, &info, fp32.config, 2, 0));
     dir_of(dir, 600);
     fixture_spoil(&fp8);
-    ok(checkpoint_load(dir, fp8.params, &fp8.cx, true));
+    MUST_OK(checkpoint_load(dir, fp8.params, &fp8.cx, true));
     assert_int_equal(fixture_all(&fp8, false, DT_F32, true), 0);
     // weights alone: the moments stay as they are
     fixture_spoil(&fp32);
-    ok(checkpoint_load(dir, fp32.params, &fp32.cx, false));
+    MUST_OK(checkpoint_load(dir, fp32.params, &fp32.cx, false));
     assert_int_equal(fixture_all(&fp32, false, DT_F32, false), 0);
     assert_true(isnan(((float *)fp32.params->p[0].m.p)[0]));
     fixture_close(&fp32);
@@ -185,18 +179,18 @@ static void test_weights_only(void **state) {
         was[i][1] = p->v;
         p->m = p->v = mat_none();
     }
-    ok(save(0, 2, 0));
+    MUST_OK(save(0, 2, 0));
     for (int i = 0; i < fp8.params->n; i++) {
         fp8.params->p[i].m = was[i][0];
         fp8.params->p[i].v = was[i][1];
     }
     dir_of(dir, 0);
-    ok(checkpoint_load(dir, fp8.params, &fp8.cx, false));
+    MUST_OK(checkpoint_load(dir, fp8.params, &fp8.cx, false));
     assert_int_equal(fixture_all(&fp8, false, DT_BF16, false), 0);
     assert_int_equal(checkpoint_load(dir, fp8.params, &fp8.cx, true), E_INPUT);
     assert_non_null(strstr(fail_message(), "no optimizer state"));
     char path[300];
-    snprintf(path, sizeof path, "%s/run@0", root);
+    snprintf(path, sizeof path, "%s/run@0", scratch_dir);
     expect_found(path, -1, 0);
 }
 
@@ -204,7 +198,7 @@ static void test_another_architecture(void **state) {
     (void)state;
     char dir[256];
     Fixture wide;
-    ok(save(500, 2, 0));
+    MUST_OK(save(500, 2, 0));
     dir_of(dir, 500);
     open_one(&wide, "fp8", 192);
     assert_int_equal(checkpoint_load(dir, wide.params, &wide.cx, true), E_INPUT);
@@ -227,22 +221,22 @@ static void test_another_architecture(void **state) {
 static void test_find(void **state) {
     (void)state;
     char path[300];
-    snprintf(path, sizeof path, "%s/run", root);
+    snprintf(path, sizeof path, "%s/run", scratch_dir);
     expect_found(path, -1, -1); // nothing there yet
-    for (int64_t step = 100; step <= 300; step += 100) ok(save(step, 9, 0));
+    for (int64_t step = 100; step <= 300; step += 100) MUST_OK(save(step, 9, 0));
     expect_found(path, -1, 300);
     expect_found(checkpoints, -1, 300);
     expect_found(path, 200, 200);
     expect_found(path, 250, -1);
-    snprintf(path, sizeof path, "%s/run@100", root);
+    snprintf(path, sizeof path, "%s/run@100", scratch_dir);
     expect_found(path, -1, 100);
     snprintf(path, sizeof path, "%s/latest", checkpoints);
     expect_found(path, -1, 300);
     dir_of(path, 200);
     expect_found(path, -1, 200);
     // a run that went back to 100 and saved 150 goes on from 150, not from the abandoned 300
-    ok(save(150, 9, 0));
-    snprintf(path, sizeof path, "%s/run", root);
+    MUST_OK(save(150, 9, 0));
+    snprintf(path, sizeof path, "%s/run", scratch_dir);
     expect_found(path, -1, 150);
 }
 
@@ -250,12 +244,12 @@ static void test_keep(void **state) {
     (void)state;
     run("mkdir -p %s/step_00000007.partial && touch %s/step_00000007.partial/shard_00000.h5",
         checkpoints, checkpoints);
-    for (int64_t step = 100; step <= 500; step += 100) ok(save(step, 2, 200));
+    for (int64_t step = 100; step <= 500; step += 100) MUST_OK(save(step, 2, 200));
     expect_listing("latest step_00000200 step_00000400 step_00000500 ");
-    ok(save(500, 2, 0)); // the same step again
+    MUST_OK(save(500, 2, 0)); // the same step again
     expect_listing("latest step_00000400 step_00000500 ");
     expect_found(checkpoints, -1, 500);
-    ok(save(450, 1, 0));
+    MUST_OK(save(450, 1, 0));
     expect_listing("latest step_00000450 ");
 }
 
@@ -275,10 +269,10 @@ static void test_damage_is_found_and_older_used(void **state) {
     static const char *const files[] = {"manifest.json", "index.h5", "shard_00000.h5",
                                         "config.yaml", "tokenizer.json"};
     char dir[256];
-    ok(save(100, 9, 0));
-    ok(save(200, 9, 0));
+    MUST_OK(save(100, 9, 0));
+    MUST_OK(save(200, 9, 0));
     dir_of(dir, 200);
-    run("cp -r %s %s/whole", dir, root);
+    run("cp -r %s %s/whole", dir, scratch_dir);
     for (size_t i = 0; i < sizeof files / sizeof *files; i++) {
         char path[400];
         struct stat st;
@@ -288,12 +282,12 @@ static void test_damage_is_found_and_older_used(void **state) {
             expect_damage(200, files[i]);
         else
             expect_found(checkpoints, -1, 100);
-        run("cp %s/whole/%s %s && truncate -s -1 %s", root, files[i], path, path);
+        run("cp %s/whole/%s %s && truncate -s -1 %s", scratch_dir, files[i], path, path);
         expect_damage(200, files[i]);
         assert_int_equal(stat(path, &st), 0);
         for (int k = 0; k < 4; k++) { // one flipped bit somewhere
             long long at = (long long)(st.st_size * (2 * k + 1) / 8);
-            run("cp %s/whole/%s %s", root, files[i], path);
+            run("cp %s/whole/%s %s", scratch_dir, files[i], path);
             FILE *f = fopen(path, "r+");
             fseek(f, (long)at, SEEK_SET);
             int c = fgetc(f);
@@ -302,7 +296,7 @@ static void test_damage_is_found_and_older_used(void **state) {
             fclose(f);
             expect_damage(200, files[i]);
         }
-        run("cp %s/whole/%s %s", root, files[i], path);
+        run("cp %s/whole/%s %s", scratch_dir, files[i], path);
     }
     expect_found(checkpoints, -1, 200);
 }
@@ -311,14 +305,14 @@ static void test_damage_is_found_and_older_used(void **state) {
 static void test_load_checks_values(void **state) {
     (void)state;
     char dir[256], path[300];
-    ok(save(100, 9, 0));
+    MUST_OK(save(100, 9, 0));
     dir_of(dir, 100);
     snprintf(path, sizeof path, "%s/shard_00000.h5", dir);
     struct stat st;
     assert_int_equal(stat(path, &st), 0);
     int seen = 0;
     for (int k = 1; k < 8; k++) {
-        run("cp %s %s/copy", path, root);
+        run("cp %s %s/copy", path, scratch_dir);
         FILE *f = fopen(path, "r+");
         fseek(f, (long)(st.st_size * k / 8), SEEK_SET);
         fwrite("\x5a\xa5\x5a\xa5\x5a\xa5\x5a\xa5", 1, 8, f);
@@ -327,15 +321,15 @@ static void test_load_checks_values(void **state) {
         assert_true(err == E_INPUT || err == OK); // OK: no value lies there
         if (err == E_INPUT && strstr(fail_message(), "model.") && strstr(fail_message(), ".h5"))
             seen++;
-        run("cp %s/copy %s", root, path);
+        run("cp %s/copy %s", scratch_dir, path);
     }
     assert_true(seen >= 4);
-    ok(checkpoint_load(dir, fp8.params, &fp8.cx, true));
+    MUST_OK(checkpoint_load(dir, fp8.params, &fp8.cx, true));
 }
 
 static void test_no_room(void **state) {
     (void)state;
-    ok(save(100, 9, 0));
+    MUST_OK(save(100, 9, 0));
     struct rlimit old, tight;
     getrlimit(RLIMIT_FSIZE, &old);
     signal(SIGXFSZ, SIG_IGN);
@@ -351,17 +345,17 @@ static void test_no_room(void **state) {
         expect_listing("latest step_00000100 ");
         expect_found(checkpoints, -1, 100);
     }
-    ok(save(200, 9, 0));
+    MUST_OK(save(200, 9, 0));
     expect_found(checkpoints, -1, 200);
 }
 
 static void test_no_rights(void **state) {
     (void)state;
-    ok(save(100, 9, 0));
-    run("rm -rf %s/step_00000200.partial; touch %s/blocked", checkpoints, root);
+    MUST_OK(save(100, 9, 0));
+    run("rm -rf %s/step_00000200.partial; touch %s/blocked", checkpoints, scratch_dir);
     char was[128];
     strcpy(was, checkpoints);
-    snprintf(checkpoints, sizeof checkpoints, "%s/blocked/checkpoints", root);
+    snprintf(checkpoints, sizeof checkpoints, "%s/blocked/checkpoints", scratch_dir);
     assert_int_equal(save(200, 9, 0), E_OUTPUT);
     strcpy(checkpoints, was);
     expect_found(checkpoints, -1, 100);
@@ -371,27 +365,27 @@ static void test_no_rights(void **state) {
 static void test_tokenizer_gone(void **state) {
     (void)state;
     run("rm %s", tokenizer);
-    ok(save(100, 9, 0));
+    MUST_OK(save(100, 9, 0));
     expect_found(checkpoints, -1, 100);
 }
 
 static void test_run_dir(void **state) {
     (void)state;
     char run_path[128], path[200];
-    snprintf(run_path, sizeof run_path, "%s/a/b/run", root);
+    snprintf(run_path, sizeof run_path, "%s/a/b/run", scratch_dir);
     assert_false(run_dir_is_occupied(run_path));
-    ok(run_dir_make(run_path));
-    ok(run_dir_make(run_path));
+    MUST_OK(run_dir_make(run_path));
+    MUST_OK(run_dir_make(run_path));
     assert_false(run_dir_is_occupied(run_path));
     RunLock *lock, *second;
-    ok(run_lock_take(&lock, run_path));
+    MUST_OK(run_lock_take(&lock, run_path));
     assert_false(run_dir_is_occupied(run_path)); // the lock alone is no run
     assert_int_equal(run_lock_take(&second, run_path), E_USAGE);
     char pid[32];
     snprintf(pid, sizeof pid, "process %d on ", (int)getpid());
     assert_non_null(strstr(fail_message(), pid));
     run_lock_drop(&lock);
-    ok(run_lock_take(&lock, run_path));
+    MUST_OK(run_lock_take(&lock, run_path));
     run_lock_drop(&lock);
     snprintf(path, sizeof path, "%s/metrics.jsonl", run_path);
     run("touch %s", path);
@@ -410,7 +404,7 @@ static void test_lock_dies_with_process(void **state) {
     pid_t child = fork();
     if (child == 0) {
         RunLock *lock;
-        char c = run_lock_take(&lock, root) == OK;
+        char c = run_lock_take(&lock, scratch_dir) == OK;
         if (write(ready[1], &c, 1) != 1) _exit(1);
         pause();
         _exit(0);
@@ -419,9 +413,9 @@ static void test_lock_dies_with_process(void **state) {
     assert_int_equal(read(ready[0], &c, 1), 1);
     assert_int_equal(c, 1);
     RunLock *lock;
-    assert_int_equal(run_lock_take(&lock, root), E_USAGE);
+    assert_int_equal(run_lock_take(&lock, scratch_dir), E_USAGE);
     kill(child, SIGKILL);
-    for (int i = 0; i < 500 && run_lock_take(&lock, root) != OK; i++) usleep(10000);
+    for (int i = 0; i < 500 && run_lock_take(&lock, scratch_dir) != OK; i++) usleep(10000);
     assert_non_null(lock);
     run_lock_drop(&lock);
     close(ready[0]);

@@ -10,10 +10,9 @@
 
 #include "checkpoint_fixture.h"
 #include "log.h"
+#include "rank_tests.h"
 
-static Boot boot;
 static char dir[256];
-static int failures;
 
 // All ranks must agree that it holds; rank 0 reports.
 static void expect(bool is_true, const char *what, int a, int b) {
@@ -160,14 +159,10 @@ static void test_damage(void) {
     damaged_shard(sizes[nsizes - 1], 200 + nsizes - 1);
 }
 
-static const struct {
-    const char *name;
-    void (*run)(void);
-} tests[] = {{"test_from_one_rank", test_from_one_rank},
-             {"test_every_layout", test_every_layout},
-             {"test_no_room", test_no_room},
-             {"test_damage", test_damage}};
-enum { NTESTS = sizeof tests / sizeof *tests };
+static const RankTest tests[] = {{"test_from_one_rank", test_from_one_rank},
+                                 {"test_every_layout", test_every_layout},
+                                 {"test_no_room", test_no_room},
+                                 {"test_damage", test_damage}};
 
 int main(void) {
     if (boot_init(&boot) != OK) return 1;
@@ -179,21 +174,8 @@ int main(void) {
     for (int ep = 1; ep <= 4; ep *= 2) {
         if (boot.nranks % ep == 0) sizes[nsizes++] = ep;
     }
-    int failed = 0;
-    if (is_first) printf("[==========] Running %d test(s).\n", NTESTS);
-    for (int i = 0; i < NTESTS; i++) {
-        if (is_first) printf("[ RUN      ] %s (%d ranks)\n", tests[i].name, boot.nranks);
-        fflush(stdout);
-        failures = 0;
-        tests[i].run();
-        failed += failures > 0;
-        if (is_first) printf("[ %s ] %s\n", failures > 0 ? " FAILED " : "      OK", tests[i].name);
-        fflush(stdout);
-    }
+    int failed = rank_tests_run(tests, sizeof tests / sizeof *tests);
     if (is_first) {
-        printf("[==========] %d test(s) run.\n[  PASSED  ] %d test(s).\n", NTESTS, NTESTS - failed);
-        if (failed) printf("[  FAILED  ] %d test(s)\n", failed);
-        fflush(stdout);
         char command[300];
         snprintf(command, sizeof command, "rm -rf %s", dir);
         if (system(command) != 0) failed++;

@@ -9,9 +9,9 @@
 #include <cmocka.h>
 
 #include "config_keys.h"
+#include "scratch_dir.h"
 
-static char folder[64];
-static char file[96];
+static char file[128];
 
 // A complete small config; tests change single keys of it.
 static const char base[] = "model:\n"
@@ -35,15 +35,8 @@ static const char base[] = "model:\n"
                            "  train: [a.h5]\n"
                            "  eval: [b.h5]\n";
 
-static void write_file(const char *text, size_t n) {
-    FILE *f = fopen(file, "wb");
-    assert_non_null(f);
-    assert_int_equal(fwrite(text, 1, n, f), n);
-    assert_int_equal(fclose(f), 0);
-}
-
 static Config *load_ok(const char *text, const char *const *sets, int nsets) {
-    write_file(text, strlen(text));
+    scratch_write(file, text, strlen(text));
     Config *c = NULL;
     Err err = config_load(&c, file, sets, nsets);
     if (err != OK) fail_msg("refused: %s", fail_message());
@@ -63,13 +56,13 @@ static void refused(Err err, Config *c, const char *words) {
 }
 
 static void refuse_set(const char *set, const char *words) {
-    write_file(base, strlen(base));
+    scratch_write(file, base, strlen(base));
     Config *c = NULL;
     refused(config_load(&c, file, &set, 1), c, words);
 }
 
 static void refuse_text(const char *text, const char *words) {
-    write_file(text, strlen(text));
+    scratch_write(file, text, strlen(text));
     Config *c = NULL;
     refused(config_load(&c, file, NULL, 0), c, words);
 }
@@ -84,17 +77,9 @@ static void refuse_edit(const char *from, const char *to, const char *words) {
 }
 
 static int setup(void **state) {
-    (void)state;
-    strcpy(folder, "/tmp/test_config.XXXXXX");
-    if (!mkdtemp(folder)) return -1;
-    snprintf(file, sizeof file, "%s/run.yaml", folder);
+    if (scratch_setup(state) != 0) return -1;
+    snprintf(file, sizeof file, "%s/run.yaml", scratch_dir);
     return 0;
-}
-
-static int teardown(void **state) {
-    (void)state;
-    unlink(file);
-    return rmdir(folder);
 }
 
 static void test_defaults(void **state) {
@@ -115,7 +100,7 @@ static void test_defaults(void **state) {
     assert_null(c->data.tokenizer);
     assert_int_equal(c->data.train.n, 1);
     char expected[128];
-    snprintf(expected, sizeof expected, "%s/a.h5", folder);
+    snprintf(expected, sizeof expected, "%s/a.h5", scratch_dir);
     assert_string_equal(c->data.train.v[0], expected);
     config_free(c);
 }
@@ -327,7 +312,7 @@ static void test_files(void **state) {
     refuse_text("train: {steps: 3}\n--- \ntrain: {}\n", "run.yaml:3: a second YAML document");
     char *large = malloc(2 << 20);
     memset(large, '#', 2 << 20);
-    write_file(large, 2 << 20);
+    scratch_write(file, large, 2 << 20);
     refused(config_load(&c, file, NULL, 0), c, "not a config");
     free(large);
 }
@@ -364,7 +349,7 @@ static void test_rules(void **state) {
     };
     for (size_t i = 0; i < sizeof table / sizeof table[0]; i++)
         refuse_set(table[i][0], table[i][1]);
-    write_file(base, strlen(base));
+    scratch_write(file, base, strlen(base));
     Config *c = NULL;
     const char *no_eval[] = {"data.eval=[]", "eval.every=5"};
     refused(config_load(&c, file, no_eval, 2), c, "eval.every (5) needs data.eval");
@@ -406,7 +391,8 @@ static void test_world(void **state) {
     assert_int_equal(config_check_world(c, 4), E_CONFIG);
     assert_string_equal(fail_message(), "parallel.ep (3) does not divide the world (4)");
     assert_int_equal(config_check_world(c, 6), E_CONFIG);
-    assert_string_equal(fail_message(), "parallel.ep (3) does not divide model.n_routed_experts (8)");
+    assert_string_equal(fail_message(),
+                        "parallel.ep (3) does not divide model.n_routed_experts (8)");
     config_free(c);
     c = load_set("data.train=[]");
     assert_int_equal(config_check_train(c), E_CONFIG);
@@ -514,7 +500,7 @@ static void test_garbage(void **state) {
                 break;
             }
         }
-        write_file(text, n);
+        scratch_write(file, text, n);
         Config *c = NULL;
         Err err = config_load(&c, file, NULL, 0);
         assert_true(err == OK || err == E_CONFIG);
@@ -535,5 +521,5 @@ int main(void) {
         cmocka_unit_test(test_help_and_name), cmocka_unit_test(test_committed_configs),
         cmocka_unit_test(test_garbage),
     };
-    return cmocka_run_group_tests(tests, setup, teardown);
+    return cmocka_run_group_tests(tests, setup, scratch_teardown);
 }

@@ -10,19 +10,9 @@
 #include <cmocka.h>
 
 #include "formats.h"
+#include "scratch_dir.h"
 
-static char directory[] = "/tmp/test_formats_XXXXXX";
-static char path[80];
-
-static int setup(void **state) {
-    (void)state;
-    return mkdtemp(directory) ? 0 : -1;
-}
-
-static int teardown(void **state) {
-    (void)state;
-    return rmdir(directory);
-}
+static char path[128];
 
 // {"text":"hi"}\n\n{"id":3,"text":"th\u00e9 \u0000re"}\n as one zstd frame with a checksum.
 static const uint8_t two_lines[] = {
@@ -62,11 +52,8 @@ static Err see(void *cx, const Document *doc) {
 
 // Write the bytes to a file of this name and read it.
 static Err read_bytes(Seen *s, const char *name, const void *bytes, size_t n) {
-    snprintf(path, sizeof path, "%s/%s", directory, name);
-    FILE *f = fopen(path, "wb");
-    assert_non_null(f);
-    assert_int_equal(fwrite(bytes, 1, n, f), n);
-    assert_int_equal(fclose(f), 0);
+    snprintf(path, sizeof path, "%s/%s", scratch_dir, name);
+    scratch_write(path, bytes, n);
     int stop_at = s->stop_at;
     *s = (Seen){.stop_at = stop_at};
     Err err = formats_read(path, see, s);
@@ -192,5 +179,5 @@ static void test_garbage(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {cmocka_unit_test(test_text), cmocka_unit_test(test_jsonl),
                                        cmocka_unit_test(test_zstd), cmocka_unit_test(test_garbage)};
-    return cmocka_run_group_tests(tests, setup, teardown);
+    return cmocka_run_group_tests(tests, scratch_setup, scratch_teardown);
 }

@@ -17,13 +17,10 @@
 #include "fp8.h"
 #include "log.h"
 #include "moe.h"
+#include "must.h"
 #include "rng.h"
 #include "solo.h"
 
-#define MUST_OK(call)                                                                                              \
-    do {                                                                                                           \
-        if ((call) != OK) fail_msg("%s: %s", #call, fail_message());                                               \
-    } while (0)
 #define TOKENS 400 // of two sequences: the experts' segments are longer than one tile, and ragged
 
 // Two ways to the same values: experts and a shared one, and widths that leave partial tiles.

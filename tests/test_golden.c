@@ -19,27 +19,14 @@
 #include "dump.h"
 #include "hf.h"
 #include "log.h"
+#include "must.h"
+#include "scratch_dir.h"
 
 #define FOLDER "tests/golden"
-#define MUST_OK(call)                                                                                              \
-    do {                                                                                                           \
-        if ((call) != OK) fail_msg("%s: %s", #call, fail_message());                                               \
-    } while (0)
-
-static char root[64];
 
 static int setup(void **state) {
-    (void)state;
     log_init(1, 2); // no lines
-    strcpy(root, "/tmp/test_golden_XXXXXX");
-    return mkdtemp(root) ? 0 : -1;
-}
-
-static int teardown(void **state) {
-    (void)state;
-    char command[128];
-    snprintf(command, sizeof command, "rm -rf %s", root);
-    return system(command);
+    return scratch_setup(state);
 }
 
 // One imported case.
@@ -59,23 +46,16 @@ static double expect_scalar(const Case *c, const char *name) {
     return v;
 }
 
-static void write_text(const char *path, const char *text) {
-    FILE *f = fopen(path, "w");
-    assert_non_null(f);
-    assert_int_equal(fputs(text, f) < 0, 0);
-    assert_int_equal(fclose(f), 0);
-}
-
 // dump_settings: the case's config as a checkpoint would store it, read the way `dump` does.
 static void dump_settings(Case *c, const Config *imported, const char *mode) {
     char *text = NULL, path[128], weight[64], alpha[64], precision[64];
     const char *sets[] = {weight, alpha, precision};
-    snprintf(path, sizeof path, "%s/config.yaml", root);
+    snprintf(path, sizeof path, "%s/config.yaml", scratch_dir);
     snprintf(weight, sizeof weight, "mtp.loss_weight=%.9g", expect_scalar(c, "mtp_loss_weight"));
     snprintf(alpha, sizeof alpha, "balance.seq_alpha=%.9g", expect_scalar(c, "seq_alpha"));
     snprintf(precision, sizeof precision, "precision.mode=%s", mode ? mode : "");
     MUST_OK(config_dump(imported, &text));
-    write_text(path, text);
+    scratch_write_text(path, text);
     free(text);
     MUST_OK(dump_config(&c->config, path, sets, mode ? 3 : 2, c->B, c->S));
 }
@@ -275,15 +255,15 @@ static void survives_checkpoint_and_file(void **state) {
     Safetensors *file = NULL;
     char dir[128], found[512], path[128];
     CheckpointInfo info = {.world = 1, .ep = 1};
-    snprintf(dir, sizeof dir, "%s/run/checkpoints", root);
-    snprintf(path, sizeof path, "%s/dump.safetensors", root);
+    snprintf(dir, sizeof dir, "%s/run/checkpoints", scratch_dir);
+    snprintf(path, sizeof path, "%s/dump.safetensors", scratch_dir);
     case_open(&c, "mtp1", FOLDER "/mtp1", NULL, true, 1);
     Params *p = model_params(c.solo.model);
     MUST_OK(checkpoint_save(dir, p, &c.solo.cx, &info, c.config, 1, 0));
     for (int i = 0; i < p->n; i++) {
         memset(p->p[i].master.p, 0xFF, (size_t)(p->p[i].own.nrows * p->p[i].cols) * sizeof(float));
     }
-    snprintf(dir, sizeof dir, "%s/run", root);
+    snprintf(dir, sizeof dir, "%s/run", scratch_dir);
     MUST_OK(solo_find(found, sizeof found, dir));
     MUST_OK(checkpoint_load(found, p, &c.solo.cx, false));
     MUST_OK(solo_publish(&c.solo));
@@ -360,7 +340,7 @@ static void refuses_bad_tokens(void **state) {
     char path[128];
     SafetensorsWriter *w = NULL;
     Safetensors *st = NULL;
-    snprintf(path, sizeof path, "%s/tokens.safetensors", root);
+    snprintf(path, sizeof path, "%s/tokens.safetensors", scratch_dir);
     const StDecl wrong[] = {{"tokens", ST_I32, 1, {4}}, {"tokens", ST_F32, 2, {2, 2}}, {"token", ST_I32, 2, {2, 2}}};
     for (int i = 0; i < 3; i++) {
         MUST_OK(safetensors_create(&w, path, &wrong[i], 1));
@@ -396,5 +376,5 @@ int main(void) {
         cmocka_unit_test(other_precisions_are_near),
         cmocka_unit_test(refuses_bad_tokens),
     };
-    return cmocka_run_group_tests(tests, setup, teardown);
+    return cmocka_run_group_tests(tests, setup, scratch_teardown);
 }

@@ -17,56 +17,21 @@
 #include "hf.h"
 #include "json_flat.h"
 #include "log.h"
+#include "must.h"
+#include "scratch_dir.h"
 #include "solo.h"
 
 #define GOLDEN "tests/golden/"
-#define MUST_OK(call)                                                                                              \
-    do {                                                                                                           \
-        if ((call) != OK) fail_msg("%s: %s", #call, fail_message());                                               \
-    } while (0)
-// MUST_FAIL: the code, and words that the message must hold.
-#define MUST_FAIL(call, code, words)                                                                               \
-    do {                                                                                                           \
-        assert_int_equal((call), (code));                                                                          \
-        if (!strstr(fail_message(), words)) fail_msg("'%s' not in '%s'", words, fail_message());                   \
-        fail_clear();                                                                                              \
-    } while (0)
-
-static char root[64];
 
 static int setup(void **state) {
-    (void)state;
     log_init(1, 2); // no lines
-    strcpy(root, "/tmp/test_hf_XXXXXX");
-    return mkdtemp(root) ? 0 : -1;
-}
-
-static int teardown(void **state) {
-    (void)state;
-    char command[128];
-    snprintf(command, sizeof command, "rm -rf %s", root);
-    return system(command);
+    return scratch_setup(state);
 }
 
 static void clean(void) {
     char command[128];
-    snprintf(command, sizeof command, "rm -rf %s/*", root);
+    snprintf(command, sizeof command, "rm -rf %s/*", scratch_dir);
     assert_int_equal(system(command), 0);
-}
-
-static const char *at(const char *name) {
-    static char path[4][256];
-    static int i;
-    i = (i + 1) % 4;
-    snprintf(path[i], sizeof path[i], "%s/%s", root, name);
-    return path[i];
-}
-
-static void write_text(const char *path, const char *text) {
-    FILE *f = fopen(path, "w");
-    assert_non_null(f);
-    assert_true(fputs(text, f) >= 0);
-    assert_int_equal(fclose(f), 0);
 }
 
 static char *read_text(const char *path) {
@@ -255,11 +220,11 @@ static void overwrites_nothing(void **state) {
     assert_int_equal(mkdir(at("out"), 0777), 0);
     MUST_OK(export(&l, at("out/"), (HfExport){0})); // empty is fine
     MUST_FAIL(export(&l, at("out"), (HfExport){0}), E_USAGE, "not empty");
-    write_text(at("file"), "x");
+    scratch_write_text(at("file"), "x");
     MUST_FAIL(export(&l, at("file"), (HfExport){0}), E_USAGE, "file");
     MUST_FAIL(export(&l, at("missing/out"), (HfExport){0}), E_OUTPUT, "missing/out");
     MUST_FAIL(export(&l, at("bad"), (HfExport){.tokenizer = at("file")}), E_INPUT, "file");
-    DIR *d = opendir(root); // nothing half-written is left
+    DIR *d = opendir(scratch_dir); // nothing half-written is left
     for (struct dirent *e; (e = readdir(d));) assert_null(strstr(e->d_name, "partial"));
     closedir(d);
     unload(&l);
@@ -327,7 +292,7 @@ static void copy_case(const char *name, Change ch, const char *was, const char *
         free(text);
         text = changed;
     }
-    write_text(at("in/config.json"), text);
+    scratch_write_text(at("in/config.json"), text);
     free(text);
 }
 
@@ -402,6 +367,8 @@ static void refuses_other_settings(void **state) {
         {"\"attention_dropout\": 0.0", "\"attention_dropout\": 0.1", "attention_dropout is 0.1"},
         {"\"num_key_value_heads\": 4", "\"num_key_value_heads\": 2", "num_key_value_heads is 2"},
         {"\"rope_scaling\": null", "\"rope_scaling\": {\"type\": \"linear\", \"factor\": 2}", "linear"},
+        {"\"rope_scaling\": null", "\"rope_scaling\": {\"factor\": 2}", "has a factor but no type"},
+        {"\"rope_scaling\": null", "\"rope_scaling\": \"yarn\"", "expected an object or null"},
         {"\"rope_scaling\": null", "\"rope_scaling\": {\"type\": \"yarn\", \"factor\": 2, \"truncate\": false}",
          "truncate"},
         {"\"hidden_size\": 48,", "", "hidden_size is missing"},
@@ -447,7 +414,7 @@ static void json_is_taken_apart(void **state) {
     (void)state;
     JsonFlat j;
     clean();
-    write_text(at("a.json"),
+    scratch_write_text(at("a.json"),
                "{\"a\": 1, \"b\": {\"c\": -2.5e-3, \"d\": {\"e\": null}}, \"f\": [1, [2]], \"g\": true, "
                "\"h\": \"x\\u00e9\\\"\", \"i\": {}}");
     MUST_OK(json_flat_read(&j, at("a.json")));
@@ -461,11 +428,11 @@ static void json_is_taken_apart(void **state) {
     assert_string_equal(json_flat_find(&j, "h")->text, "x\xc3\xa9\"");
     assert_null(json_flat_find(&j, "b"));
     json_flat_free(&j);
-    write_text(at("a.json"), "[1]");
+    scratch_write_text(at("a.json"), "[1]");
     MUST_FAIL(json_flat_read(&j, at("a.json")), E_INPUT, "expected a JSON object");
-    write_text(at("a.json"), "{\"a\":{\"a\":{\"a\":{\"a\":{\"a\":{\"a\":{\"a\":{\"a\":{\"a\":{}}}}}}}}}}");
+    scratch_write_text(at("a.json"), "{\"a\":{\"a\":{\"a\":{\"a\":{\"a\":{\"a\":{\"a\":{\"a\":{\"a\":{}}}}}}}}}}");
     MUST_FAIL(json_flat_read(&j, at("a.json")), E_INPUT, "nested more than");
-    MUST_FAIL(json_flat_read(&j, root), E_INPUT, "not a regular file");
+    MUST_FAIL(json_flat_read(&j, scratch_dir), E_INPUT, "not a regular file");
     MUST_FAIL(json_flat_read(&j, at("none.json")), E_INPUT, "No such file");
     char *text = read_text(GOLDEN "plain/config.json"); // cut anywhere: an error, never a crash
     for (size_t n = 0, all = strlen(text); n + 2 < all; n += 7) {
@@ -519,7 +486,7 @@ static void takes_a_tokenizer_along(void **state) {
     assert_non_null(again.c->data.tokenizer);
     assert_non_null(strstr(again.c->data.tokenizer, "out/tokenizer.json"));
     unload(&again);
-    write_text(at("out/tokenizer.json"), "{}"); // one we cannot use does not stop an import
+    scratch_write_text(at("out/tokenizer.json"), "{}"); // one we cannot use does not stop an import
     MUST_OK(load(&again, at("out")));
     assert_null(again.c->data.tokenizer);
     unload(&again);
@@ -535,5 +502,5 @@ int main(void) {
         cmocka_unit_test(reads_new_rope_keys),      cmocka_unit_test(json_is_taken_apart),
         cmocka_unit_test(takes_a_tokenizer_along),
     };
-    return cmocka_run_group_tests(tests, setup, teardown);
+    return cmocka_run_group_tests(tests, setup, scratch_teardown);
 }

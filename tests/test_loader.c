@@ -12,16 +12,13 @@
 #include <unistd.h>
 
 #include "loader.h"
+#include "must.h"
 #include "rng.h"
 #include "sampler.h"
+#include "scratch_dir.h"
 #include "tokens.h"
 
-static char dir[64];
 static char path[3][96]; // shards a, b, c
-
-static void must(Err err) {
-    if (err != OK) fail_msg("error %d: %s", (int)err, fail_message());
-}
 
 enum { N = 40000, SEQ = 60, DEPTH = 2, WIDTH = SEQ + 1 + DEPTH };
 static int32_t ids[2][N];       // of a and b
@@ -33,37 +30,28 @@ static void write_shard(const char *file, const int32_t *v, int64_t n, int32_t *
     TokenMeta meta = {600, 0, 1, 2, "", "test", "train"};
     snprintf(meta.tokenizer_hash, sizeof meta.tokenizer_hash, "%s", hash);
     TokenWriter *w;
-    must(token_writer_open(&w, file, &meta, 0));
+    MUST_OK(token_writer_open(&w, file, &meta, 0));
     for (int64_t a = 0, d = 0; a < n; d++) {
         int64_t len = 1 + philox(5, (uint64_t)n, (uint64_t)d).v[0] % 90;
         if (a + len > n) len = n - a;
-        must(token_writer_add(w, v + a, len, 4 * len, 0));
+        MUST_OK(token_writer_add(w, v + a, len, 4 * len, 0));
         for (int64_t i = 0; i < len && first; i++) first[a + i] = (int32_t)a;
         a += len;
     }
-    must(token_writer_finish(&w, 1));
+    MUST_OK(token_writer_finish(&w, 1));
 }
 
 static int setup(void **state) {
-    (void)state;
-    strcpy(dir, "/tmp/test_loader.XXXXXX");
-    if (!mkdtemp(dir)) return -1;
+    if (scratch_setup(state) != 0) return -1;
     for (int k = 0; k < 2; k++) {
         for (uint64_t i = 0; i < N; i++)
             ids[k][i] = (int32_t)(philox(9, (uint64_t)k, i).v[0] % 600);
     }
-    for (int k = 0; k < 3; k++) snprintf(path[k], sizeof path[k], "%s/%c.h5", dir, 'a' + k);
+    for (int k = 0; k < 3; k++) snprintf(path[k], sizeof path[k], "%s/%c.h5", scratch_dir, 'a' + k);
     write_shard(path[0], ids[0], size_of[0], doc_first[0], "same");
     write_shard(path[1], ids[1], size_of[1], doc_first[1], "same");
     write_shard(path[2], ids[1], 500, NULL, "another");
     return 0;
-}
-
-static int teardown(void **state) {
-    (void)state;
-    char cmd[128];
-    snprintf(cmd, sizeof cmd, "rm -rf %s", dir);
-    return system(cmd);
 }
 
 static LoaderSpec spec_of(const LoaderCorpus *c, int n) {
@@ -87,17 +75,17 @@ static void batches(void **state) {
     const LoaderCorpus corpora[] = {{path[0], 3}, {path[1], 1}};
     LoaderSpec spec = spec_of(corpora, 2);
     Loader *l;
-    must(loader_open(&l, &spec));
+    MUST_OK(loader_open(&l, &spec));
     Sampler s;
     const double weights[] = {3, 1};
     const int64_t windows[] = {sampler_windows(size_of[0], SEQ, DEPTH),
                                sampler_windows(size_of[1], SEQ, DEPTH)};
-    must(sampler_init(&s, 11, 2, weights, windows));
+    MUST_OK(sampler_init(&s, 11, 2, weights, windows));
     assert_int_equal(loader_windows(l), windows[0] + windows[1]);
     enum { B = 900 };
     static int32_t all[B * WIDTH], part[B * WIDTH];
     static int32_t doc[B * SEQ];
-    must(loader_batch(l, 0, B, all, doc));
+    MUST_OK(loader_batch(l, 0, B, all, doc));
     int from_b = 0;
     for (int g = 0; g < B; g++) {
         Sample a = sampler_at(&s, g);
@@ -109,7 +97,7 @@ static void batches(void **state) {
     // Any cutting of the sample numbers, in any order, gives the same samples.
     for (int r = 0; r < 20; r++) {
         int first = (int)(philox(1, 1, (uint64_t)r).v[0] % (B - 8));
-        must(loader_batch(l, first, 8, part, NULL));
+        MUST_OK(loader_batch(l, first, 8, part, NULL));
         assert_memory_equal(part, all + first * WIDTH, 8 * WIDTH * 4);
     }
     double epoch = loader_epoch(l, 1, B);
@@ -123,12 +111,12 @@ static void one_epoch_covers_all(void **state) {
     const LoaderCorpus corpus = {path[1], 0};
     LoaderSpec spec = spec_of(&corpus, 1);
     Loader *l;
-    must(loader_open(&l, &spec));
+    MUST_OK(loader_open(&l, &spec));
     int64_t n = loader_windows(l);
     assert_int_equal(n, (777 - 1 - DEPTH) / SEQ);
     static int32_t out[20 * WIDTH];
     bool seen[20] = {false};
-    must(loader_batch(l, n, n, out, NULL)); // the second epoch
+    MUST_OK(loader_batch(l, n, n, out, NULL)); // the second epoch
     for (int64_t i = 0; i < n; i++) {
         for (int64_t w = 0; w < n; w++) {
             if (memcmp(out + i * WIDTH, ids[1] + w * SEQ, WIDTH * 4) != 0) continue;
@@ -146,7 +134,7 @@ static void evaluation(void **state) {
     LoaderSpec spec = spec_of(corpora, 2);
     spec.is_eval = true;
     Loader *l;
-    must(loader_open(&l, &spec));
+    MUST_OK(loader_open(&l, &spec));
     assert_int_equal(loader_tokens(l), 777 + N);
     assert_int_equal(loader_text_bytes(l), 4 * (777 + N));
     int64_t n = loader_eval_windows(l), n_b = (776 + SEQ - 1) / SEQ;
@@ -154,7 +142,7 @@ static void evaluation(void **state) {
     static uint8_t scored[2][N];
     for (int64_t i = 0; i < n; i++) {
         int32_t row[WIDTH], valid, avail, doc[SEQ];
-        must(loader_eval_batch(l, i, 1, row, &valid, &avail, doc));
+        MUST_OK(loader_eval_batch(l, i, 1, row, &valid, &avail, doc));
         int k = i < n_b ? 1 : 0;
         int64_t at = (i < n_b ? i : i - n_b) * SEQ;
         assert_true(valid >= 1 && valid <= SEQ && avail <= WIDTH);
@@ -175,8 +163,8 @@ static void evaluation(void **state) {
     // A batch of several is the same as one by one.
     static int32_t rows[7 * WIDTH], valid[7];
     int32_t row[WIDTH];
-    must(loader_eval_batch(l, n_b - 3, 7, rows, valid, NULL, NULL));
-    must(loader_eval_batch(l, n_b - 1, 1, row, NULL, NULL, NULL));
+    MUST_OK(loader_eval_batch(l, n_b - 3, 7, rows, valid, NULL, NULL));
+    MUST_OK(loader_eval_batch(l, n_b - 1, 1, row, NULL, NULL, NULL));
     assert_memory_equal(rows + 2 * WIDTH, row, sizeof row);
     assert_int_equal(valid[2], 776 - (n_b - 1) * SEQ);
     assert_int_equal(loader_eval_batch(l, n - 1, 2, rows, valid, NULL, NULL), E_INTERNAL);
@@ -197,12 +185,12 @@ static void refused(void **state) {
     assert_int_equal(loader_open(&l, &spec), E_INPUT); // too short
     assert_non_null(strstr(fail_message(), "a.h5"));
     spec.is_eval = true;
-    must(loader_open(&l, &spec)); // but long enough to evaluate on
+    MUST_OK(loader_open(&l, &spec)); // but long enough to evaluate on
     assert_int_equal(loader_eval_windows(l), 1);
     loader_close(&l);
     spec = spec_of(c, 1);
     spec.vocab_size = 599;
-    must(loader_open(&l, &spec));
+    MUST_OK(loader_open(&l, &spec));
     static int32_t out[600 * WIDTH];
     assert_int_equal(loader_batch(l, 0, 600, out, NULL), E_INPUT);
     assert_non_null(strstr(fail_message(), "id 599"));
@@ -227,7 +215,7 @@ static void fingerprints(void **state) {
         if (i == 3) spec.ncorpora = 1;
         if (i == 4) spec.seed++; // not part of it
         Loader *l;
-        must(loader_open(&l, &spec));
+        MUST_OK(loader_open(&l, &spec));
         strcpy(text[i], loader_fingerprint(l).s);
         assert_string_equal(loader_tokenizer_hash(l), "same");
         loader_close(&l);
@@ -255,9 +243,9 @@ static void threads(void **state) {
     (void)state;
     const LoaderCorpus corpora[] = {{path[0], 2}, {path[1], 1}};
     LoaderSpec spec = spec_of(corpora, 2);
-    must(loader_open(&shared, &spec));
+    MUST_OK(loader_open(&shared, &spec));
     static int32_t all[100 * WIDTH];
-    must(loader_batch(shared, 0, 100, all, NULL));
+    MUST_OK(loader_batch(shared, 0, 100, all, NULL));
     pthread_t t[4];
     for (int i = 0; i < 4; i++) pthread_create(&t[i], NULL, reader, all);
     for (int i = 0; i < 4; i++) {
@@ -274,5 +262,5 @@ int main(void) {
         cmocka_unit_test(evaluation),   cmocka_unit_test(refused),
         cmocka_unit_test(fingerprints), cmocka_unit_test(threads),
     };
-    return cmocka_run_group_tests(tests, setup, teardown);
+    return cmocka_run_group_tests(tests, setup, scratch_teardown);
 }

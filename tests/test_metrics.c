@@ -17,25 +17,11 @@
 
 #include "log.h"
 #include "metrics.h"
+#include "scratch_dir.h"
 #include "tensorboard.h"
 
-static char root[64];
-
-static int setup(void **state) {
-    (void)state;
-    strcpy(root, "/tmp/test_metrics_XXXXXX");
-    return mkdtemp(root) ? 0 : -1;
-}
-
-static int teardown(void **state) {
-    (void)state;
-    char command[128];
-    snprintf(command, sizeof command, "rm -rf %s", root);
-    return system(command);
-}
-
 static void run_path(char out[256], const char *name) {
-    snprintf(out, 256, "%s/%s", root, name);
+    snprintf(out, 256, "%s/%s", scratch_dir, name);
 }
 
 static size_t read_all(const char *name, char *buf, size_t cap) {
@@ -50,12 +36,7 @@ static size_t read_all(const char *name, char *buf, size_t cap) {
 }
 
 static void write_all(const char *name, const char *text) {
-    char path[256];
-    run_path(path, name);
-    FILE *f = fopen(path, "w");
-    assert_non_null(f);
-    fputs(text, f);
-    fclose(f);
+    scratch_write_text(at(name), text);
 }
 
 static StepMetrics sample(int64_t step) {
@@ -90,7 +71,7 @@ static StepMetrics sample(int64_t step) {
 
 static Metrics *open_at(int64_t loaded) {
     Metrics *m;
-    assert_int_equal(metrics_open(&m, root, loaded, 0), OK);
+    assert_int_equal(metrics_open(&m, scratch_dir, loaded, 0), OK);
     return m;
 }
 
@@ -378,14 +359,15 @@ static void test_line(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test_setup_teardown(test_keys, setup, teardown),
-        cmocka_unit_test_setup_teardown(test_floats_round_trip, setup, teardown),
-        cmocka_unit_test_setup_teardown(test_cut_on_open, setup, teardown),
-        cmocka_unit_test_setup_teardown(test_events, setup, teardown),
-        cmocka_unit_test_setup_teardown(test_other_ranks_are_silent, setup, teardown),
-        cmocka_unit_test_setup_teardown(test_full_disk, setup, teardown),
-        cmocka_unit_test_setup_teardown(test_tensorboard, setup, teardown),
-        cmocka_unit_test_setup_teardown(test_line, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_keys, scratch_setup, scratch_teardown),
+        cmocka_unit_test_setup_teardown(test_floats_round_trip, scratch_setup, scratch_teardown),
+        cmocka_unit_test_setup_teardown(test_cut_on_open, scratch_setup, scratch_teardown),
+        cmocka_unit_test_setup_teardown(test_events, scratch_setup, scratch_teardown),
+        cmocka_unit_test_setup_teardown(test_other_ranks_are_silent, scratch_setup,
+                                        scratch_teardown),
+        cmocka_unit_test_setup_teardown(test_full_disk, scratch_setup, scratch_teardown),
+        cmocka_unit_test_setup_teardown(test_tensorboard, scratch_setup, scratch_teardown),
+        cmocka_unit_test_setup_teardown(test_line, scratch_setup, scratch_teardown),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -15,14 +15,11 @@
 
 #include "evaluate.h"
 #include "log.h"
+#include "must.h"
 #include "rng.h"
 #include "solo.h"
 #include "step.h"
 
-#define MUST_OK(call)                                                                                              \
-    do {                                                                                                           \
-        if ((call) != OK) fail_msg("%s: %s", #call, fail_message());                                               \
-    } while (0)
 #define SETS_MAX 48
 #define TRAIN_SHARD "data/samples/tiny.tokens.h5"
 #define HELDOUT_SHARD "data/samples/tiny.heldout.h5"

@@ -10,37 +10,13 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "must.h"
 #include "ngram.h"
 #include "rng.h"
-
-static char dir[64];
-
-static void must(Err err) {
-    if (err != OK) fail_msg("error %d: %s", (int)err, fail_message());
-}
-
-static int setup(void **state) {
-    (void)state;
-    strcpy(dir, "/tmp/test_ngram.XXXXXX");
-    return mkdtemp(dir) ? 0 : -1;
-}
-
-static int teardown(void **state) {
-    (void)state;
-    char cmd[128];
-    snprintf(cmd, sizeof cmd, "rm -rf %s", dir);
-    return system(cmd);
-}
+#include "scratch_dir.h"
 
 static const char *put(const char *name, const uint8_t *text, size_t n) {
-    static char path[4][128];
-    static int next;
-    next = (next + 1) % 4;
-    snprintf(path[next], sizeof path[next], "%s/%s", dir, name);
-    FILE *f = fopen(path[next], "wb");
-    fwrite(text, 1, n, f);
-    fclose(f);
-    return path[next];
+    return scratch_write(at(name), text, n);
 }
 
 typedef struct Text {
@@ -80,7 +56,7 @@ static void small_texts(void **state) {
             int k = i < order ? i : order;
             want -= log2(brute(texts, 2, held + i - k, k, held[i]));
         }
-        must(ngram_bits_per_byte(train, 2, heldout, order, &got));
+        MUST_OK(ngram_bits_per_byte(train, 2, heldout, order, &got));
         assert_true(fabs(got - want / 120) < 1e-12 * want);
     }
 }
@@ -90,9 +66,9 @@ static void samples(void **state) {
     const char *train[] = {"data/samples/emma.txt", "data/samples/pride_and_prejudice.txt",
                            "data/samples/sense_and_sensibility.txt"};
     double bits[3];
-    must(ngram_bits_per_byte(train, 3, "data/samples/persuasion_heldout.txt", 2, &bits[0]));
-    must(ngram_bits_per_byte(train, 3, "data/samples/persuasion_heldout.txt", 4, &bits[1]));
-    must(ngram_bits_per_byte(train, 1, "data/samples/persuasion_heldout.txt", 4, &bits[2]));
+    MUST_OK(ngram_bits_per_byte(train, 3, "data/samples/persuasion_heldout.txt", 2, &bits[0]));
+    MUST_OK(ngram_bits_per_byte(train, 3, "data/samples/persuasion_heldout.txt", 4, &bits[1]));
+    MUST_OK(ngram_bits_per_byte(train, 1, "data/samples/persuasion_heldout.txt", 4, &bits[2]));
     print_message("order 2: %.4f, order 4: %.4f bits per byte\n", bits[0], bits[1]);
     assert_true(fabs(bits[0] - 2.88) < 0.01 && fabs(bits[1] - 2.18) < 0.01);
     assert_true(bits[2] > bits[1]); // less text is worse
@@ -116,5 +92,5 @@ int main(void) {
         cmocka_unit_test(samples),
         cmocka_unit_test(bad_input),
     };
-    return cmocka_run_group_tests(tests, setup, teardown);
+    return cmocka_run_group_tests(tests, scratch_setup, scratch_teardown);
 }

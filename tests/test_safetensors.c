@@ -5,6 +5,7 @@
 #include <stddef.h>
 #include <cmocka.h>
 
+#include <fcntl.h>
 #include <math.h>
 #include <signal.h>
 #include <stdlib.h>
@@ -14,35 +15,10 @@
 #include <unistd.h>
 
 #include "fp8.h"
+#include "must.h"
 #include "rng.h"
 #include "safetensors.h"
-
-static char dir[64];
-
-static const char *at(const char *name) {
-    static char path[8][128];
-    static int next;
-    next = (next + 1) % 8;
-    snprintf(path[next], sizeof path[next], "%s/%s", dir, name);
-    return path[next];
-}
-
-static void must(Err err) {
-    if (err != OK) fail_msg("error %d: %s", (int)err, fail_message());
-}
-
-static int setup(void **state) {
-    (void)state;
-    strcpy(dir, "/tmp/test_safetensors.XXXXXX");
-    return mkdtemp(dir) ? 0 : -1;
-}
-
-static int teardown(void **state) {
-    (void)state;
-    char cmd[128];
-    snprintf(cmd, sizeof cmd, "rm -rf %s", dir);
-    return system(cmd);
-}
+#include "scratch_dir.h"
 
 // Write a file from a header text and n data bytes (value = index).
 static void put_file(const char *path, const char *header, size_t n) {
@@ -68,16 +44,16 @@ static void round_trip(void **state) {
     uint8_t codes[15];
     for (int i = 0; i < 15; i++) codes[i] = (uint8_t)(i * 9);
     SafetensorsWriter *w;
-    must(safetensors_create(&w, at("a.safetensors"), decl, 7));
-    must(safetensors_put(w, "long", l, 8));
-    must(safetensors_put(w, "long", l + 1, 16));
+    MUST_OK(safetensors_create(&w, at("a.safetensors"), decl, 7));
+    MUST_OK(safetensors_put(w, "long", l, 8));
+    MUST_OK(safetensors_put(w, "long", l + 1, 16));
     assert_int_equal(safetensors_put(w, "scalar", &s, 4), E_INTERNAL); // not its turn
-    must(safetensors_put(w, "b \"quoted\"", b, sizeof b));
-    must(safetensors_put(w, "scalar", &s, 4));
+    MUST_OK(safetensors_put(w, "b \"quoted\"", b, sizeof b));
+    MUST_OK(safetensors_put(w, "scalar", &s, 4));
     assert_int_equal(safetensors_put(w, "h", h, 17), E_INTERNAL);
-    must(safetensors_put(w, "h", h, sizeof h));
-    must(safetensors_put(w, "codes", codes, sizeof codes));
-    must(safetensors_finish(&w, true));
+    MUST_OK(safetensors_put(w, "h", h, sizeof h));
+    MUST_OK(safetensors_put(w, "codes", codes, sizeof codes));
+    MUST_OK(safetensors_finish(&w, true));
     assert_null(w);
     FILE *f = fopen(at("a.safetensors"), "rb");
     uint64_t n;
@@ -86,24 +62,24 @@ static void round_trip(void **state) {
     fclose(f);
 
     Safetensors *st;
-    must(safetensors_open(&st, at("a.safetensors")));
+    MUST_OK(safetensors_open(&st, at("a.safetensors")));
     assert_int_equal(safetensors_count(st), 7);
     for (int i = 1; i < 7; i++) {
         assert_true(strcmp(safetensors_at(st, i - 1)->name, safetensors_at(st, i)->name) < 0);
     }
     const StTensor *t;
-    must(safetensors_get(st, "long", &t));
+    MUST_OK(safetensors_get(st, "long", &t));
     assert_int_equal(t->dtype, ST_I64);
     assert_int_equal(t->rows, 3);
     assert_int_equal(t->cols, 1);
     assert_memory_equal(t->data, l, sizeof l);
     float out[8];
-    must(safetensors_read_f32(st, "b \"quoted\"", 1, 1, out));
+    MUST_OK(safetensors_read_f32(st, "b \"quoted\"", 1, 1, out));
     assert_memory_equal(out, b + 3, 12);
-    must(safetensors_read_f32(st, "scalar", 0, 1, out));
+    MUST_OK(safetensors_read_f32(st, "scalar", 0, 1, out));
     assert_memory_equal(out, &s, 4);
-    must(safetensors_read_f32(st, "none", 0, 0, out));
-    must(safetensors_read_f32(st, "h", 0, 4, out));
+    MUST_OK(safetensors_read_f32(st, "none", 0, 0, out));
+    MUST_OK(safetensors_read_f32(st, "h", 0, 4, out));
     for (int i = 0; i < 8; i++) assert_true(f32_bits(out[i]) == (uint32_t)h[i] << 16);
     assert_int_equal(safetensors_read_f32(st, "h", 3, 2, out), E_INPUT);
     assert_int_equal(safetensors_read_f32(st, "h", -1, 2, out), E_INPUT);
@@ -113,8 +89,8 @@ static void round_trip(void **state) {
     safetensors_close(&st);
     assert_null(st);
 
-    must(safetensors_create(&w, at("b.safetensors"), decl, 7));
-    must(safetensors_put(w, "long", l, 16));
+    MUST_OK(safetensors_create(&w, at("b.safetensors"), decl, 7));
+    MUST_OK(safetensors_put(w, "long", l, 16));
     assert_int_equal(safetensors_finish(&w, false), E_INTERNAL); // incomplete: removed
     assert_int_not_equal(access(at("b.safetensors"), F_OK), 0);
     const StDecl twice[] = {{"x", ST_U8, 1, {1}}, {"x", ST_U8, 1, {1}}};
@@ -143,28 +119,28 @@ static void conversions(void **state) {
                            {"e5", ST_F8_E5M2, 1, {256}},
                            {"e4", ST_F8_E4M3, 1, {256}}};
     SafetensorsWriter *w;
-    must(safetensors_create(&w, at("c.safetensors"), decl, 4));
-    must(safetensors_put(w, "d", d, sizeof d));
-    must(safetensors_put(w, "h", all, sizeof all));
-    must(safetensors_put(w, "e5", bytes, 256));
-    must(safetensors_put(w, "e4", bytes, 256));
-    must(safetensors_finish(&w, false));
+    MUST_OK(safetensors_create(&w, at("c.safetensors"), decl, 4));
+    MUST_OK(safetensors_put(w, "d", d, sizeof d));
+    MUST_OK(safetensors_put(w, "h", all, sizeof all));
+    MUST_OK(safetensors_put(w, "e5", bytes, 256));
+    MUST_OK(safetensors_put(w, "e4", bytes, 256));
+    MUST_OK(safetensors_finish(&w, false));
     Safetensors *st;
-    must(safetensors_open(&st, at("c.safetensors")));
-    must(safetensors_read_f32(st, "d", 0, 2, out));
+    MUST_OK(safetensors_open(&st, at("c.safetensors")));
+    MUST_OK(safetensors_read_f32(st, "d", 0, 2, out));
     assert_true(out[0] == (float)d[0] && out[1] == -INFINITY);
-    must(safetensors_read_f32(st, "h", 0, 256, out));
+    MUST_OK(safetensors_read_f32(st, "h", 0, 256, out));
     for (uint32_t i = 0; i < 65536; i++) {
         double want = decode(i, 5, 10);
         assert_true(isnan(want) ? isnan(out[i])
                                 : out[i] == want && !signbit(out[i]) == !signbit(want));
     }
-    must(safetensors_read_f32(st, "e5", 0, 256, out));
+    MUST_OK(safetensors_read_f32(st, "e5", 0, 256, out));
     for (uint32_t i = 0; i < 256; i++) {
         double want = decode(i, 5, 2);
         assert_true(isnan(want) ? isnan(out[i]) : out[i] == want);
     }
-    must(safetensors_read_f32(st, "e4", 0, 256, out));
+    MUST_OK(safetensors_read_f32(st, "e4", 0, 256, out));
     for (uint32_t i = 0; i < 256; i++) {
         double want = (i & 0x78) == 0x78
                           ? ((i & 7) == 7 ? NAN : ldexp(1 + (i & 7) / 8.0, 8) * (i >> 7 ? -1 : 1))
@@ -227,13 +203,13 @@ static void bad_headers(void **state) {
             assert_non_null(strstr(fail_message(), "x.safetensors"));
             if (!strstr(fail_message(), cases[i].why)) fail_msg("case %zu: %s", i, fail_message());
         } else {
-            must(err);
+            MUST_OK(err);
             safetensors_close(&st);
         }
     }
     Safetensors *st;
     assert_int_equal(safetensors_open(&st, at("no such file")), E_INPUT);
-    assert_int_equal(safetensors_open(&st, dir), E_INPUT); // a directory without a model
+    assert_int_equal(safetensors_open(&st, scratch_dir), E_INPUT); // a directory without a model
 }
 
 static void shards(void **state) {
@@ -242,45 +218,43 @@ static void shards(void **state) {
     const char *files[] = {"model-00001-of-00002.safetensors", "model-00001-of-00002.safetensors",
                            "model-00002-of-00002.safetensors"};
     char sub[96];
-    snprintf(sub, sizeof sub, "%s/hf", dir);
+    snprintf(sub, sizeof sub, "%s/hf", scratch_dir);
     mkdir(sub, 0700);
     for (int i = 0; i < 3; i += 2) {
         StDecl decl[2] = {{names[i], ST_F32, 1, {2}}, {names[i == 0], ST_F32, 1, {2}}};
         SafetensorsWriter *w;
         char path[160];
         snprintf(path, sizeof path, "%s/%s", sub, files[i]);
-        must(safetensors_create(&w, path, decl, i == 0 ? 2 : 1));
+        MUST_OK(safetensors_create(&w, path, decl, i == 0 ? 2 : 1));
         for (int k = 0; k < (i == 0 ? 2 : 1); k++) {
             float x[2] = {(float)(i + k), 10};
-            must(safetensors_put(w, decl[k].name, x, 8));
+            MUST_OK(safetensors_put(w, decl[k].name, x, 8));
         }
-        must(safetensors_finish(&w, false));
+        MUST_OK(safetensors_finish(&w, false));
     }
     Safetensors *st;
-    must(safetensors_write_index(at("hf/model.safetensors.index.json"), names, files, 3, 24));
-    must(safetensors_open(&st, sub));
+    MUST_OK(safetensors_write_index(at("hf/model.safetensors.index.json"), names, files, 3, 24));
+    MUST_OK(safetensors_open(&st, sub));
     assert_int_equal(safetensors_count(st), 3);
     for (int i = 0; i < 3; i++) {
         float x[2];
-        must(safetensors_read_f32(st, names[i], 0, 2, x));
+        MUST_OK(safetensors_read_f32(st, names[i], 0, 2, x));
         assert_true(x[0] == (float)i && x[1] == 10);
         assert_non_null(strstr(safetensors_find(st, names[i])->file, files[i]));
     }
     safetensors_close(&st);
     const char *wrong[] = {files[0], files[2], files[2]}; // the index lies
-    must(safetensors_write_index(at("hf/model.safetensors.index.json"), names, wrong, 3, 24));
+    MUST_OK(safetensors_write_index(at("hf/model.safetensors.index.json"), names, wrong, 3, 24));
     assert_int_equal(safetensors_open(&st, sub), E_INPUT);
     assert_non_null(strstr(fail_message(), "should be in"));
     const char *absent[] = {files[0], files[0], "gone.safetensors"};
-    must(safetensors_write_index(at("hf/model.safetensors.index.json"), names, absent, 3, 24));
+    MUST_OK(safetensors_write_index(at("hf/model.safetensors.index.json"), names, absent, 3, 24));
     assert_int_equal(safetensors_open(&st, sub), E_INPUT);
     assert_non_null(strstr(fail_message(), "gone.safetensors"));
     const char *outside[] = {files[0], files[0], "../x.safetensors"};
-    must(safetensors_write_index(at("hf/model.safetensors.index.json"), names, outside, 3, 24));
+    MUST_OK(safetensors_write_index(at("hf/model.safetensors.index.json"), names, outside, 3, 24));
     assert_int_equal(safetensors_open(&st, sub), E_INPUT);
-    FILE *f = fopen(at("hf/model.safetensors.index.json"), "w");
-    fputs("{\"weight_map\":", f);
-    fclose(f);
+    scratch_write_text(at("hf/model.safetensors.index.json"), "{\"weight_map\":");
     assert_int_equal(safetensors_open(&st, sub), E_INPUT);
 }
 
@@ -308,9 +282,7 @@ static void fuzz(void **state) {
                 uint32_t where = (uint32_t)(philox(2, k, (uint64_t)trial).v[0] % (n - 66));
                 copy[where] ^= (char)(1 << philox(2, k, (uint64_t)trial).v[1] % 8);
             }
-        f = fopen(at("fuzz.safetensors"), "wb");
-        fwrite(copy, 1, len, f);
-        fclose(f);
+        scratch_write(at("fuzz.safetensors"), copy, len);
         Safetensors *st;
         Err err = safetensors_open(&st, at("fuzz.safetensors"));
         if (err != OK) {
@@ -354,10 +326,52 @@ static void disk_full(void **state) {
     }
 }
 
+static Err write_bytes(const char *path, uint8_t value, bool is_given_up) {
+    const StDecl decl[] = {{"x", ST_U8, 1, {1}}};
+    SafetensorsWriter *w;
+    Err err = safetensors_create(&w, path, decl, 1);
+    if (err == OK && !is_given_up) err = safetensors_put(w, "x", &value, 1);
+    if (err == OK && !is_given_up) err = safetensors_finish(&w, false);
+    safetensors_drop(&w);
+    return err;
+}
+
+static uint8_t read_byte(const char *path) {
+    Safetensors *st;
+    MUST_OK(safetensors_open(&st, path));
+    uint8_t value = *(const uint8_t *)safetensors_at(st, 0)->data;
+    safetensors_close(&st);
+    return value;
+}
+
+// What was there before stays until the new file is whole; links are followed; a device is neither
+// replaced nor removed.
+static void replaces(void **state) {
+    (void)state;
+    MUST_OK(write_bytes(at("old.safetensors"), 1, false));
+    MUST_OK(write_bytes(at("old.safetensors"), 2, true));
+    assert_int_equal(read_byte(at("old.safetensors")), 1);
+    assert_int_equal(symlink("old.safetensors", at("link.safetensors")), 0);
+    MUST_OK(write_bytes(at("link.safetensors"), 3, false));
+    assert_int_equal(read_byte(at("old.safetensors")), 3);
+    assert_int_equal(mkfifo(at("pipe"), 0600), 0);
+    int fd = open(at("pipe"), O_RDWR);
+    assert_true(fd >= 0);
+    struct stat st;
+    MUST_OK(write_bytes(at("pipe"), 4, true));
+    MUST_OK(write_bytes(at("pipe"), 4, false));
+    assert_int_equal(stat(at("pipe"), &st), 0);
+    assert_true(S_ISFIFO(st.st_mode));
+    close(fd);
+    assert_int_equal(mkdir(at("folder"), 0700), 0);
+    assert_int_equal(write_bytes(at("folder"), 5, false), E_OUTPUT);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(round_trip), cmocka_unit_test(conversions), cmocka_unit_test(bad_headers),
         cmocka_unit_test(shards),     cmocka_unit_test(fuzz),        cmocka_unit_test(disk_full),
+        cmocka_unit_test(replaces),
     };
-    return cmocka_run_group_tests(tests, setup, teardown);
+    return cmocka_run_group_tests(tests, scratch_setup, scratch_teardown);
 }

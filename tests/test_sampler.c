@@ -9,12 +9,9 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "must.h"
 #include "rng.h"
 #include "sampler.h"
-
-static void must(Err err) {
-    if (err != OK) fail_msg("error %d: %s", (int)err, fail_message());
-}
 
 static void permutations(void **state) {
     (void)state;
@@ -91,7 +88,7 @@ static void one_corpus(void **state) {
     (void)state;
     Sampler s;
     const int64_t w = 37;
-    must(sampler_init(&s, 99, 1, NULL, &w));
+    MUST_OK(sampler_init(&s, 99, 1, NULL, &w));
     uint8_t seen[37];
     for (int64_t e = 0; e < 4; e++) {
         memset(seen, 0, sizeof seen);
@@ -111,8 +108,8 @@ static void blending(void **state) {
     const double weights[] = {6, 3, 0, 1};
     const int64_t windows_of[] = {50, 1000, 0, 8};
     Sampler s, t;
-    must(sampler_init(&s, 5, 4, weights, windows_of));
-    must(sampler_init(&t, 5, 4, weights, windows_of));
+    MUST_OK(sampler_init(&s, 5, 4, weights, windows_of));
+    MUST_OK(sampler_init(&t, 5, 4, weights, windows_of));
     enum { N = 5000 };
     static Sample all[N];
     int64_t n[4] = {0}, counts[4];
@@ -156,8 +153,8 @@ static void bad_weights(void **state) {
     assert_int_equal(sampler_init(&s, 1, 2, (double[]){1, INFINITY}, w), E_CONFIG);
     assert_int_equal(sampler_init(&s, 1, 2, (double[]){0, 0}, w), E_CONFIG);
     assert_int_equal(sampler_init(&s, 1, 2, (double[]){1, 1}, none), E_INPUT);
-    must(sampler_init(&s, 1, 2, (double[]){1, 0}, none));
-    must(sampler_init(&s, 1, 2, NULL, none));
+    MUST_OK(sampler_init(&s, 1, 2, (double[]){1, 0}, none));
+    MUST_OK(sampler_init(&s, 1, 2, NULL, none));
     for (int g = 0; g < 20; g++) assert_int_equal(sampler_at(&s, g).corpus, 0);
 }
 

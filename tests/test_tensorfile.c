@@ -16,40 +16,15 @@
 #include <unistd.h>
 
 #include "hash.h"
+#include "must.h"
 #include "rng.h"
+#include "scratch_dir.h"
 #include "tensorfile.h"
 
 // A file that HDF5 could not flush (the full disk) stays in its memory.
 const char *__lsan_default_suppressions(void);
 const char *__lsan_default_suppressions(void) {
     return "leak:libhdf5";
-}
-
-static char dir[64];
-
-static const char *at(const char *name) {
-    static char path[8][128];
-    static int next;
-    next = (next + 1) % 8;
-    snprintf(path[next], sizeof path[next], "%s/%s", dir, name);
-    return path[next];
-}
-
-static void must(Err err) {
-    if (err != OK) fail_msg("error %d: %s", (int)err, fail_message());
-}
-
-static int setup(void **state) {
-    (void)state;
-    strcpy(dir, "/tmp/test_tensorfile.XXXXXX");
-    return mkdtemp(dir) ? 0 : -1;
-}
-
-static int teardown(void **state) {
-    (void)state;
-    char cmd[128];
-    snprintf(cmd, sizeof cmd, "rm -rf %s", dir);
-    return system(cmd);
 }
 
 static void hash_vectors(void **state) {
@@ -60,7 +35,7 @@ static void hash_vectors(void **state) {
     char text[5000];
     for (size_t i = 0; i < sizeof text; i++) text[i] = (char)philox(1, 2, i).v[0];
     HashStream *s;
-    must(hash_stream_new(&s));
+    MUST_OK(hash_stream_new(&s));
     for (size_t i = 0, n = 0; i < sizeof text; i += n, n = (n * 7 + 1) % 600) {
         if (n > sizeof text - i) n = sizeof text - i;
         hash_stream_add(s, text + i, n);
@@ -74,11 +49,9 @@ static void hash_vectors(void **state) {
     assert_false(hash_parse("12", &parsed));
     assert_false(hash_parse("99aa06d3014798d86001c324468d497g", &parsed));
     assert_false(hash_parse("99aa06d3014798d86001c324468d497f0", &parsed));
-    FILE *f = fopen(at("bytes"), "wb");
-    assert_int_equal(fwrite(text, 1, sizeof text, f), sizeof text);
-    fclose(f);
+    scratch_write(at("bytes"), text, sizeof text);
     int64_t bytes;
-    must(hash_file(at("bytes"), &parsed, &bytes));
+    MUST_OK(hash_file(at("bytes"), &parsed, &bytes));
     assert_true(hash_equal(parsed, whole));
     assert_int_equal(bytes, sizeof text);
     assert_int_equal(hash_file(at("nothing"), &parsed, NULL), E_INPUT);
@@ -101,7 +74,7 @@ static void round_trips(void **state) {
     const int ntypes = 9, nshapes = 8;
     TensorFile *f;
     char name[64];
-    must(tensorfile_create(&f, at("a.h5")));
+    MUST_OK(tensorfile_create(&f, at("a.h5")));
     uint8_t *data = malloc(8 * 900003), *back = malloc(8 * 900003);
     for (int t = 0; t < ntypes; t++) {
         for (int s = 0; s < nshapes; s++) {
@@ -109,16 +82,16 @@ static void round_trips(void **state) {
             for (int i = 0; i < shapes[s][0]; i++) n *= (size_t)shapes[s][1 + i];
             fill(data, n, (uint64_t)(100 * t + s));
             snprintf(name, sizeof name, "%s%d", s % 2 ? "group/x." : "y.", t * 10 + s);
-            must(tensorfile_write(f, name, types[t], (int)shapes[s][0], shapes[s] + 1, data));
+            MUST_OK(tensorfile_write(f, name, types[t], (int)shapes[s][0], shapes[s] + 1, data));
         }
     }
     assert_int_equal(tensorfile_write(f, "y.0", DT_F32, 0, NULL, data), E_INTERNAL); // twice
-    must(tensorfile_close(&f, true));
+    MUST_OK(tensorfile_close(&f, true));
     assert_null(f);
-    must(tensorfile_open(&f, at("a.h5")));
+    MUST_OK(tensorfile_open(&f, at("a.h5")));
     TensorInfo *list;
     int64_t count;
-    must(tensorfile_list(f, &list, &count));
+    MUST_OK(tensorfile_list(f, &list, &count));
     assert_int_equal(count, ntypes * nshapes);
     free(list);
     for (int t = 0; t < ntypes; t++) {
@@ -129,18 +102,18 @@ static void round_trips(void **state) {
             size_t n = (size_t)elements * dtype_bytes(types[t]);
             fill(data, n, (uint64_t)(100 * t + s));
             snprintf(name, sizeof name, "%s%d", s % 2 ? "group/x." : "y.", t * 10 + s);
-            must(tensorfile_info(f, name, &info));
+            MUST_OK(tensorfile_info(f, name, &info));
             assert_int_equal(info.dtype, types[t]);
             assert_int_equal(info.ndim, shapes[s][0]);
             assert_memory_equal(info.shape, shapes[s] + 1, (size_t)info.ndim * 8);
             assert_int_equal(info.rows * info.cols, elements);
-            must(tensorfile_read(f, name, types[t], elements, back));
+            MUST_OK(tensorfile_read(f, name, types[t], elements, back));
             if (n) assert_memory_equal(back, data, n);
             for (int r = 0; r < 6 && info.rows > 0; r++) { // row ranges
                 int64_t first = philox(1, (uint64_t)s, (uint64_t)r).v[0] % info.rows;
                 int64_t rows = philox(2, (uint64_t)s, (uint64_t)r).v[0] % (info.rows - first + 1);
                 size_t row = (size_t)info.cols * dtype_bytes(types[t]);
-                must(tensorfile_read_rows(f, name, types[t], first, rows, back));
+                MUST_OK(tensorfile_read_rows(f, name, types[t], first, rows, back));
                 if (rows) assert_memory_equal(back, data + (size_t)first * row, (size_t)rows * row);
             }
             assert_int_equal(tensorfile_read_rows(f, name, types[t], 1, info.rows, back), E_INPUT);
@@ -153,7 +126,7 @@ static void round_trips(void **state) {
     assert_true(tensorfile_has(f, "group/x.1"));
     assert_false(tensorfile_has(f, "group/x.2"));
     assert_false(tensorfile_has(f, "nogroup/x.2"));
-    must(tensorfile_close(&f, false));
+    MUST_OK(tensorfile_close(&f, false));
     free(data);
     free(back);
 }
@@ -165,17 +138,17 @@ static void rows_written_in_parts(void **state) {
     const int64_t shape[] = {E, N, K}, cuts[] = {0, 7, 60, 61, 200};
     fill(whole, sizeof whole, 5);
     TensorFile *f;
-    must(tensorfile_create(&f, at("parts.h5")));
-    must(tensorfile_declare(f, "w", DT_F32, 3, shape));
+    MUST_OK(tensorfile_create(&f, at("parts.h5")));
+    MUST_OK(tensorfile_declare(f, "w", DT_F32, 3, shape));
     for (int i = 3; i >= 0; i--) {
-        must(tensorfile_write_rows(f, "w", cuts[i], cuts[i + 1] - cuts[i], whole + cuts[i] * K));
+        MUST_OK(tensorfile_write_rows(f, "w", cuts[i], cuts[i + 1] - cuts[i], whole + cuts[i] * K));
     }
     assert_int_equal(tensorfile_write_rows(f, "w", 199, 2, whole), E_INTERNAL);
-    must(tensorfile_close(&f, false));
-    must(tensorfile_open(&f, at("parts.h5")));
-    must(tensorfile_read(f, "w", DT_F32, E * N * K, back));
+    MUST_OK(tensorfile_close(&f, false));
+    MUST_OK(tensorfile_open(&f, at("parts.h5")));
+    MUST_OK(tensorfile_read(f, "w", DT_F32, E * N * K, back));
     assert_memory_equal(back, whole, sizeof whole);
-    must(tensorfile_close(&f, false));
+    MUST_OK(tensorfile_close(&f, false));
 }
 
 static void attributes(void **state) {
@@ -186,30 +159,30 @@ static void attributes(void **state) {
     char text[32];
     int64_t i;
     double d;
-    must(tensorfile_create(&f, at("attr.h5")));
-    must(tensorfile_write(f, "x", DT_F32, 1, shape, x));
-    must(tensorfile_set_text(f, NULL, "name", "first"));
-    must(tensorfile_set_text(f, NULL, "name", "the second text"));
-    must(tensorfile_set_text(f, NULL, "empty", ""));
-    must(tensorfile_set_int(f, NULL, "step", INT64_MIN + 5));
-    must(tensorfile_set_double(f, "x", "scale", 0.1));
-    must(tensorfile_close(&f, false));
-    must(tensorfile_open(&f, at("attr.h5")));
-    must(tensorfile_get_text(f, NULL, "name", text, sizeof text));
+    MUST_OK(tensorfile_create(&f, at("attr.h5")));
+    MUST_OK(tensorfile_write(f, "x", DT_F32, 1, shape, x));
+    MUST_OK(tensorfile_set_text(f, NULL, "name", "first"));
+    MUST_OK(tensorfile_set_text(f, NULL, "name", "the second text"));
+    MUST_OK(tensorfile_set_text(f, NULL, "empty", ""));
+    MUST_OK(tensorfile_set_int(f, NULL, "step", INT64_MIN + 5));
+    MUST_OK(tensorfile_set_double(f, "x", "scale", 0.1));
+    MUST_OK(tensorfile_close(&f, false));
+    MUST_OK(tensorfile_open(&f, at("attr.h5")));
+    MUST_OK(tensorfile_get_text(f, NULL, "name", text, sizeof text));
     assert_string_equal(text, "the second text");
-    must(tensorfile_get_text(f, NULL, "empty", text, sizeof text));
+    MUST_OK(tensorfile_get_text(f, NULL, "empty", text, sizeof text));
     assert_string_equal(text, "");
-    must(tensorfile_get_int(f, NULL, "step", &i));
+    MUST_OK(tensorfile_get_int(f, NULL, "step", &i));
     assert_true(i == INT64_MIN + 5);
-    must(tensorfile_get_double(f, "x", "scale", &d));
+    MUST_OK(tensorfile_get_double(f, "x", "scale", &d));
     assert_true(d == 0.1);
     assert_int_equal(tensorfile_get_text(f, NULL, "name", text, 15), E_INPUT);
-    must(tensorfile_get_text(f, NULL, "name", text, 16));
+    MUST_OK(tensorfile_get_text(f, NULL, "name", text, 16));
     assert_int_equal(tensorfile_get_int(f, NULL, "name", &i), E_INPUT);
     assert_int_equal(tensorfile_get_text(f, NULL, "step", text, sizeof text), E_INPUT);
     assert_int_equal(tensorfile_get_double(f, "x", "absent", &d), E_INPUT);
     assert_non_null(strstr(fail_message(), "absent"));
-    must(tensorfile_close(&f, false));
+    MUST_OK(tensorfile_close(&f, false));
 }
 
 // Cut rows of a tensor at random, spread the pieces over three shard files, read flat rows back.
@@ -222,11 +195,11 @@ static void virtual_one(int ndim, const int64_t *shape, DType t, uint64_t seed) 
     static const char *files[] = {"s0.h5", "s1.h5", "s2.h5"};
     TensorFile *shard[3], *f;
     char sub[128], names[16][16];
-    snprintf(sub, sizeof sub, "%s/tmp", dir);
+    snprintf(sub, sizeof sub, "%s/tmp", scratch_dir);
     mkdir(sub, 0700);
     for (int i = 0; i < 3; i++) {
         snprintf(sub, sizeof sub, "tmp/%s", files[i]);
-        must(tensorfile_create(&shard[i], at(sub)));
+        MUST_OK(tensorfile_create(&shard[i], at(sub)));
     }
     TensorPiece pieces[16];
     int n = 0;
@@ -235,49 +208,50 @@ static void virtual_one(int ndim, const int64_t *shape, DType t, uint64_t seed) 
         if (first + len > rows || n == 15) len = rows - first;
         int64_t piece_shape[] = {len, cols};
         snprintf(names[n], sizeof names[n], "w/%d", n);
-        must(tensorfile_write(shard[n % 3], names[n], t, 2, piece_shape,
-                              whole + (size_t)first * row));
+        MUST_OK(tensorfile_write(shard[n % 3], names[n], t, 2, piece_shape,
+                                 whole + (size_t)first * row));
         pieces[n] = (TensorPiece){files[n % 3], names[n], first, len};
         first += len;
     }
-    for (int i = 0; i < 3; i++) must(tensorfile_close(&shard[i], false));
-    must(tensorfile_create(&f, at("tmp/index.h5")));
-    must(tensorfile_virtual(f, "w", t, ndim, shape, pieces, n));
+    for (int i = 0; i < 3; i++) MUST_OK(tensorfile_close(&shard[i], false));
+    MUST_OK(tensorfile_create(&f, at("tmp/index.h5")));
+    MUST_OK(tensorfile_virtual(f, "w", t, ndim, shape, pieces, n));
     if (n > 1) {
         assert_int_equal(tensorfile_virtual(f, "bad", t, ndim, shape, pieces, n - 1), E_INTERNAL);
         assert_int_equal(tensorfile_virtual(f, "bad", t, ndim, shape, pieces + 1, n - 1),
                          E_INTERNAL);
     }
-    must(tensorfile_close(&f, true));
-    must(tensorfile_sync(at("tmp")));
+    MUST_OK(tensorfile_close(&f, true));
+    MUST_OK(tensorfile_sync(at("tmp")));
     char to[128];
-    snprintf(to, sizeof to, "%s/done%d", dir, (int)seed); // as a checkpoint appears: by a rename
+    snprintf(to, sizeof to, "%s/done%d", scratch_dir,
+             (int)seed); // as a checkpoint appears: by a rename
     assert_int_equal(rename(at("tmp"), to), 0);
     char index[160];
     snprintf(index, sizeof index, "%s/index.h5", to);
-    must(tensorfile_open(&f, index));
+    MUST_OK(tensorfile_open(&f, index));
     TensorInfo info;
-    must(tensorfile_info(f, "w", &info));
+    MUST_OK(tensorfile_info(f, "w", &info));
     assert_true(info.is_virtual);
     assert_int_equal(info.dtype, t);
     assert_int_equal(info.rows, rows);
-    must(tensorfile_read(f, "w", t, rows * cols, back));
+    MUST_OK(tensorfile_read(f, "w", t, rows * cols, back));
     assert_memory_equal(back, whole, (size_t)rows * row);
     for (int r = 0; r < 20; r++) {
         int64_t first = philox(seed, 4, (uint64_t)r).v[0] % rows;
         int64_t len = philox(seed, 5, (uint64_t)r).v[0] % (rows - first + 1);
-        must(tensorfile_read_rows(f, "w", t, first, len, back));
+        MUST_OK(tensorfile_read_rows(f, "w", t, first, len, back));
         if (len) assert_memory_equal(back, whole + (size_t)first * row, (size_t)len * row);
     }
-    must(tensorfile_close(&f, false));
+    MUST_OK(tensorfile_close(&f, false));
     // A missing shard is an error, not zeros.
     snprintf(index, sizeof index, "%s/s0.h5", to);
     assert_int_equal(unlink(index), 0);
     snprintf(index, sizeof index, "%s/index.h5", to);
-    must(tensorfile_open(&f, index));
+    MUST_OK(tensorfile_open(&f, index));
     assert_int_equal(tensorfile_read(f, "w", t, rows * cols, back), E_INPUT);
     assert_non_null(strstr(fail_message(), "s0.h5"));
-    must(tensorfile_close(&f, false));
+    MUST_OK(tensorfile_close(&f, false));
     free(whole);
     free(back);
 }
@@ -297,9 +271,9 @@ static void damage(void **state) {
     const int64_t shape[] = {200, 200};
     for (int i = 0; i < 40000; i++) x[i] = (float)rng_normal(1, 1, (uint64_t)i);
     TensorFile *f;
-    must(tensorfile_create(&f, at("whole.h5")));
-    must(tensorfile_write(f, "x", DT_F32, 2, shape, x));
-    must(tensorfile_close(&f, false));
+    MUST_OK(tensorfile_create(&f, at("whole.h5")));
+    MUST_OK(tensorfile_write(f, "x", DT_F32, 2, shape, x));
+    MUST_OK(tensorfile_close(&f, false));
     struct stat st;
     stat(at("whole.h5"), &st);
     size_t size = (size_t)st.st_size;
@@ -316,14 +290,12 @@ static void damage(void **state) {
             n = where; // cut
         else
             copy[where] ^= (char)(1 << trial % 8);
-        file = fopen(at("bad.h5"), "wb");
-        fwrite(copy, 1, n, file);
-        fclose(file);
+        scratch_write(at("bad.h5"), copy, n);
         free(copy);
         Err err = tensorfile_open(&f, at("bad.h5"));
         if (err == OK) {
             err = tensorfile_read(f, "x", DT_F32, 40000, back);
-            must(tensorfile_close(&f, false));
+            MUST_OK(tensorfile_close(&f, false));
         }
         // Either the damage is reported with the file's name, or it hit bytes that do not matter.
         if (err == OK)
@@ -367,7 +339,7 @@ static void disk_full(void **state) {
         if (err == OK) err = tensorfile_close(&f, true);
         setrlimit(RLIMIT_FSIZE, &old);
         if (trial < 0) {
-            must(err);
+            MUST_OK(err);
             struct stat st;
             stat(at("full.h5"), &st);
             size = st.st_size;
@@ -394,7 +366,7 @@ static void *worker(void *arg) {
         TensorFile *f;
         snprintf(name, sizeof name, "thread%d.h5", id);
         char path[128];
-        snprintf(path, sizeof path, "%s/%s", dir, name);
+        snprintf(path, sizeof path, "%s/%s", scratch_dir, name);
         fill(x, sizeof x, (uint64_t)(id * 100 + round));
         if (tensorfile_create(&f, path) || tensorfile_write(f, "x", DT_F32, 1, shape, x) ||
             tensorfile_close(&f, false) || tensorfile_open(&f, path) ||
@@ -428,5 +400,5 @@ int main(void) {
         cmocka_unit_test(disk_full),
         cmocka_unit_test(threads),
     };
-    return cmocka_run_group_tests(tests, setup, teardown);
+    return cmocka_run_group_tests(tests, scratch_setup, scratch_teardown);
 }

@@ -11,6 +11,7 @@
 #include <cmocka.h>
 
 #include "bytelevel.h"
+#include "scratch_dir.h"
 #include "tokenizer.h"
 
 #define DEEPSEEK_FILE "../shared/data/tokenizer/deepseek_v3_tokenizer.json"
@@ -18,20 +19,12 @@
     "{\"type\":\"ByteLevel\",\"add_prefix_space\":false,\"trim_offsets\":true,\"use_regex\":"      \
     "false}"
 
-static char directory[] = "/tmp/test_tokenizer_XXXXXX";
-static char path[64];
+static char path[128];
 
 static int setup(void **state) {
-    (void)state;
-    if (!mkdtemp(directory)) return -1;
-    snprintf(path, sizeof path, "%s/t.json", directory);
+    if (scratch_setup(state) != 0) return -1;
+    snprintf(path, sizeof path, "%s/t.json", scratch_dir);
     return 0;
-}
-
-static int teardown(void **state) {
-    (void)state;
-    unlink(path);
-    return rmdir(directory);
 }
 
 static uint64_t lcg = 1;
@@ -394,13 +387,6 @@ static void test_refusals(void **state) {
     expect_refusal(&m, "'ab'");
 }
 
-static void write_text(const char *text, size_t n) {
-    FILE *f = fopen(path, "wb");
-    assert_non_null(f);
-    assert_int_equal(fwrite(text, 1, n, f), n);
-    assert_int_equal(fclose(f), 0);
-}
-
 static void test_other_files(void **state) {
     (void)state;
     static const char *const texts[] = {
@@ -416,12 +402,12 @@ static void test_other_files(void **state) {
         "{\"model\":{\"vocab\":{\"a\":1.5},\"merges\":[]}}",
         "{\"model\":{\"vocab\":{},\"merges\":[]},\"pre_tokenizer\":" BYTE_LEVEL "}"};
     for (size_t i = 0; i < sizeof texts / sizeof texts[0]; i++) {
-        write_text(texts[i], strlen(texts[i]));
+        scratch_write_text(path, texts[i]);
         Tokenizer *t = NULL;
         assert_int_equal(tokenizer_load(&t, path), E_INPUT);
         assert_null(t);
     }
-    write_text("{\"model\":{\"type\":\"Unigram\"}}", 28);
+    scratch_write_text(path, "{\"model\":{\"type\":\"Unigram\"}}");
     Tokenizer *t = NULL;
     assert_int_equal(tokenizer_load(&t, path), E_INPUT);
     assert_non_null(strstr(fail_message(), "Unigram"));
@@ -467,7 +453,7 @@ static void test_garbage(void **state) {
             else
                 bad[at] = random_below(2) ? (char)random_below(256) : "{}[]\",:\\"[random_below(8)];
         }
-        write_text(bad, length);
+        scratch_write(path, bad, length);
         Tokenizer *t = NULL;
         Err err = tokenizer_load(&t, path);
         assert_true(err == OK || err == E_INPUT);
@@ -544,5 +530,5 @@ int main(void) {
         cmocka_unit_test(test_refusals),        cmocka_unit_test(test_other_files),
         cmocka_unit_test(test_garbage),         cmocka_unit_test(test_utf8),
     };
-    return cmocka_run_group_tests(tests, setup, teardown);
+    return cmocka_run_group_tests(tests, setup, scratch_teardown);
 }

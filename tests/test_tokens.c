@@ -13,7 +13,9 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "must.h"
 #include "rng.h"
+#include "scratch_dir.h"
 #include "tensorfile.h"
 #include "tokens.h"
 
@@ -21,33 +23,6 @@
 const char *__lsan_default_suppressions(void);
 const char *__lsan_default_suppressions(void) {
     return "leak:libhdf5";
-}
-
-static char dir[64];
-
-static const char *at(const char *name) {
-    static char path[8][128];
-    static int next;
-    next = (next + 1) % 8;
-    snprintf(path[next], sizeof path[next], "%s/%s", dir, name);
-    return path[next];
-}
-
-static void must(Err err) {
-    if (err != OK) fail_msg("error %d: %s", (int)err, fail_message());
-}
-
-static int setup(void **state) {
-    (void)state;
-    strcpy(dir, "/tmp/test_tokens.XXXXXX");
-    return mkdtemp(dir) ? 0 : -1;
-}
-
-static int teardown(void **state) {
-    (void)state;
-    char cmd[128];
-    snprintf(cmd, sizeof cmd, "rm -rf %s", dir);
-    return system(cmd);
 }
 
 enum { N_MAX = 200000, D_MAX = 2000 };
@@ -86,10 +61,10 @@ static Err write_shard(const char *path, int64_t docs, int64_t vocab, int64_t in
 
 static void check_stream(int64_t n, int64_t docs, int64_t vocab) {
     const char *path = at("s.h5");
-    must(write_shard(path, docs, vocab, 0));
+    MUST_OK(write_shard(path, docs, vocab, 0));
     assert_int_not_equal(access(at("s.h5.tmp"), F_OK), 0);
     Tokens *t;
-    must(tokens_open(&t, &path, 1));
+    MUST_OK(tokens_open(&t, &path, 1));
     assert_int_equal(tokens_count(t), n);
     assert_int_equal(tokens_docs(t), docs);
     assert_int_equal(tokens_text_bytes(t), docs * 10 + docs * (docs - 1) / 2);
@@ -97,13 +72,13 @@ static void check_stream(int64_t n, int64_t docs, int64_t vocab) {
     assert_int_equal(tokens_meta(t)->eos_id, 1);
     assert_string_equal(tokens_meta(t)->source_name, "unit test");
     static int32_t out[N_MAX];
-    must(tokens_read(t, 0, n, out));
+    MUST_OK(tokens_read(t, 0, n, out));
     if (n) assert_memory_equal(out, ids, (size_t)n * 4);
     for (int r = 0; r < 50 && n > 0; r++) {
         int64_t first = philox(3, 3, (uint64_t)r).v[0] % n,
                 len = philox(3, 3, (uint64_t)r).v[1] % 5000;
         if (len > n - first) len = n - first;
-        must(tokens_read(t, first, len, out));
+        MUST_OK(tokens_read(t, first, len, out));
         if (len) assert_memory_equal(out, ids + first, (size_t)len * 4);
         int64_t d = tokens_doc_of(t, first);
         assert_true(doc[d] <= first && first < doc[d + 1]);
@@ -111,7 +86,7 @@ static void check_stream(int64_t n, int64_t docs, int64_t vocab) {
     for (int64_t d = 0; d <= docs; d++) assert_int_equal(tokens_doc_start(t, d), doc[d]);
     assert_int_equal(tokens_read(t, n, 1, out), E_INPUT);
     assert_int_equal(tokens_read(t, -1, 1, out), E_INPUT);
-    must(tokens_verify(t));
+    MUST_OK(tokens_verify(t));
     tokens_close(&t);
     assert_null(t);
 }
@@ -131,33 +106,33 @@ static void shard_header(void **state) {
     // The layout as any HDF5 reader sees it.
     int64_t docs = make(40000, 1000, 6), v;
     char text[64];
-    must(write_shard(at("h.h5"), docs, 1000, 3));
-    must(tokens_set_shard_count(at("h.h5"), 4));
+    MUST_OK(write_shard(at("h.h5"), docs, 1000, 3));
+    MUST_OK(tokens_set_shard_count(at("h.h5"), 4));
     TensorFile *f;
-    must(tensorfile_open(&f, at("h.h5")));
+    MUST_OK(tensorfile_open(&f, at("h.h5")));
     TensorInfo info;
-    must(tensorfile_info(f, "tokens", &info));
+    MUST_OK(tensorfile_info(f, "tokens", &info));
     assert_int_equal(info.dtype, DT_U16);
     assert_int_equal(info.shape[0], 40000);
     static uint16_t raw[40000];
-    must(tensorfile_read(f, "tokens", DT_U16, 40000, raw)); // through the HDF5 filter
+    MUST_OK(tensorfile_read(f, "tokens", DT_U16, 40000, raw)); // through the HDF5 filter
     for (int i = 0; i < 40000; i++) assert_int_equal(raw[i], ids[i]);
     static uint64_t table[D_MAX];
-    must(tensorfile_read(f, "doc_offsets", DT_U64, docs + 1, table));
+    MUST_OK(tensorfile_read(f, "doc_offsets", DT_U64, docs + 1, table));
     assert_memory_equal(table, doc, (size_t)(docs + 1) * 8);
-    must(tensorfile_read(f, "doc_bytes", DT_U64, docs + 1, table));
+    MUST_OK(tensorfile_read(f, "doc_bytes", DT_U64, docs + 1, table));
     assert_int_equal(table[2], 21);
-    must(tensorfile_read(f, "doc_hash", DT_U64, docs, table));
+    MUST_OK(tensorfile_read(f, "doc_hash", DT_U64, docs, table));
     assert_int_equal(table[2], 154);
-    must(tensorfile_read(f, "chunk_hash", DT_U64, 3, table));
+    MUST_OK(tensorfile_read(f, "chunk_hash", DT_U64, 3, table));
     assert_true(table[1] == hash64(raw + TOKEN_CHUNK, 2 * TOKEN_CHUNK));
-    must(tensorfile_get_text(f, NULL, "format", text, sizeof text));
+    MUST_OK(tensorfile_get_text(f, NULL, "format", text, sizeof text));
     assert_string_equal(text, "moe-tokens");
-    must(tensorfile_get_int(f, NULL, "shard_index", &v));
+    MUST_OK(tensorfile_get_int(f, NULL, "shard_index", &v));
     assert_int_equal(v, 3);
-    must(tensorfile_get_int(f, NULL, "shard_count", &v));
+    MUST_OK(tensorfile_get_int(f, NULL, "shard_count", &v));
     assert_int_equal(v, 4);
-    must(tensorfile_close(&f, false));
+    MUST_OK(tensorfile_close(&f, false));
 }
 
 static void several_shards(void **state) {
@@ -169,7 +144,7 @@ static void several_shards(void **state) {
     static const char *names[] = {"many/a-00000.h5", "many/a-00001.h5", "many/a-00002.h5"};
     for (int i = 0; i < 3; i++) {
         int64_t d = make(sizes[i], 300, (uint64_t)(10 + i));
-        must(write_shard(at(names[i]), d, 300, i));
+        MUST_OK(write_shard(at(names[i]), d, 300, i));
         memcpy(all + total, ids, (size_t)sizes[i] * 4);
         total += sizes[i];
         docs += d;
@@ -180,13 +155,13 @@ static void several_shards(void **state) {
     char fingerprint[33];
     for (int i = 0; i < 2; i++) {
         Tokens *t;
-        must(tokens_open(&t, &paths[i], 1));
+        MUST_OK(tokens_open(&t, &paths[i], 1));
         assert_int_equal(tokens_shards(t), 3);
         assert_int_equal(tokens_count(t), total);
         assert_int_equal(tokens_docs(t), docs);
-        must(tokens_read(t, 0, total, out));
+        MUST_OK(tokens_read(t, 0, total, out));
         assert_memory_equal(out, all, (size_t)total * 4);
-        must(tokens_read(t, 49990, 20, out));
+        MUST_OK(tokens_read(t, 49990, 20, out));
         assert_memory_equal(out, all + 49990, 80);
         assert_int_equal(tokens_doc_start(t, tokens_doc_of(t, 50000)),
                          50000); // a shard begins a document
@@ -199,11 +174,11 @@ static void several_shards(void **state) {
     }
     const char *swapped[] = {at(names[2]), at(names[0])};
     Tokens *t;
-    must(tokens_open(&t, swapped, 2));
+    MUST_OK(tokens_open(&t, swapped, 2));
     assert_string_not_equal(fingerprint, tokens_fingerprint(t).s);
     tokens_close(&t);
     int64_t d = make(100, 301, 1);
-    must(write_shard(at("many/b.h5"), d, 301, 0)); // another vocabulary
+    MUST_OK(write_shard(at("many/b.h5"), d, 301, 0)); // another vocabulary
     assert_int_equal(tokens_open(&t, paths, 1), E_INPUT);
     assert_null(t);
     assert_non_null(strstr(fail_message(), "one tokenizer"));
@@ -213,7 +188,7 @@ static void bad_ids(void **state) {
     (void)state;
     TokenMeta meta = meta_of(100);
     TokenWriter *w;
-    must(token_writer_open(&w, at("bad.h5"), &meta, 0));
+    MUST_OK(token_writer_open(&w, at("bad.h5"), &meta, 0));
     const int32_t high[] = {1, 100}, low[] = {-1};
     assert_int_equal(token_writer_add(w, high, 2, 1, 1), E_INPUT);
     assert_non_null(strstr(fail_message(), "100"));
@@ -227,7 +202,7 @@ static void damage(void **state) {
     (void)state;
     const int64_t n = 60000;
     int64_t docs = make(n, 512, 20);
-    must(write_shard(at("good.h5"), docs, 512, 0));
+    MUST_OK(write_shard(at("good.h5"), docs, 512, 0));
     struct stat st;
     stat(at("good.h5"), &st);
     size_t size = (size_t)st.st_size;
@@ -245,9 +220,7 @@ static void damage(void **state) {
             len = where;
         else
             image[where] ^= (uint8_t)(1 << trial % 8);
-        f = fopen(bad, "wb");
-        fwrite(image, 1, len, f);
-        fclose(f);
+        scratch_write(bad, image, len);
         image[where] = old;
         Tokens *t;
         Err err = tokens_open(&t, &bad, 1);
@@ -265,10 +238,7 @@ static void damage(void **state) {
     }
     assert_true(found > 150 && in_chunks > 50);
     free(image);
-    const char *text = at("text.h5");
-    f = fopen(text, "w");
-    fputs("not HDF5 at all", f);
-    fclose(f);
+    const char *text = scratch_write_text(at("text.h5"), "not HDF5 at all");
     Tokens *t;
     assert_int_equal(tokens_open(&t, &text, 1), E_INPUT);
     const char *absent = at("absent.h5"), *empty = at("no*match.h5");
@@ -277,8 +247,8 @@ static void damage(void **state) {
     // Another kind of HDF5 file.
     TensorFile *other;
     const char *tensors = at("tensors.h5");
-    must(tensorfile_create(&other, tensors));
-    must(tensorfile_close(&other, false));
+    MUST_OK(tensorfile_create(&other, tensors));
+    MUST_OK(tensorfile_close(&other, false));
     assert_int_equal(tokens_open(&t, &tensors, 1), E_INPUT);
     assert_non_null(strstr(fail_message(), "format"));
 }
@@ -292,7 +262,7 @@ static void wrong_hash_is_named(void **state) {
     doc[0] = 0;
     doc[1] = 2 * TOKEN_CHUNK;
     const char *path = at("swap.h5");
-    must(write_shard(path, docs, 512, 0));
+    MUST_OK(write_shard(path, docs, 512, 0));
     struct stat st;
     stat(path, &st);
     uint8_t *image = malloc((size_t)st.st_size);
@@ -306,14 +276,12 @@ static void wrong_hash_is_named(void **state) {
     assert_int_equal(n, 2);
     assert_true(frame[1] - frame[0] < 64);
     memcpy(image + frame[1], image + frame[0], frame[1] - frame[0]);
-    f = fopen(path, "wb");
-    fwrite(image, 1, (size_t)st.st_size, f);
-    fclose(f);
+    scratch_write(path, image, (size_t)st.st_size);
     free(image);
     Tokens *t;
     static int32_t out[2 * TOKEN_CHUNK];
-    must(tokens_open(&t, &path, 1));
-    must(tokens_read(t, 0, TOKEN_CHUNK, out));
+    MUST_OK(tokens_open(&t, &path, 1));
+    MUST_OK(tokens_read(t, 0, TOKEN_CHUNK, out));
     assert_int_equal(tokens_read(t, TOKEN_CHUNK, 1, out), E_INPUT);
     assert_non_null(strstr(fail_message(), "chunk 1"));
     assert_non_null(strstr(fail_message(), "expected "));
@@ -325,7 +293,7 @@ static void disk_full(void **state) {
     (void)state;
     signal(SIGXFSZ, SIG_IGN);
     int64_t docs = make(100000, 512, 40);
-    must(write_shard(at("fits.h5"), docs, 512, 0));
+    MUST_OK(write_shard(at("fits.h5"), docs, 512, 0));
     struct stat st;
     stat(at("fits.h5"), &st);
     struct rlimit old, small;
@@ -342,7 +310,7 @@ static void disk_full(void **state) {
         assert_int_not_equal(access(at("full.h5"), F_OK), 0);
         assert_int_not_equal(access(at("full.h5.tmp"), F_OK), 0);
     }
-    must(write_shard(at("full.h5"), docs, 512, 0));
+    MUST_OK(write_shard(at("full.h5"), docs, 512, 0));
 }
 
 static void *reader(void *arg) {
@@ -360,9 +328,9 @@ static void *reader(void *arg) {
 static void threads(void **state) {
     (void)state;
     const char *path = at("threads.h5");
-    must(write_shard(path, make(N_MAX, 5000, 50), 5000, 0));
+    MUST_OK(write_shard(path, make(N_MAX, 5000, 50), 5000, 0));
     Tokens *t;
-    must(tokens_open(&t, &path, 1));
+    MUST_OK(tokens_open(&t, &path, 1));
     pthread_t p[4];
     for (int i = 0; i < 4; i++) pthread_create(&p[i], NULL, reader, t);
     for (int i = 0; i < 4; i++) {
@@ -380,5 +348,5 @@ int main(void) {
         cmocka_unit_test(damage),         cmocka_unit_test(wrong_hash_is_named),
         cmocka_unit_test(disk_full),      cmocka_unit_test(threads),
     };
-    return cmocka_run_group_tests(tests, setup, teardown);
+    return cmocka_run_group_tests(tests, scratch_setup, scratch_teardown);
 }

@@ -99,7 +99,8 @@ static void test_config_files(void **state) {
     run(&j, 1, "train --config %s --run-dir %s", write_text("part.yaml", "model:\n  hidden_size: 64\n"), dir);
     assert_ends(&j, 78);
     assert_says(&j, "train.seq_len");
-    run(&j, 1, "train --config %s --run-dir %s", write_text("key.yaml", "train:\n  seq_len: 64\n  warmup_step: 9\n"), dir);
+    const char *key = write_text("key.yaml", "train:\n  seq_len: 64\n  warmup_step: 9\n");
+    run(&j, 1, "train --config %s --run-dir %s", key, dir);
     assert_ends(&j, 78);
     assert_says(&j, "key.yaml:3");
     assert_says(&j, "train.warmup_steps");
@@ -122,23 +123,24 @@ static void test_damaged_shard(void **state) {
     size_t n = 0;
     char *data = read_file(sample("tiny.tokens.h5"), &n);
     hid_t file = H5Fopen(sample("tiny.tokens.h5"), H5F_ACC_RDONLY, H5P_DEFAULT);
-    hid_t tokens = H5Dopen2(file, "/tokens", H5P_DEFAULT);
+    hid_t tokens = H5Dopen2(file, "/tokens", H5P_DEFAULT), space = H5Dget_space(tokens);
     hsize_t chunks = 0, bytes = 0, offset[1];
     haddr_t at = HADDR_UNDEF;
     unsigned mask = 0;
     assert_true(file >= 0 && tokens >= 0);
-    assert_true(H5Dget_num_chunks(tokens, H5S_ALL, &chunks) >= 0 && chunks > 1);
+    assert_true(H5Dget_num_chunks(tokens, space, &chunks) >= 0 && chunks > 1);
     for (hsize_t i = 0; i < chunks; i++) { // one bit in each
-        assert_true(H5Dget_chunk_info(tokens, H5S_ALL, i, offset, &mask, &at, &bytes) >= 0);
+        assert_true(H5Dget_chunk_info(tokens, space, i, offset, &mask, &at, &bytes) >= 0);
         data[at + bytes / 2] ^= 0x10;
     }
+    H5Sclose(space);
     H5Dclose(tokens);
     H5Fclose(file);
     write_file(shard, data, n);
     run(&j, 2, "train %s --run-dir %s --steps 3 --set parallel.ep=2 %s --set data.train=%s", tiny(), dir, SHORT, shard);
     assert_ends(&j, 65);
-    assert_says(&j, "damaged.h5");
-    assert_says(&j, "hash");
+    assert_says(&j, "damaged.h5: chunk");
+    assert_says(&j, "is damaged");
     write_file(shard, data, n / 2);
     run(&j, 1, "train %s --run-dir %s --steps 3 %s --set data.train=%s", tiny(), path_of("cut"), SHORT, shard);
     assert_ends(&j, 65);
@@ -172,10 +174,8 @@ static void test_damaged_tokenizer(void **state) {
     assert_ends(&j, 65);
     assert_says(&j, "tokenizer.json");
     // A good one, but not the one that made the shards.
-    char *digit = strstr(text, "\"version\"");
-    assert_non_null(digit);
-    text[n - 1] = '\n';
     text = realloc(text, n + 2);
+    assert_non_null(text);
     text[n] = '\n';
     write_file(path, text, n + 1);
     run(&j, 1, "train %s --run-dir %s --steps 1 %s --set data.tokenizer=%s", tiny(), dir, SHORT, path);
@@ -204,8 +204,8 @@ static void test_other_architecture(void **state) {
     assert_says(&j, "96");
     assert_says(&j, "64");
     assert_no_run(dir);
-    run(&j, 2, "train %s --run-dir %s --init-from %s --steps 6 %s --set model.moe_intermediate_size=64", tiny(), dir, base,
-        SHORT);
+    run(&j, 2, "train %s --run-dir %s --init-from %s --steps 6 %s --set model.moe_intermediate_size=64", tiny(), dir,
+        base, SHORT);
     assert_ends(&j, 65);
     assert_says(&j, "96");
     assert_says(&j, "64");
@@ -275,9 +275,10 @@ static void test_killed_often(void **state) {
     (void)state;
     static Job j;
     const char *dir = path_of("often"), *whole = path_of("whole-6");
-    run_ok(1, "train %s --run-dir %s --steps 6 %s", tiny(), whole, SHORT);
+    if (!has_file(whole)) run_ok(1, "train %s --run-dir %s --steps 6 %s", tiny(), whole, SHORT);
     for (int i = 0; i < 5; i++) {
-        job_start(&j, 1, "train %s --run-dir %s --resume auto --set checkpoint.every=1 --steps 6 %s", tiny(), dir, SHORT);
+        job_start(&j, 1, "train %s --run-dir %s --resume auto --set checkpoint.every=1 --steps 6 %s", tiny(), dir,
+                  SHORT);
         wait_for_step(&j, dir, i + 1, 120);
         usleep((useconds_t)(i * 37000));
         job_signal(&j, SIGKILL);
@@ -309,21 +310,21 @@ static void test_unwritable_run_dir(void **state) {
 static void test_full_disk(void **state) {
     (void)state;
     static Job j;
-    const char *dir = path_of("full");
-    run_ok(2, "train %s --run-dir %s --steps 3 --set parallel.ep=2 %s", tiny(), dir, SHORT);
-    // The shards are some megabytes, everything else a run writes is less than this.
-    job_start_limited(&j, 500000, 2, "train %s --run-dir %s --resume auto --steps 5 --set parallel.ep=2 %s", tiny(), dir,
-                      SHORT);
+    const char *dir = path_of("full"), *whole = path_of("whole-6");
+    if (!has_file(whole)) run_ok(1, "train %s --run-dir %s --steps 6 %s", tiny(), whole, SHORT);
+    run_ok(1, "train %s --run-dir %s --steps 2 %s", tiny(), dir, SHORT);
+    // The shard is some megabytes, everything else that a run writes is less than this.
+    job_start_limited(&j, 500000, "train %s --run-dir %s --resume auto --steps 4 %s", tiny(), dir, SHORT);
     job_wait(&j, 120);
     assert_ends(&j, 74);
-    assert_says(&j, "step_00000005");
+    assert_says(&j, "step_00000004");
     char path[400];
-    snprintf(path, sizeof path, "%s/checkpoints/step_00000005", dir);
+    snprintf(path, sizeof path, "%s/checkpoints/step_00000004", dir);
     assert_no_run(path);
-    run(&j, 2, "train %s --run-dir %s --resume auto --steps 8 --set parallel.ep=2 %s", tiny(), dir, SHORT);
+    run(&j, 1, "train %s --run-dir %s --resume auto --steps 6 %s", tiny(), dir, SHORT);
     assert_ends(&j, 0);
-    assert_says(&j, "step 3, samples [0, 24)");
-    compare(whole_run(), dir, 1, 8);
+    assert_says(&j, "step 2, samples [0, 16)");
+    compare(whole, dir, 1, 6);
 }
 
 // ---- numbers ------------------------------------------------------------------------------------

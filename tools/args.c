@@ -9,7 +9,9 @@
 
 #include "nearest.h"
 
-#define MAX_FLAGS 64 // of one command, for the table of names in args_nearest
+#define MAX_FLAGS 64   // of one command, for the table of names in args_nearest
+#define HELP_WIDTH 80  // columns of the help
+#define HELP_COLUMN 24 // room for a flag and its value left of its text
 
 const char *args_nearest(const char *word, const char *const *candidates, int n) {
     return word_nearest(word, candidates, n);
@@ -24,43 +26,79 @@ static const Flag *flag_find(const Command *c, const char *name, size_t length) 
     return NULL;
 }
 
-// The text after "usage: ": required flags first as they must be typed, then the rest in brackets.
-static void usage_line(const Command *c, FILE *out) {
-    fprintf(out, "%s", c->name);
+// Prints a word that stays whole; on a new line at `indent` if it does not fit. *at is the column.
+static void put_word(FILE *out, int *at, int indent, const char *word, int n) {
+    bool is_first = *at <= indent;
+    if (!is_first && *at + 1 + n > HELP_WIDTH) {
+        fprintf(out, "\n%*s", indent, "");
+        *at = indent;
+        is_first = true;
+    }
+    *at += fprintf(out, "%s%.*s", is_first ? "" : " ", n, word);
+}
+
+// Prints a text whose words may stand on several lines, each from `indent` on.
+static void put_text(FILE *out, int *at, int indent, const char *text) {
+    for (const char *p = text; *p;) {
+        int n = (int)strcspn(p, " \n");
+        if (n > 0) put_word(out, at, indent, p, n);
+        p += n + (p[n] != '\0');
+    }
+}
+
+// The usage: required flags first as they must be typed, then the rest in brackets.
+static void put_usage(const Command *c, FILE *out) {
+    char word[HELP_WIDTH];
+    int indent = (int)strlen("usage: "), at = indent;
+    fprintf(out, "usage: ");
+    put_text(out, &at, indent, c->name);
     for (int pass = 0; pass < 2; pass++) {
         for (int i = 0; i < c->nflags; i++) {
             const Flag *f = &c->flags[i];
             bool is_required = f->is & FLAG_REQUIRED;
             if (is_required != (pass == 0)) continue;
-            fprintf(out, is_required ? " --%s" : " [--%s", f->name);
-            if (f->value) fprintf(out, " %s", f->value);
-            if (!is_required) fprintf(out, "]");
-            if (f->is & FLAG_REPEAT) fprintf(out, "...");
+            int n = snprintf(word, sizeof word, "%s--%s%s%s%s%s", is_required ? "" : "[", f->name,
+                             f->value ? " " : "", f->value ? f->value : "", is_required ? "" : "]",
+                             f->is & FLAG_REPEAT ? "..." : "");
+            put_word(out, &at, indent, word, n);
         }
     }
-    if (c->operands[0]) fprintf(out, " %s", c->operands);
+    put_text(out, &at, indent, c->operands);
+    fprintf(out, "\n");
+}
+
+// A flag that is too long for its column has its text on the next line.
+static void put_flag(const Flag *f, int width, FILE *out) {
+    int column = width + 6;
+    int at = fprintf(out, "  --%s%s%s", f->name, f->value ? " " : "", f->value ? f->value : "");
+    if (at + 2 > column) {
+        fprintf(out, "\n");
+        at = 0;
+    }
+    fprintf(out, "%*s", column - at, "");
+    at = column;
+    put_text(out, &at, column, f->help);
+    if (f->is & FLAG_REQUIRED) put_text(out, &at, column, "(required)");
+    if (f->is & FLAG_REPEAT) put_text(out, &at, column, "(may be repeated)");
+    if (f->fallback) {
+        put_text(out, &at, column, "(default");
+        at += fprintf(out, " %s)", f->fallback);
+    }
     fprintf(out, "\n");
 }
 
 void args_help(const Command *c, FILE *out) {
-    fprintf(out, "usage: ");
-    usage_line(c, out);
-    fprintf(out, "\n%s\n\n", c->about);
-    int width = (int)strlen("help");
+    int width = (int)strlen("help"), at = 0;
+    put_usage(c, out);
+    fprintf(out, "\n");
+    put_text(out, &at, 0, c->about);
+    fprintf(out, "\n\n");
     for (int i = 0; i < c->nflags; i++) {
         const Flag *f = &c->flags[i];
         int n = (int)strlen(f->name) + (f->value ? 1 + (int)strlen(f->value) : 0);
-        if (n > width) width = n;
+        if (n > width && n <= HELP_COLUMN) width = n;
     }
-    for (int i = 0; i < c->nflags; i++) {
-        const Flag *f = &c->flags[i];
-        int n = fprintf(out, "  --%s%s%s", f->name, f->value ? " " : "", f->value ? f->value : "");
-        fprintf(out, "%*s  %s", width + 4 - n, "", f->help);
-        if (f->is & FLAG_REQUIRED) fprintf(out, " (required)");
-        if (f->is & FLAG_REPEAT) fprintf(out, " (may be repeated)");
-        if (f->fallback) fprintf(out, " (default %s)", f->fallback);
-        fprintf(out, "\n");
-    }
+    for (int i = 0; i < c->nflags; i++) put_flag(&c->flags[i], width, out);
     fprintf(out, "  --help%*s  this text\n", width - (int)strlen("help"), "");
 }
 
@@ -93,6 +131,8 @@ static Err parse_flag(Args *a, int argc, char **argv, int *i) {
     const char *name = argv[*i] + 2;
     size_t length = strcspn(name, "=");
     const Flag *f = flag_find(c, name, length);
+    CHECK(f || length != 4 || memcmp(name, "help", 4) != 0, E_USAGE,
+          "%s: --help takes no value, found '%s'", c->name, argv[*i]);
     if (!f) return unknown_flag(c, name, length);
     const char *text = NULL;
     if (!f->value) {

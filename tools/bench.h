@@ -17,6 +17,9 @@ typedef struct Bench {
     Arena *scratch; // what operations use
 } Bench;
 
+// bench_median: sorts the n > 0 values and returns the middle one. Local.
+double bench_median(double *values, int n);
+
 // One call of what is measured.
 typedef Err (*BenchFn)(void *user);
 // bench_time: median seconds of one call, after one warm-up: at least 5 calls and about a fifth of

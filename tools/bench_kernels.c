@@ -22,6 +22,11 @@ static int by_value(const void *a, const void *b) {
     return (x > y) - (x < y);
 }
 
+double bench_median(double *values, int n) {
+    qsort(values, (size_t)n, sizeof *values, by_value);
+    return values[n / 2];
+}
+
 Err bench_time(double *seconds, BenchFn fn, void *user) {
     double t[MAX_RUNS], total = 0;
     int n = 0;
@@ -32,8 +37,7 @@ Err bench_time(double *seconds, BenchFn fn, void *user) {
         t[n] = now_seconds() - start;
         total += t[n++];
     }
-    qsort(t, (size_t)n, sizeof *t, by_value);
-    *seconds = t[n / 2];
+    *seconds = bench_median(t, n);
     return OK;
 }
 

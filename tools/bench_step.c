@@ -79,15 +79,11 @@ static Err one_step(StepBench *t, int64_t step) {
     return optimizer_step(p, s, &t->cx, &o, &r);
 }
 
-static int by_value(const void *a, const void *b) {
-    double x = *(const double *)a, y = *(const double *)b;
-    return (x > y) - (x < y);
-}
-
-static void report(const StepBench *t, const Bench *b, const double *seconds, int n,
+// report: n times in ascending order, their median, and the tokens of one step.
+static void report(const StepBench *t, const Bench *b, const double *seconds, int n, double median,
                    double tokens) {
     GemmPeak peak = gemm_peak(b->threads);
-    double best = t->shape.mode == MODE_FP32 ? peak.f32 : peak.half, median = seconds[n / 2];
+    double best = t->shape.mode == MODE_FP32 ? peak.f32 : peak.half;
     double flops = tokens * model_flops_per_token(&t->shape), regions[PROF_COUNT], sum = 0.0;
     static const char *const modes[] = {"fp32", "bf16", "fp8"};
     prof_get(regions);
@@ -125,9 +121,9 @@ static Err measure(StepBench *t, const Bench *b) {
         seconds[n] = now_seconds() - start;
         total += seconds[n++];
     }
-    qsort(seconds, (size_t)n, sizeof *seconds, by_value);
+    double median = bench_median(seconds, n);
     int64_t passes = max_i64(1, t->config->train.global_batch / t->shape.B);
-    report(t, b, seconds, n, (double)(passes * t->shape.B * t->shape.S));
+    report(t, b, seconds, n, median, (double)(passes * t->shape.B * t->shape.S));
     return OK;
 }
 

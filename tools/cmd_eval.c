@@ -14,10 +14,10 @@
 static const Flag flags[] = {
     {"checkpoint", "PATH", NULL, FLAG_REQUIRED,
      "a run or checkpoint directory, PATH@STEP for one step"},
-    {"data", "PATH", NULL, FLAG_REPEAT, "token shards held out; may be repeated"},
+    {"data", "PATH", NULL, FLAG_REPEAT, "token shards held out"},
     {"copy", "N", NULL, 0, "score N sequences of the in-context copy task"},
     {"ngram-train", "FILE", NULL, FLAG_REPEAT,
-     "training text of the byte n-gram baselines; may be repeated"},
+     "training text of the byte n-gram baselines"},
     {"ngram-heldout", "FILE", NULL, 0,
      "held-out text of the baselines: the text the shards were made from"},
     {"set", "SECTION.KEY=VALUE", NULL, FLAG_REPEAT, "override one setting of the checkpoint"},
@@ -33,6 +33,13 @@ static const Command command = {
     COUNT_OF(flags),
     0,
     0};
+
+// A number of a JSON object; JSON has no NaN (bits per byte of shards that do not say their bytes).
+static Text32 json_number(double x) {
+    Text32 t;
+    snprintf(t.s, sizeof t.s, isfinite(x) ? "%.9g" : "null", x);
+    return t;
+}
 
 static Err eval_data(Solo *s, const Config *c, const Args *a, FILE *json, double *bpb) {
     LoaderCorpus corpora[64];
@@ -62,9 +69,10 @@ static Err eval_data(Solo *s, const Config *c, const Args *a, FILE *json, double
              (long long)r.tokens, (long long)r.text_bytes);
     if (json) {
         fprintf(json,
-                "{\"eval\":\"heldout\",\"loss\":%.9g,\"bits_per_byte\":%.9g,\"tokens\":%lld,"
+                "{\"eval\":\"heldout\",\"loss\":%s,\"bits_per_byte\":%s,\"tokens\":%lld,"
                 "\"bytes\":%lld}\n",
-                r.loss, r.bits_per_byte, (long long)r.tokens, (long long)r.text_bytes);
+                json_number(r.loss).s, json_number(r.bits_per_byte).s, (long long)r.tokens,
+                (long long)r.text_bytes);
     }
     return OK;
 }
@@ -88,7 +96,8 @@ static Err eval_ngram(const Args *a, double bpb, FILE *json) {
     const char *train[64];
     int n = args_count(a, "ngram-train");
     double order2 = 0.0, order4 = 0.0;
-    CHECK(n >= 1 && n <= COUNT_OF(train), E_USAGE, "--ngram-heldout needs --ngram-train FILE");
+    CHECK(n <= COUNT_OF(train), E_USAGE, "--ngram-train was given %d times; the most is %d", n,
+          COUNT_OF(train));
     for (int i = 0; i < n; i++) train[i] = args_nth(a, "ngram-train", i);
     const char *heldout = args_get(a, "ngram-heldout");
     TRY(ngram_bits_per_byte(train, n, heldout, 2, &order2));
@@ -97,8 +106,8 @@ static Err eval_ngram(const Args *a, double bpb, FILE *json) {
              order4);
     if (json) {
         fprintf(json,
-                "{\"eval\":\"ngram\",\"bits_per_byte\":%.9g,\"order2\":%.9g,\"order4\":%.9g}\n",
-                bpb, order2, order4);
+                "{\"eval\":\"ngram\",\"bits_per_byte\":%s,\"order2\":%.9g,\"order4\":%.9g}\n",
+                json_number(bpb).s, order2, order4);
     }
     return OK;
 }
@@ -121,11 +130,23 @@ static Err open_checkpoint(Solo *s, Config **c, const Args *a) {
     return solo_publish(s);
 }
 
+// check_wishes: what belongs together is there, before anything is read or written.
+static Err check_wishes(const Args *a) {
+    bool has_data = args_has(a, "data");
+    int64_t copy = 0;
+    TRY(args_int(a, "copy", 1, 1000000, &copy));
+    CHECK(has_data || copy > 0, E_USAGE, "give --data PATH, or --copy N");
+    bool has_ngram = args_has(a, "ngram-train") || args_has(a, "ngram-heldout");
+    bool is_whole = has_data && args_has(a, "ngram-train") && args_has(a, "ngram-heldout");
+    CHECK(!has_ngram || is_whole, E_USAGE,
+          "the n-gram baselines need --data PATH, --ngram-train FILE and --ngram-heldout FILE");
+    return OK;
+}
+
 static Err evaluate_all(Solo *s, const Config *c, const Args *a, FILE *json) {
     double bpb = NAN;
     int64_t copy = 0;
     TRY(args_int(a, "copy", 1, 1000000, &copy));
-    CHECK(args_count(a, "data") > 0 || copy > 0, E_USAGE, "give --data PATH, or --copy N");
     if (args_count(a, "data") > 0) TRY(eval_data(s, c, a, json, &bpb));
     if (copy > 0) TRY(eval_copy(s, c, copy, json));
     if (args_get(a, "ngram-heldout")) TRY(eval_ngram(a, bpb, json));
@@ -140,6 +161,7 @@ Err cmd_eval(int argc, char **argv) {
     Config *c = NULL;
     FILE *json = NULL;
     memset(&s, 0, sizeof s);
+    TRY(check_wishes(&a));
     if (args_get(&a, "json")) {
         json = fopen(args_get(&a, "json"), "we");
         CHECK(json, E_OUTPUT, "--json: cannot write %s: %s", args_get(&a, "json"), strerror(errno));

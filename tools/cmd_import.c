@@ -1,6 +1,7 @@
 // cmd_import.c - `tessera import`: a Hugging Face DeepSeek checkpoint becomes one of ours.
 #include <dirent.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "args.h"
 #include "checkpoint.h"
@@ -12,6 +13,7 @@
 
 // Nothing is overwritten: `out` must not hold anything.
 static Err check_free(const char *out) {
+    CHECK(out[0], E_USAGE, "--out: the path is empty");
     DIR *d = opendir(out);
     if (!d) return OK; // what cannot be created is told when it is
     bool is_empty = true;
@@ -32,7 +34,9 @@ static Err save(Solo *solo, const Config *c, const char *out) {
         tokenizer_free(&t);
     }
     CHECK(snprintf(dir, sizeof dir, "%s/checkpoints", out) < (int)sizeof dir, E_USAGE, "--out is too long");
-    return checkpoint_save(dir, model_params(solo->model), &solo->cx, &info, c, 1, 0);
+    Err err = checkpoint_save(dir, model_params(solo->model), &solo->cx, &info, c, 1, 0);
+    if (err != OK) rmdir(dir); // empty: the next try may use the same folder
+    return err;
 }
 
 static Err import(const char *from, const char *out) {

@@ -54,8 +54,7 @@ static void print_shape(int ndim, const int64_t *shape) {
     printf("%-22s", text);
 }
 
-// ---- checkpoints and runs
-// -------------------------------------------------------------------------
+// ---- checkpoints and runs ----------------------------------------------------------------------
 
 static void print_manifest(const Manifest *m) {
     int64_t bytes = 0, params = 0;
@@ -159,8 +158,7 @@ static Err inspect_run(const char *path) {
     return inspect_list(dir);
 }
 
-// ---- token shards
-// ---------------------------------------------------------------------------------
+// ---- token shards ------------------------------------------------------------------------------
 
 static Err print_tokens(const Tokens *t) {
     const TokenMeta *m = tokens_meta(t);
@@ -187,8 +185,7 @@ static Err inspect_tokens(const char *path) {
     return err;
 }
 
-// ---- tensor files
-// ---------------------------------------------------------------------------------
+// ---- tensor files ------------------------------------------------------------------------------
 
 // Reads a tensor to its end and prints the hash of its values.
 static Err print_tensor(TensorFile *f, const TensorInfo *info, void *stage, HashStream *hash) {
@@ -281,8 +278,7 @@ static Err inspect_safetensors(const char *path) {
     return OK;
 }
 
-// ---- which is it
-// ----------------------------------------------------------------------------------
+// ---- which is it -------------------------------------------------------------------------------
 
 static bool holds_shards(const char *path) {
     DIR *d = opendir(path);

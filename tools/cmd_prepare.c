@@ -5,8 +5,8 @@
 // not documents. Either all shards appear or, after an error, none.
 #include "commands.h"
 
+#include <dirent.h>
 #include <errno.h>
-#include <glob.h>
 #include <limits.h>
 #include <stdlib.h>
 #include <string.h>
@@ -97,21 +97,29 @@ static Err directory_make(const char *dir) {
     return OK;
 }
 
+// Is `file` a shard called `name`: NAME-00000.h5?
+static bool is_shard(const char *file, const char *name) {
+    size_t n = strlen(name);
+    return !strncmp(file, name, n) && file[n] == '-' && strspn(file + n + 1, "0123456789") == 5 &&
+           !strcmp(file + n + 6, ".h5");
+}
+
 static Err output_is_free(const char *dir, const char *name) {
-    char pattern[PATH_MAX];
-    glob_t g;
     CHECK(*name && !strpbrk(name, "/*?[]\\"), E_USAGE, "--name %s: expected a plain file name",
           name);
-    snprintf(pattern, sizeof pattern, "%s/%s-[0-9][0-9][0-9][0-9][0-9].h5", dir, name);
-    int rc = glob(pattern, 0, NULL, &g);
-    if (rc == GLOB_NOMATCH) return OK;
-    CHECK(rc == 0, E_OUTPUT, "%s: cannot look for old shards", dir);
-    char first[PATH_MAX];
-    snprintf(first, sizeof first, "%s", g.gl_pathv[0]);
-    size_t n = g.gl_pathc;
-    globfree(&g);
-    FAIL(E_USAGE, "%s is there already (%zu shard%s): remove it, or give another --name or --out",
-         first, n, n == 1 ? "" : "s");
+    DIR *d = opendir(dir);
+    if (!d) return OK; // what cannot be created is told when it is
+    char first[NAME_MAX + 1] = "";
+    int n = 0;
+    for (struct dirent *e; (e = readdir(d));) {
+        if (!is_shard(e->d_name, name)) continue;
+        if (!n++ || strcmp(e->d_name, first) < 0) snprintf(first, sizeof first, "%s", e->d_name);
+    }
+    closedir(d);
+    CHECK(n == 0, E_USAGE,
+          "%s/%s is there already (%d shard%s): remove it, or give another --name or --out", dir,
+          first, n, n == 1 ? "" : "s");
+    return OK;
 }
 
 static Err inputs_are_there(const Args *a) {

@@ -15,7 +15,7 @@ static const Flag flags[] = {
      "start a new run from a checkpoint's weights (with --resume auto: only if there is nothing to "
      "resume)"},
     {"steps", "N", NULL, 0, "stop at step N (the schedule's length stays train.steps)"},
-    {"set", "SECTION.KEY=VALUE", NULL, FLAG_REPEAT, "override one setting; may be repeated"},
+    {"set", "SECTION.KEY=VALUE", NULL, FLAG_REPEAT, "override one setting"},
     {"device", "auto|cpu", "auto", 0, "where to compute"},
     {"threads", "N", NULL, 0,
      "threads per rank (default: OMP_NUM_THREADS, or cores / local ranks)"},
@@ -36,7 +36,7 @@ Err cmd_train(int argc, char **argv) {
     Args a;
     TRY(args_parse(&a, &command, argc, argv));
     if (a.is_help) {
-        printf("\nsettings (section.key):\n");
+        printf("\nsettings (section.key); * = fixed for a run, the others may change on resume:\n");
         config_help(stdout);
         return OK;
     }

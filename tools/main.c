@@ -22,11 +22,11 @@ static const Subcommand commands[] = {
     {"eval", "held-out loss, bits per byte, in-context copy of a checkpoint", cmd_eval},
     {"tokenizer", "train a byte-level BPE tokenizer, encode and decode with one", cmd_tokenizer},
     {"prepare", "turn text into token shards", cmd_prepare},
-    {"dump", "write logits, losses, gradients for given tokens, to compare with other programs", cmd_dump},
+    {"dump", "write logits, losses and gradients for given tokens", cmd_dump},
     {"import", "read a Hugging Face DeepSeek checkpoint", cmd_import},
     {"export", "write a checkpoint as a Hugging Face DeepSeek model", cmd_export},
-    {"inspect", "show what a run, checkpoint, token shard or tensor file holds, and verify it", cmd_inspect},
-    {"bench", "speed of operations and of the whole step, as a fraction of what this machine can do", cmd_bench},
+    {"inspect", "show and verify a run, checkpoint, token shard or tensor file", cmd_inspect},
+    {"bench", "speed of operations and steps, as a fraction of the machine's peak", cmd_bench},
     {"doctor", "describe this machine, its ranks and the libraries", cmd_doctor},
 };
 
@@ -36,8 +36,7 @@ static void print_help(FILE *out) {
     for (int i = 0; i < COUNT_OF(commands); i++) {
         fprintf(out, "  %-10s  %s\n", commands[i].name, commands[i].help);
     }
-    fprintf(out, "\n'tessera COMMAND --help' lists the flags of a command; 'tessera --version' "
-                 "what this is.\n");
+    fprintf(out, "\n'tessera COMMAND --help' lists a command's flags; 'tessera --version' versions.\n");
 }
 
 static Err unknown_command(const char *word) {

@@ -21,13 +21,6 @@ static AttnShape attn_shape(const Shape *s, const AttentionSaved *a) {
     return r;
 }
 
-static Err norm_fwd(Cx *cx, Mat y, float *rstd, Mat x, const Param *w, float eps) {
-    prof_enter(PROF_ELEMENTWISE);
-    TRY(cx->ops->norm_rms_fwd(&cx->op, y, rstd, x, w->w.p, eps));
-    prof_leave();
-    return OK;
-}
-
 static Err norm_bwd(Cx *cx, Mat dx, Mat dy, Mat x, const Param *w, const float *rstd, Mat dres) {
     prof_enter(PROF_ELEMENTWISE);
     TRY(cx->ops->norm_rms_bwd(&cx->op, dx, w->grad.p, dy, x, w->w.p, rstd, dres));
@@ -46,18 +39,6 @@ static Err rotate(const Shape *s, Cx *cx, const AttentionSaved *a, Mat q, Mat kr
     return OK;
 }
 
-// normed_operand: the operand of RMSNorm(x), its matrix kept only where the mode needs it.
-static Err normed_operand(const Shape *s, Cx *cx, Operand *o, float *rstd, Mat x, const Param *w, float eps) {
-    Arena *keep = s->mode == MODE_FP8 ? cx->scratch : cx->acts;
-    size_t mark = arena_mark(cx->scratch);
-    Mat n;
-    TRY(arena_mat(keep, &n, s->act, x.rows, x.cols, "normed"));
-    TRY(norm_fwd(cx, n, rstd, x, w, eps));
-    TRY(operand_make(s, cx, o, cx->acts, n, false));
-    arena_release(cx->scratch, mark);
-    return OK;
-}
-
 static Err query_fwd(const Shape *s, Cx *cx, const AttentionParams *p, AttentionSaved *a, int64_t T) {
     Groups all = groups_none();
     TRY(arena_mat(cx->acts, &a->q, s->act, T, s->H * (s->Dn + s->Dr), "attn.q"));
@@ -65,7 +46,7 @@ static Err query_fwd(const Shape *s, Cx *cx, const AttentionParams *p, Attention
     TRY(arena_mat(cx->acts, &a->cq_raw, s->act, T, s->Rq, "attn.cq_raw"));
     TRY(linear_fprop(s, cx, a->cq_raw, &a->n, p->q_a, all));
     ARENA_NEW(cx->acts, a->rstd_q, T);
-    TRY(normed_operand(s, cx, &a->cq, a->rstd_q, a->cq_raw, p->q_a_norm, LATENT_EPS));
+    TRY(operand_normed(s, cx, &a->cq, a->rstd_q, a->cq_raw, p->q_a_norm, LATENT_EPS));
     return linear_fprop(s, cx, a->q, &a->cq, p->q_b, all);
 }
 
@@ -74,7 +55,7 @@ static Err keyvalue_fwd(const Shape *s, Cx *cx, const AttentionParams *p, Attent
     TRY(arena_mat(cx->acts, &a->kva, s->act, T, s->Rkv + s->Dr, "attn.kva"));
     TRY(linear_fprop(s, cx, a->kva, &a->n, p->kv_a, all));
     ARENA_NEW(cx->acts, a->rstd_kv, T);
-    TRY(normed_operand(s, cx, &a->ckv, a->rstd_kv, mat_cols(a->kva, 0, s->Rkv), p->kv_a_norm, LATENT_EPS));
+    TRY(operand_normed(s, cx, &a->ckv, a->rstd_kv, mat_cols(a->kva, 0, s->Rkv), p->kv_a_norm, LATENT_EPS));
     TRY(arena_mat(cx->acts, &a->kv, s->act, T, s->H * (s->Dn + s->Dv), "attn.kv"));
     return linear_fprop(s, cx, a->kv, &a->ckv, p->kv_b, all);
 }
@@ -86,7 +67,7 @@ Err attention_fwd(const Shape *s, Cx *cx, const AttentionParams *p, AttentionSav
     *a = saved;
     ARENA_NEW(cx->acts, a->rstd, T);
     ARENA_NEW(cx->acts, a->lse, s->H * T);
-    TRY(normed_operand(s, cx, &a->n, a->rstd, x, p->norm, s->eps));
+    TRY(operand_normed(s, cx, &a->n, a->rstd, x, p->norm, s->eps));
     TRY(query_fwd(s, cx, p, a, T));
     TRY(keyvalue_fwd(s, cx, p, a, T));
     Mat kr = mat_cols(a->kva, s->Rkv, s->Dr);

@@ -87,7 +87,10 @@ static void help_default(FILE *out, const Key *k) {
     static const Config none; // lists and paths: empty
     if (k->is_required) {
         fputs("required", out);
-    } else if (k->is_nullable) {
+        return;
+    }
+    fputs("default ", out);
+    if (k->is_nullable) {
         fputs("null", out);
     } else {
         Config c = none;
@@ -104,10 +107,10 @@ void config_help(FILE *out) {
         section = k->section;
         char expected[160];
         keys_expected(expected, sizeof expected, k);
-        fprintf(out, "  %s%s: %s; default ", k->nest ? "  " : "", k->name, expected);
+        fprintf(out, "  %s%s%s: %s\n      %s(", k->nest ? "  " : "", k->name,
+                k->is_same ? "*" : "", expected, k->nest ? "  " : "");
         help_default(out, k);
-        fprintf(out, "; %s\n      %s%s\n", k->is_same ? "fixed for a run" : "may change on resume",
-                k->nest ? "  " : "", k->help);
+        fprintf(out, ") %s\n", k->help);
     }
 }
 

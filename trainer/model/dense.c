@@ -63,13 +63,9 @@ Err dense_fwd(const Shape *s, Cx *cx, const DenseParams *p, DenseSaved *a, Mat y
     DenseSaved saved = {.x = x};
     *a = saved;
     ARENA_NEW(cx->acts, a->rstd, x.rows);
+    TRY(operand_normed(s, cx, &a->n, a->rstd, x, p->norm, s->eps));
     size_t mark = arena_mark(cx->scratch);
-    Mat n, out;
-    TRY(arena_mat(s->mode == MODE_FP8 ? cx->scratch : cx->acts, &n, s->act, x.rows, s->D, "dense.n"));
-    prof_enter(PROF_ELEMENTWISE);
-    TRY(cx->ops->norm_rms_fwd(&cx->op, n, a->rstd, x, p->norm->w.p, s->eps));
-    prof_leave();
-    TRY(operand_make(s, cx, &a->n, cx->acts, n, false));
+    Mat out;
     TRY(arena_mat(cx->scratch, &out, s->act, x.rows, s->D, "dense.out"));
     TRY(ffn_fwd(s, cx, p, a, out, &a->n, x.rows));
     prof_enter(PROF_ELEMENTWISE);

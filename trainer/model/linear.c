@@ -19,6 +19,19 @@ Err operand_make(const Shape *s, Cx *cx, Operand *o, Arena *arena, Mat x, bool k
     return OK;
 }
 
+Err operand_normed(const Shape *s, Cx *cx, Operand *o, float *rstd, Mat x, const Param *w, float eps) {
+    Arena *keep = s->mode == MODE_FP8 ? cx->scratch : cx->acts;
+    size_t mark = arena_mark(cx->scratch);
+    Mat n;
+    TRY(arena_mat(keep, &n, s->act, x.rows, x.cols, "normed"));
+    prof_enter(PROF_ELEMENTWISE);
+    TRY(cx->ops->norm_rms_fwd(&cx->op, n, rstd, x, w->w.p, eps));
+    prof_leave();
+    TRY(operand_make(s, cx, o, cx->acts, n, false));
+    arena_release(cx->scratch, mark);
+    return OK;
+}
+
 int64_t operand_row_bytes(const Shape *s, int64_t cols) {
     return s->mode == MODE_FP8 ? matq_row_bytes(s->scale, cols) : cols * (int64_t)dtype_bytes(s->act);
 }

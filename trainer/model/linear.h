@@ -16,6 +16,9 @@ typedef struct Operand {
 // operand_make: quantise x in fp8 mode (codes pushed on `arena`), else a view of x. In fp8 mode `keep_x` says whether
 // the view of x stays in the operand (the caller keeps its memory).
 Err operand_make(const Shape *s, Cx *cx, Operand *o, Arena *arena, Mat x, bool keep_x) MUST_CHECK;
+// operand_normed: the operand of RMSNorm(x) with w, pushed on acts; rstd [M] is written. Its matrix stays only where
+// the mode needs it.
+Err operand_normed(const Shape *s, Cx *cx, Operand *o, float *rstd, Mat x, const Param *w, float eps) MUST_CHECK;
 // operand_row_bytes: bytes of a row on the wire. operand_wire: the operand whose rows lie at p in wire layout.
 int64_t operand_row_bytes(const Shape *s, int64_t cols);
 Operand operand_wire(const Shape *s, void *p, int64_t rows, int64_t cols);

@@ -41,8 +41,7 @@ static void shard_name(char out[64], int rank) {
     snprintf(out, 64, "shard_%05d.h5", rank);
 }
 
-// ---- every rank: its rows
-// -------------------------------------------------------------------------
+// ---- every rank: its rows ----------------------------------------------------------------------
 
 static Err write_rows(Save *s, TensorFile *f, void *stage) {
     Cx *cx = s->cx;
@@ -94,8 +93,7 @@ done:
     return err;
 }
 
-// ---- rank 0: what describes the rows
-// --------------------------------------------------------------
+// ---- rank 0: what describes the rows -----------------------------------------------------------
 
 static Err text_file(const Save *s, const char *name, const char *text, size_t n) {
     char path[CKDIR_PATH + 80];
@@ -240,8 +238,7 @@ static Err describe(const Save *s, const CheckpointInfo *info, const Config *con
     return err;
 }
 
-// ---- all together
-// ---------------------------------------------------------------------------------
+// ---- all together ------------------------------------------------------------------------------
 
 // rank 0: the folder, without what earlier runs left, and the serial number of this save.
 static Err prepare(Save *s) {

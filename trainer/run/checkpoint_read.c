@@ -31,8 +31,7 @@ static bool has_manifest(const char *dir) {
     return access(path, F_OK) == 0;
 }
 
-// ---- finding
-// --------------------------------------------------------------------------------------
+// ---- finding -----------------------------------------------------------------------------------
 
 // One candidate after the other, the same on all ranks.
 typedef struct Search {
@@ -134,8 +133,7 @@ Err checkpoint_find(char *out, size_t n, bool *found, const char *path, int64_t 
     return err;
 }
 
-// ---- what it says about itself
-// --------------------------------------------------------------------
+// ---- what it says about itself -----------------------------------------------------------------
 
 Err checkpoint_read_info(const char *dir, CheckpointInfo *info) {
     Manifest *m = NULL;
@@ -189,8 +187,7 @@ done:
     return err;
 }
 
-// ---- loading
-// --------------------------------------------------------------------------------------
+// ---- loading -----------------------------------------------------------------------------------
 
 typedef struct Load {
     const char *dir;

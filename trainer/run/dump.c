@@ -243,10 +243,12 @@ void dump_free(Dump *d) {
 Err dump_read_tokens(const Safetensors *st, const char *path, int32_t **tokens, int64_t *B, int64_t *S) {
     const StTensor *t = safetensors_find(st, "tokens");
     CHECK(t, E_INPUT, "%s: no tensor named tokens", path);
-    bool is_right =
-        t->ndim == 2 && t->shape[0] > 0 && t->shape[1] > 0 && (t->dtype == ST_I32 || t->dtype == ST_I64);
-    CHECK(is_right, E_INPUT, "%s: tokens must be I32 [sequences, positions], found %s with %d dimensions", path,
+    CHECK(t->ndim == 2 && (t->dtype == ST_I32 || t->dtype == ST_I64), E_INPUT,
+          "%s: tokens must be I32 [sequences, positions], found %s with %d dimensions", path,
           st_type_name(t->dtype), t->ndim);
+    CHECK(t->shape[0] > 0 && t->shape[1] > 1, E_INPUT,
+          "%s: tokens is [%lld, %lld]: at least one sequence of 2 positions is needed", path,
+          (long long)t->shape[0], (long long)t->shape[1]);
     *B = t->shape[0];
     *S = t->shape[1];
     MEM_NEW(*tokens, *B * *S);
@@ -259,7 +261,8 @@ Err dump_read_tokens(const Safetensors *st, const char *path, int32_t **tokens, 
         } else {
             memcpy(&wide, (const char *)t->data + i * 8, 8);
         }
-        (*tokens)[i] = wide >= 0 && wide <= INT32_MAX ? (int32_t)wide : -1; // checked against the vocabulary later
+        // checked against the vocabulary later
+        (*tokens)[i] = (int32_t)max_i64(INT32_MIN, min_i64(INT32_MAX, wide));
     }
     return OK;
 }

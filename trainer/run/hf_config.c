@@ -89,12 +89,17 @@ static Err read_rope(Sets *sets, const JsonFlat *j, const char *path) {
     bool is_yarn = false;
     for (int n = 0; n < 2 && !is_yarn; n++) {
         char key[64];
+        const JsonItem *flat = given(j, nests[n]);
+        CHECK(!flat, E_INPUT, "%s: %s is %s; expected an object or null", path, nests[n], flat->text);
+        snprintf(key, sizeof key, "%s.factor", nests[n]);
+        bool has_factor = given(j, key) != NULL;
         snprintf(key, sizeof key, "%s.rope_theta", nests[n]);
         if (given(j, key)) TRY(sets_add(sets, "model.rope_theta=%s", given(j, key)->text));
         snprintf(key, sizeof key, "%s.rope_type", nests[n]);
         const JsonItem *type = given(j, key);
         snprintf(key, sizeof key, "%s.type", nests[n]);
         if (!type) type = given(j, key);
+        CHECK(type || !has_factor, E_INPUT, "%s: %s has a factor but no type; supported is yarn", path, nests[n]);
         if (!type || !strcmp(type->text, "default")) continue;
         CHECK(!strcmp(type->text, "yarn"), E_INPUT, "%s: %s is %s; supported are yarn and none", path, type->key,
               type->text);

@@ -235,6 +235,14 @@ Err hf_export(const char *dir, const Params *p, const Shape *s, const Config *c,
     snprintf(clean, sizeof clean, "%s", dir);
     for (size_t n = strlen(clean); n > 1 && clean[n - 1] == '/'; n--) clean[n - 1] = '\0';
     TRY(check_free(clean));
+    struct stat st; // a link keeps pointing at the folder that is written
+    if (lstat(clean, &st) == 0 && S_ISLNK(st.st_mode)) {
+        char *target = realpath(clean, NULL);
+        bool is_usable = target && strlen(target) < sizeof clean;
+        if (is_usable) snprintf(clean, sizeof clean, "%s", target);
+        free(target);
+        CHECK(is_usable, E_OUTPUT, "cannot export to %s: a link to nowhere", dir);
+    }
     snprintf(partial, sizeof partial, "%s.partial-%ld", clean, (long)getpid());
     CHECK(mkdir(partial, 0777) == 0, E_OUTPUT, "cannot create %s: %s", partial, strerror(errno));
     Exporter ex = {.s = s, .cx = cx, .how = how};

@@ -53,6 +53,8 @@ static Err pick_dir(Run *r, const char *resume_path) {
     const TrainOptions *o = &r->opt;
     char stem[256];
     if (o->run_dir) {
+        CHECK(o->run_dir[0], E_USAGE, "--run-dir: the path is empty");
+        CHECK(strlen(o->run_dir) < sizeof r->dir, E_USAGE, "--run-dir: the path is too long");
         snprintf(r->dir, sizeof r->dir, "%s", o->run_dir);
     } else if (resume_path && is_dir(resume_path)) {
         char inside[1100];

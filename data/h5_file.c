@@ -171,10 +171,12 @@ Err h5_set_double(int64_t file, const char *path, const char *object, const char
     return OK;
 }
 
-bool h5_has_attribute(int64_t file, const char *object, const char *key) {
-    htri_t there = H5Aexists_by_name(file, object, key, H5P_DEFAULT);
-    if (there < 0) h5_error_clear();
-    return there > 0;
+Err h5_has_attribute(int64_t file, const char *path, const char *object, const char *key,
+                     bool *there) {
+    htri_t found = H5Aexists_by_name(file, object, key, H5P_DEFAULT);
+    CHECK(found >= 0, E_INPUT, "%s: attribute %s of %s: %s", path, key, object, h5_error_text());
+    *there = found > 0;
+    return OK;
 }
 
 // Open an attribute and check that it is one value of the wanted class.
@@ -182,8 +184,9 @@ static Err attribute_open(hid_t *out, hid_t file, const char *path, const char *
                           const char *key, H5T_class_t want) {
     static const char *names[] = {
         [H5T_INTEGER] = "an integer", [H5T_FLOAT] = "a number", [H5T_STRING] = "a string"};
-    CHECK(h5_has_attribute(file, object, key), E_INPUT, "%s: %s has no attribute '%s'", path,
-          object, key);
+    bool there = false;
+    TRY(h5_has_attribute(file, path, object, key, &there));
+    CHECK(there, E_INPUT, "%s: %s has no attribute '%s'", path, object, key);
     hid_t id = H5Aopen_by_name(file, object, key, H5P_DEFAULT, H5P_DEFAULT);
     CHECK(id >= 0, E_INPUT, "%s: attribute %s of %s: %s", path, key, object, h5_error_text());
     hid_t space = H5Aget_space(id), type = H5Aget_type(id);

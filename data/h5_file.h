@@ -41,4 +41,6 @@ Err h5_get_int(int64_t file, const char *path, const char *object, const char *k
                int64_t *value) MUST_CHECK;
 Err h5_get_double(int64_t file, const char *path, const char *object, const char *key,
                   double *value) MUST_CHECK;
-bool h5_has_attribute(int64_t file, const char *object, const char *key);
+// Whether there is such an attribute; what cannot be read is damage, not absence.
+Err h5_has_attribute(int64_t file, const char *path, const char *object, const char *key,
+                     bool *there) MUST_CHECK;

@@ -9,9 +9,9 @@
 #include "fail.h"
 
 typedef struct OutFile {
-    FILE *f;          // to write to; NULL when closed
-    char *path;       // where it will be
-    char *temporary;  // where it is written; NULL: directly
+    FILE *f;         // to write to; NULL when closed
+    char *path;      // where it will be
+    char *temporary; // where it is written; NULL: directly
 } OutFile;
 
 // outfile_open: start writing. Errors: E_OUTPUT, E_INTERNAL; nothing has to be freed then. Local.

@@ -177,7 +177,9 @@ static Err info_held(TensorFile *f, const char *name, hid_t set, TensorInfo *inf
     CHECK(ndim >= 0 && ndim <= TENSOR_DIMS, E_INPUT,
           "%s: dataset %s has %d dimensions, at most %d expected", f->path, name, ndim,
           TENSOR_DIMS);
-    if (info->dtype == DT_U16 && h5_has_attribute(f->id, name, "dtype")) {
+    bool has_dtype = false;
+    if (info->dtype == DT_U16) TRY(h5_has_attribute(f->id, f->path, name, "dtype", &has_dtype));
+    if (has_dtype) {
         char text[16];
         TRY(h5_get_text(f->id, f->path, name, "dtype", text, sizeof text));
         CHECK(strcmp(text, "bf16") == 0, E_INPUT, "%s: dataset %s: dtype '%s', expected 'bf16'",
@@ -497,10 +499,13 @@ typedef struct NameList {
     bool is_bad; // out of memory, or a name that is too long
 } NameList;
 
-static herr_t name_add(hid_t file, const char *name, const H5O_info_t *info, void *arg) {
+// Links are visited, not objects: HDF5 passes over objects it cannot read without a word.
+static herr_t name_add(hid_t file, const char *name, const H5L_info_t *link, void *arg) {
     NameList *list = arg;
-    (void)file;
-    if (info->type != H5O_TYPE_DATASET) return 0;
+    H5O_info_t info;
+    if (link->type != H5L_TYPE_HARD) return 0;
+    if (H5Oget_info_by_name2(file, name, &info, H5O_INFO_BASIC, H5P_DEFAULT) < 0) return -1;
+    if (info.type != H5O_TYPE_DATASET) return 0;
     if (list->n == list->cap) {
         int64_t cap = list->cap ? 2 * list->cap : 64;
         void *p = realloc(list->name, (size_t)cap * TENSOR_NAME);
@@ -520,7 +525,7 @@ static Err list_held(TensorFile *f, TensorInfo **out, int64_t *n) {
     NameList names = {0};
     TensorInfo *list = NULL;
     Err err = OK;
-    herr_t rc = H5Ovisit2(f->id, H5_INDEX_NAME, H5_ITER_INC, name_add, &names, H5O_INFO_BASIC);
+    herr_t rc = H5Lvisit(f->id, H5_INDEX_NAME, H5_ITER_INC, name_add, &names);
     CHECK_OR(rc >= 0 && !names.is_bad, done, E_INPUT, "%s: cannot list the tensors: %s", f->path,
              h5_error_text());
     list = calloc((size_t)names.n + 1, sizeof *list);
@@ -560,6 +565,11 @@ Err tensorfile_set_double(TensorFile *f, const char *tensor, const char *key, do
 Err tensorfile_get_text(TensorFile *f, const char *tensor, const char *key, char *value,
                         size_t cap) {
     LOCKED(h5_get_text(f->id, f->path, tensor ? tensor : "/", key, value, cap));
+    return OK;
+}
+
+Err tensorfile_has_key(TensorFile *f, const char *tensor, const char *key, bool *there) {
+    LOCKED(h5_has_attribute(f->id, f->path, tensor ? tensor : "/", key, there));
     return OK;
 }
 

@@ -88,6 +88,8 @@ Err tensorfile_set_double(TensorFile *f, const char *tensor, const char *key,
                           double value) MUST_CHECK;
 Err tensorfile_get_text(TensorFile *f, const char *tensor, const char *key, char *value,
                         size_t cap) MUST_CHECK;
+Err tensorfile_has_key(TensorFile *f, const char *tensor, const char *key,
+                       bool *there) MUST_CHECK;
 Err tensorfile_get_int(TensorFile *f, const char *tensor, const char *key,
                        int64_t *value) MUST_CHECK;
 Err tensorfile_get_double(TensorFile *f, const char *tensor, const char *key,

@@ -35,7 +35,7 @@ typedef struct TokenMeta {
 
 typedef struct TokenWriter TokenWriter;
 
-// token_writer_open: a new shard. It is written under path + ".tmp" and appears by a rename in
+// token_writer_open: a new shard. It is written beside its place and appears by a rename in
 // token_writer_finish. Errors: E_OUTPUT.
 Err token_writer_open(TokenWriter **w, const char *path, const TokenMeta *meta,
                       int64_t shard_index) MUST_CHECK;
@@ -47,7 +47,7 @@ Err token_writer_add(TokenWriter *w, const int32_t *ids, int64_t n, int64_t text
 // token_writer_tokens: tokens so far.
 int64_t token_writer_tokens(const TokenWriter *w);
 // token_writer_finish: write the rest, fsync, rename. *w = NULL always. shard_count: how many
-// shards the set has, 0 if not known yet. Errors: E_OUTPUT (the .tmp file is removed).
+// shards the set has, 0 if not known yet. Errors: E_OUTPUT (what was written is removed).
 Err token_writer_finish(TokenWriter **w, int64_t shard_count) MUST_CHECK;
 // token_writer_drop: give up and remove the file. Accepts NULL.
 void token_writer_drop(TokenWriter **w);

@@ -25,7 +25,7 @@ typedef struct List {
 } List;
 
 struct TokenWriter {
-    char path[PATH_MAX], tmp[PATH_MAX + 8];
+    char path[PATH_MAX], tmp[PATH_MAX + 32];
     int64_t file, set; // hid_t, -1 when closed
     TokenMeta meta;
     int64_t shard_index;
@@ -116,7 +116,7 @@ Err token_writer_open(TokenWriter **out, const char *path, const TokenMeta *meta
     CHECK(w, E_INTERNAL, "%s: out of memory", path);
     w->file = w->set = -1;
     snprintf(w->path, sizeof w->path, "%s", path);
-    snprintf(w->tmp, sizeof w->tmp, "%s.tmp", path);
+    snprintf(w->tmp, sizeof w->tmp, "%s.partial-%ld", path, (long)getpid());
     w->meta = *meta;
     w->shard_index = shard_index;
     w->item = meta->vocab_size <= 65536 ? 2 : 4;

@@ -13,16 +13,16 @@ static void fold_piece(Fold how, void *x, const void *all, int n, int nranks) {
     const int64_t *v = all;
     for (int i = 0; i < n; i++) {
         double sum = 0.0;
-        int64_t isum = 0;
+        uint64_t isum = 0; // hashes wrap around
         int64_t top = INT64_MIN;
         for (int r = 0; r < nranks; r++) {
             int64_t at = (int64_t)r * n + i;
             if (how == FOLD_SUM_F64) sum = r == 0 ? f[at] : sum + f[at];
-            if (how == FOLD_SUM_I64) isum += v[at];
+            if (how == FOLD_SUM_I64) isum += (uint64_t)v[at];
             if (how == FOLD_MAX_I64) top = max_i64(top, v[at]);
         }
         if (how == FOLD_SUM_F64) ((double *)x)[i] = sum;
-        if (how == FOLD_SUM_I64) ((int64_t *)x)[i] = isum;
+        if (how == FOLD_SUM_I64) ((int64_t *)x)[i] = (int64_t)isum;
         if (how == FOLD_MAX_I64) ((int64_t *)x)[i] = top;
     }
 }

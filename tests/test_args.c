@@ -98,13 +98,19 @@ static void test_help_fits(void **state) {
     (void)state;
     static const Flag many[] = {
         {"resume-from-somewhere", "auto|never|PATH[@STEP]", NULL, 0,
-         "a text that is so long that it does not fit into a line of eighty columns, and then some"},
+         "a text that is so long that it does not fit into a line of eighty columns, and then "
+         "some"},
         {"set", "SECTION.KEY=VALUE", NULL, FLAG_REPEAT | FLAG_REQUIRED, "override one"},
         {"heldout-text-of-the-baselines", "FILE", "none", 0, "short"},
     };
-    static const Command wide = {
-        "tessera try", "INPUT...", "Many words about this command, on\nmore lines than one, every "
-        "one of them as short as a terminal wants it.", many, COUNT_OF(many), 1, 1};
+    static const Command wide = {"tessera try",
+                                 "INPUT...",
+                                 "Many words about this command, on\nmore lines than one, every "
+                                 "one of them as short as a terminal wants it.",
+                                 many,
+                                 COUNT_OF(many),
+                                 1,
+                                 1};
     char text[4096] = "";
     FILE *f = fmemopen(text, sizeof text, "w");
     args_help(&wide, f);
@@ -122,7 +128,8 @@ static void test_help_fits(void **state) {
 }
 
 int main(void) {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_open_choice), cmocka_unit_test(test_accepts),
-                                       cmocka_unit_test(test_refuses), cmocka_unit_test(test_help_fits)};
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_open_choice), cmocka_unit_test(test_accepts),
+        cmocka_unit_test(test_refuses), cmocka_unit_test(test_help_fits)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -223,7 +223,7 @@ static void test_bad_input(void **state) {
     assert_int_equal(bpe_train(paths, 1, 261, "/nonexistent/a.json"), E_OUTPUT);
     assert_int_equal(bpe_train(paths, 1, 261, scratch_dir), E_OUTPUT); // a folder is in the way
     char left_over[80];
-    snprintf(left_over, sizeof left_over, "%s.tmp", scratch_dir);
+    snprintf(left_over, sizeof left_over, "%s.partial-%ld", scratch_dir, (long)getpid());
     assert_int_not_equal(access(left_over, F_OK), 0);
 }
 

@@ -389,6 +389,41 @@ static void threads(void **state) {
     }
 }
 
+// Whatever bit is wrong in a file: it does not look like one that holds less.
+static void nothing_goes_missing(void **state) {
+    (void)state;
+    TensorFile *f;
+    const int64_t shape[] = {40};
+    int64_t values[40] = {7}, n;
+    MUST_OK(tensorfile_create(&f, at("whole.h5")));
+    MUST_OK(tensorfile_write(f, "one", DT_I64, 1, shape, values));
+    MUST_OK(tensorfile_write(f, "folder/two", DT_I64, 1, shape, values));
+    MUST_OK(tensorfile_set_text(f, NULL, "format", "test"));
+    MUST_OK(tensorfile_close(&f, false));
+    FILE *in = fopen(at("whole.h5"), "rb");
+    assert_non_null(in);
+    static uint8_t whole[65536], bad[65536];
+    size_t bytes = fread(whole, 1, sizeof whole, in);
+    fclose(in);
+    int refused = 0;
+    for (size_t i = 0; i < bytes; i += 3) {
+        memcpy(bad, whole, bytes);
+        bad[i] ^= (uint8_t)(1 << (i % 8));
+        scratch_write(at("bad.h5"), bad, bytes);
+        TensorInfo *list = NULL;
+        bool there = false;
+        Err err = tensorfile_open(&f, at("bad.h5"));
+        if (err == OK) err = tensorfile_list(f, &list, &n);
+        if (err == OK) assert_int_equal(n, 2);
+        if (err == OK) err = tensorfile_has_key(f, NULL, "format", &there);
+        if (err == OK) assert_true(there);
+        refused += err != OK;
+        free(list);
+        tensorfile_drop(&f);
+    }
+    assert_true(refused > 10);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(hash_vectors),
@@ -397,6 +432,7 @@ int main(void) {
         cmocka_unit_test(attributes),
         cmocka_unit_test(virtual_tensors),
         cmocka_unit_test(damage),
+        cmocka_unit_test(nothing_goes_missing),
         cmocka_unit_test(disk_full),
         cmocka_unit_test(threads),
     };

@@ -224,7 +224,7 @@ static Err print_tensors(TensorFile *f) {
 }
 
 // A file of a checkpoint is compared with the manifest beside it.
-static Err check_beside(const char *path) {
+static Err check_beside(const char *path, bool *is_verified) {
     char dir_text[CKDIR_PATH], base_text[CKDIR_PATH];
     snprintf(dir_text, sizeof dir_text, "%s", path);
     snprintf(base_text, sizeof base_text, "%s", path);
@@ -236,27 +236,40 @@ static Err check_beside(const char *path) {
     for (int64_t i = 0; i < m->nfiles && err == OK; i++) {
         if (strcmp(m->files[i].name, base) != 0) continue;
         err = manifest_check_file(m, dir, i);
-        if (err == OK)
-            printf("verified: the file has the hash that %s/%s says\n", dir, MANIFEST_NAME);
+        *is_verified = err == OK;
     }
     manifest_free(&m);
     return err;
 }
 
+// What the file says it is, "" if nothing.
+static Err format_of(TensorFile *f, char *format, size_t n) {
+    bool there = false;
+    format[0] = '\0';
+    TRY(tensorfile_has_key(f, NULL, "format", &there));
+    if (there) TRY(tensorfile_get_text(f, NULL, "format", format, n));
+    return OK;
+}
+
 static Err inspect_hdf5(const char *path) {
     TensorFile *f = NULL;
-    char format[64] = "";
+    char format[64];
+    bool is_verified = false;
+    TRY(check_beside(path, &is_verified)); // first: the library may not survive a damaged file
     TRY(tensorfile_open(&f, path));
-    if (tensorfile_get_text(f, NULL, "format", format, sizeof format) != OK) fail_clear();
-    if (strcmp(format, "moe-tokens") == 0) {
+    Err err = format_of(f, format, sizeof format);
+    if (err == OK && strcmp(format, "moe-tokens") == 0) {
         tensorfile_drop(&f);
         return inspect_tokens(path);
     }
-    printf("tensor file %s\n", path);
-    Err err = print_tensors(f);
+    if (err == OK) {
+        printf("tensor file %s\n", path);
+        err = print_tensors(f);
+    }
     tensorfile_drop(&f);
     TRY(err);
-    return check_beside(path);
+    if (is_verified) printf("verified: the file has the hash that the manifest beside it says\n");
+    return OK;
 }
 
 static Err inspect_safetensors(const char *path) {

@@ -3,8 +3,10 @@
 // The only place that prints an error (once) and the only one whose return value ends the process:
 // see fail.h for the exit codes.
 #include <errno.h>
+#include <fcntl.h>
 #include <signal.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "args.h"
 #include "commands.h"
@@ -36,7 +38,8 @@ static void print_help(FILE *out) {
     for (int i = 0; i < COUNT_OF(commands); i++) {
         fprintf(out, "  %-10s  %s\n", commands[i].name, commands[i].help);
     }
-    fprintf(out, "\n'tessera COMMAND --help' lists a command's flags; 'tessera --version' versions.\n");
+    fprintf(out,
+            "\n'tessera COMMAND --help' lists a command's flags; 'tessera --version' versions.\n");
 }
 
 static Err unknown_command(const char *word) {
@@ -67,7 +70,16 @@ static Err run(int argc, char **argv) {
     return unknown_command(word);
 }
 
+// A standard stream that came closed stays unwritable: else the next file that is opened gets its
+// number, and our messages with it.
+static void hold_streams(void) {
+    int fd = open("/dev/null", O_RDONLY);
+    while (fd >= 0 && fd <= STDERR_FILENO) fd = open("/dev/null", O_RDONLY);
+    if (fd >= 0) close(fd);
+}
+
 int main(int argc, char **argv) {
+    hold_streams();
     signal(SIGXFSZ, SIG_IGN); // a file size limit fails the write (E_OUTPUT) instead of killing us
     Err err = run(argc, argv);
     // What was promised on standard output must have arrived there.

@@ -38,6 +38,14 @@ typedef struct QuantCount {
 //   w nmat x [N,K] MatQ tile_rows 128  out. Memory from weight_bytes/weight_view; nobody else looks inside.
 //   x [nmat*N, K] bf16 or f32 (rounded to BF16 first)
 
+// quant_e5m6: x in 12-bit codes with a power-of-two scale per 1x128 tile, packed (base/e5m6.h); the
+// input is rounded to BF16 first, NaN and infinity as above.
+//   y [M, e5m6_row_bytes(K)] u8  out, padding included
+//   x [M,K] f32 or bf16
+//   n        added to; may be NULL.  Class EXACT.
+// dequant_e5m6: y = code * scale, rounded to y's type (exact in BF16 above its subnormals).
+//   y [M,K] f32 or bf16  out;  x [M, e5m6_row_bytes(K)] u8
+
 // weight_bytes: bytes that nmat prepared [N,K] weights need.
 size_t weight_bytes(int64_t nmat, int64_t N, int64_t K);
 // weight_view: the prepared weights that live at p (weight_bytes bytes, 64-byte aligned).

@@ -24,6 +24,8 @@ typedef struct Shape {
     int mode;                    // MODE_FP32, MODE_BF16, MODE_FP8
     DType act;                   // activations, wire and compute copies: F32 in fp32 mode, else BF16
     ScaleType scale;             // of activation tiles
+    bool cache_o_e5m6, cache_swiglu_fp8; // fp8 mode: what the backward keeps in fewer bits
+    bool recompute_norm, recompute_up, recompute_swiglu;
     double init_std;
     uint64_t seed;
 } Shape;

@@ -3,6 +3,7 @@
 // Letters: T tokens, D width, H heads, Dn/Dr/Dv unrotated/rotated/value head widths, Rq/Rkv latent ranks.
 #include "attention.h"
 
+#include "e5m6.h"
 #include "prof.h"
 
 #define LATENT_EPS 1e-6f // the latent norms ignore rms_norm_eps, as the released code does
@@ -28,59 +29,124 @@ static Err norm_bwd(Cx *cx, Mat dx, Mat dy, Mat x, const Param *w, const float *
     return OK;
 }
 
-// rotate: q's heads and the shared key, in place.
-static Err rotate(const Shape *s, Cx *cx, const AttentionSaved *a, Mat q, Mat kr, bool inverse) {
+// rotate: q's heads, in place. rotate_key: the shared key, in place.
+static Err rotate(const Shape *s, Cx *cx, const AttentionSaved *a, Mat q, bool inverse) {
     RopeShape heads = {a->S, s->H, s->Dn + s->Dr, s->Dn, s->Dr};
-    RopeShape key = {a->S, 1, s->Dr, 0, s->Dr};
     prof_enter(PROF_ELEMENTWISE);
     TRY(cx->ops->rope(&cx->op, q, heads, a->rope, inverse));
+    prof_leave();
+    return OK;
+}
+static Err rotate_key(const Shape *s, Cx *cx, const AttentionSaved *a, Mat kr, bool inverse) {
+    RopeShape key = {a->S, 1, s->Dr, 0, s->Dr};
+    prof_enter(PROF_ELEMENTWISE);
     TRY(cx->ops->rope(&cx->op, kr, key, a->rope, inverse));
     prof_leave();
     return OK;
 }
 
-static Err query_fwd(const Shape *s, Cx *cx, const AttentionParams *p, AttentionSaved *a, int64_t T) {
+// latents_fwd: the compressed query and key-value, raw and normed, and the rotated shared key.
+static Err latents_fwd(const Shape *s, Cx *cx, const AttentionParams *p, AttentionSaved *a, int64_t T) {
     Groups all = groups_none();
-    TRY(arena_mat(cx->acts, &a->q, s->act, T, s->H * (s->Dn + s->Dr), "attn.q"));
-    if (s->Rq == 0) return linear_fprop(s, cx, a->q, &a->n, p->q, all);
-    TRY(arena_mat(cx->acts, &a->cq_raw, s->act, T, s->Rq, "attn.cq_raw"));
-    TRY(linear_fprop(s, cx, a->cq_raw, &a->n, p->q_a, all));
-    ARENA_NEW(cx->acts, a->rstd_q, T);
-    TRY(operand_normed(s, cx, &a->cq, a->rstd_q, a->cq_raw, p->q_a_norm, LATENT_EPS));
-    return linear_fprop(s, cx, a->q, &a->cq, p->q_b, all);
-}
-
-static Err keyvalue_fwd(const Shape *s, Cx *cx, const AttentionParams *p, AttentionSaved *a, int64_t T) {
-    Groups all = groups_none();
+    if (s->Rq > 0) {
+        TRY(arena_mat(cx->acts, &a->cq_raw, s->act, T, s->Rq, "attn.cq_raw"));
+        TRY(linear_fprop(s, cx, a->cq_raw, &a->n, p->q_a, all));
+        ARENA_NEW(cx->acts, a->rstd_q, T);
+        TRY(operand_normed(s, cx, &a->cq, a->rstd_q, a->cq_raw, p->q_a_norm, LATENT_EPS));
+    }
     TRY(arena_mat(cx->acts, &a->kva, s->act, T, s->Rkv + s->Dr, "attn.kva"));
     TRY(linear_fprop(s, cx, a->kva, &a->n, p->kv_a, all));
     ARENA_NEW(cx->acts, a->rstd_kv, T);
     TRY(operand_normed(s, cx, &a->ckv, a->rstd_kv, mat_cols(a->kva, 0, s->Rkv), p->kv_a_norm, LATENT_EPS));
-    TRY(arena_mat(cx->acts, &a->kv, s->act, T, s->H * (s->Dn + s->Dv), "attn.kv"));
-    return linear_fprop(s, cx, a->kv, &a->ckv, p->kv_b, all);
+    return rotate_key(s, cx, a, mat_cols(a->kva, s->Rkv, s->Dr), false);
+}
+
+// up_project: rotated queries, keys and values from the latents (queries without a latent from n), on `arena`.
+static Err up_project(const Shape *s, Cx *cx, const AttentionParams *p, const AttentionSaved *a, Arena *arena, Mat *q,
+                      Mat *kv) {
+    Groups all = groups_none();
+    int64_t T = a->x.rows;
+    TRY(arena_mat(arena, q, s->act, T, s->H * (s->Dn + s->Dr), "attn.q"));
+    TRY(arena_mat(arena, kv, s->act, T, s->H * (s->Dn + s->Dv), "attn.kv"));
+    TRY(linear_fprop(s, cx, *q, s->Rq > 0 ? &a->cq : &a->n, s->Rq > 0 ? p->q_b : p->q, all));
+    TRY(rotate(s, cx, a, *q, false));
+    return linear_fprop(s, cx, *kv, &a->ckv, p->kv_b, all);
+}
+
+// keep_out: o_x and its operand are kept as they are, or 12-bit codes instead (o's tiles with NaN were counted when
+// its operand was made).
+static Err keep_out(const Shape *s, Cx *cx, AttentionSaved *a, Mat o_x, Operand o) {
+    if (!s->cache_o_e5m6) {
+        a->o_x = o_x;
+        a->o = o;
+        return OK;
+    }
+    TRY(arena_mat(cx->acts, &a->o_packed, DT_U8, o_x.rows, e5m6_row_bytes(o_x.cols), "attn.o_packed"));
+    prof_enter(PROF_QUANT);
+    TRY(cx->ops->quant_e5m6(&cx->op, a->o_packed, o_x, NULL));
+    prof_leave();
+    return OK;
+}
+
+// kept_out: o_x as the backward sees it: what was kept, on scratch if it has to be decoded.
+static Err kept_out(const Shape *s, Cx *cx, const AttentionSaved *a, Mat *o_x) {
+    *o_x = a->o_x;
+    if (!s->cache_o_e5m6) return OK;
+    TRY(arena_mat(cx->scratch, o_x, s->act, a->x.rows, s->H * s->Dv, "attn.o again"));
+    prof_enter(PROF_QUANT);
+    TRY(cx->ops->dequant_e5m6(&cx->op, *o_x, a->o_packed));
+    prof_leave();
+    return OK;
+}
+
+// restored: a copy of `a` whose normed operands are there for the backward.
+static Err restored(const Shape *s, Cx *cx, const AttentionParams *p, AttentionSaved *copy, const AttentionSaved *a) {
+    *copy = *a;
+    TRY(operand_restore(s, cx, &copy->n, a->x, p->norm, s->eps));
+    if (s->Rq > 0) TRY(operand_restore(s, cx, &copy->cq, a->cq_raw, p->q_a_norm, LATENT_EPS));
+    return operand_restore(s, cx, &copy->ckv, mat_cols(a->kva, 0, s->Rkv), p->kv_a_norm, LATENT_EPS);
+}
+
+// core_fwd: the attention itself: o_x and its operand, kept as the settings say. Their memory is acts or scratch.
+static Err core_fwd(const Shape *s, Cx *cx, const AttentionParams *p, AttentionSaved *a, Operand *o) {
+    int64_t T = a->x.rows;
+    Arena *up = s->recompute_up ? cx->scratch : cx->acts, *out = s->cache_o_e5m6 ? cx->scratch : cx->acts;
+    Mat q, kv, o_x;
+    TRY(up_project(s, cx, p, a, up, &q, &kv));
+    cx_saved(cx, SAVED_ATTN_IN);
+    if (!s->recompute_up) {
+        a->q = q;
+        a->kv = kv;
+    }
+    ARENA_NEW(cx->acts, a->lse, s->H * T);
+    TRY(arena_mat(out, &o_x, s->act, T, s->H * s->Dv, "attn.o"));
+    Mat kr = mat_cols(a->kva, s->Rkv, s->Dr);
+    prof_enter(PROF_ATTENTION);
+    TRY(cx->ops->attn_fwd(&cx->op, o_x, a->lse, q, kv, kr, attn_shape(s, a), a->doc_start));
+    prof_leave();
+    TRY(operand_make(s, cx, o, out, o_x, false));
+    TRY(keep_out(s, cx, a, o_x, *o));
+    cx_saved(cx, SAVED_ATTN_OUT);
+    return OK;
 }
 
 Err attention_fwd(const Shape *s, Cx *cx, const AttentionParams *p, AttentionSaved *a, Mat y, Mat x,
                   int64_t nseq, int64_t S, const float *rope, const int32_t *doc_start) {
     int64_t T = nseq * S;
     AttentionSaved saved = {.nseq = nseq, .S = S, .rope = rope, .doc_start = doc_start, .x = x};
-    *a = saved;
-    ARENA_NEW(cx->acts, a->rstd, T);
-    ARENA_NEW(cx->acts, a->lse, s->H * T);
-    TRY(operand_normed(s, cx, &a->n, a->rstd, x, p->norm, s->eps));
-    TRY(query_fwd(s, cx, p, a, T));
-    TRY(keyvalue_fwd(s, cx, p, a, T));
-    Mat kr = mat_cols(a->kva, s->Rkv, s->Dr);
-    TRY(rotate(s, cx, a, a->q, kr, false));
-    TRY(arena_mat(cx->acts, &a->o_x, s->act, T, s->H * s->Dv, "attn.o"));
-    prof_enter(PROF_ATTENTION);
-    TRY(cx->ops->attn_fwd(&cx->op, a->o_x, a->lse, a->q, a->kv, kr, attn_shape(s, a), doc_start));
-    prof_leave();
-    TRY(operand_make(s, cx, &a->o, cx->acts, a->o_x, false));
     size_t mark = arena_mark(cx->scratch);
     Mat out;
+    Operand o;
+    *a = saved;
+    ARENA_NEW(cx->acts, a->rstd, T);
+    cx_saved(cx, SAVED_NORM);
+    TRY(operand_normed(s, cx, &a->n, a->rstd, x, p->norm, s->eps));
+    cx_saved(cx, SAVED_ATTN_IN);
+    TRY(latents_fwd(s, cx, p, a, T));
+    cx_saved(cx, SAVED_LATENT);
+    TRY(core_fwd(s, cx, p, a, &o));
     TRY(arena_mat(cx->scratch, &out, s->act, T, s->D, "attn.out"));
-    TRY(linear_fprop(s, cx, out, &a->o, p->o, groups_none()));
+    TRY(linear_fprop(s, cx, out, &o, p->o, groups_none()));
     prof_enter(PROF_ELEMENTWISE);
     TRY(cx->ops->add(&cx->op, y, x, out));
     prof_leave();
@@ -96,16 +162,22 @@ static Err core_bwd(const Shape *s, Cx *cx, const AttentionParams *p, AttentionS
     TRY(arena_mat(cx->acts, &a->dkva, s->act, T, s->Rkv + s->Dr, "attn.dkva"));
     size_t mark = arena_mark(cx->scratch);
     Operand dyq;
-    Mat dout;
+    Mat dout, q = a->q, kv = a->kv, o_x;
+    if (s->recompute_up) {
+        AttentionSaved in;
+        TRY(restored(s, cx, p, &in, a));
+        TRY(up_project(s, cx, p, &in, cx->scratch, &q, &kv));
+    }
+    TRY(kept_out(s, cx, a, &o_x));
     TRY(operand_make(s, cx, &dyq, cx->scratch, dy, false));
     TRY(arena_mat(cx->scratch, &dout, s->act, T, s->H * s->Dv, "attn.dout"));
     TRY(linear_dgrad(s, cx, dout, &dyq, p->o, groups_none(), false));
     Mat kr = mat_cols(a->kva, s->Rkv, s->Dr), dkr = mat_cols(a->dkva, s->Rkv, s->Dr);
     prof_enter(PROF_ATTENTION);
-    TRY(cx->ops->attn_bwd(&cx->op, a->dq, a->dkv, dkr, dout, a->o_x, a->lse, a->q, a->kv, kr, attn_shape(s, a),
-                          a->doc_start));
+    TRY(cx->ops->attn_bwd(&cx->op, a->dq, a->dkv, dkr, dout, o_x, a->lse, q, kv, kr, attn_shape(s, a), a->doc_start));
     prof_leave();
-    TRY(rotate(s, cx, a, a->dq, dkr, true));
+    TRY(rotate(s, cx, a, a->dq, true));
+    TRY(rotate_key(s, cx, a, dkr, true));
     arena_release(cx->scratch, mark);
     return OK;
 }
@@ -157,22 +229,33 @@ static Err wgrad_one(const Shape *s, Cx *cx, Param *w, Mat dy, const Turned *x) 
     return OK;
 }
 
+// turn_out: Wgrad's form of the input of o: from its E4M3 codes, or from the decoded 12-bit ones.
+static Err turn_out(const Shape *s, Cx *cx, Turned *t, const AttentionSaved *a) {
+    if (!s->cache_o_e5m6) return turn_codes(s, cx, t, &a->o, groups_none());
+    Mat o_x;
+    TRY(kept_out(s, cx, a, &o_x));
+    return turn_fresh(s, cx, t, o_x, groups_none());
+}
+
 Err attention_bwd_weight(const Shape *s, Cx *cx, const AttentionParams *p, AttentionSaved *a) {
     Groups all = groups_none();
     size_t mark = arena_mark(cx->scratch);
     Turned x;
-    TRY(turn_codes(s, cx, &x, &a->o, all));
+    TRY(turn_out(s, cx, &x, a));
     TRY(wgrad_one(s, cx, p->o, a->dy, &x));
     arena_release(cx->scratch, mark);
-    TRY(turn_codes(s, cx, &x, &a->ckv, all));
+    AttentionSaved in;
+    TRY(restored(s, cx, p, &in, a));
+    size_t inner = arena_mark(cx->scratch);
+    TRY(turn_codes(s, cx, &x, &in.ckv, all));
     TRY(wgrad_one(s, cx, p->kv_b, a->dkv, &x));
-    arena_release(cx->scratch, mark);
+    arena_release(cx->scratch, inner);
     if (s->Rq > 0) {
-        TRY(turn_codes(s, cx, &x, &a->cq, all));
+        TRY(turn_codes(s, cx, &x, &in.cq, all));
         TRY(wgrad_one(s, cx, p->q_b, a->dq, &x));
-        arena_release(cx->scratch, mark);
+        arena_release(cx->scratch, inner);
     }
-    TRY(turn_codes(s, cx, &x, &a->n, all));
+    TRY(turn_codes(s, cx, &x, &in.n, all));
     TRY(wgrad_one(s, cx, s->Rq > 0 ? p->q_a : p->q, s->Rq > 0 ? a->dcq_raw : a->dq, &x));
     TRY(wgrad_one(s, cx, p->kv_a, a->dkva, &x));
     arena_release(cx->scratch, mark);

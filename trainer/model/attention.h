@@ -7,16 +7,20 @@ typedef struct AttentionParams {
     Param *norm, *q, *q_a, *q_a_norm, *q_b, *kv_a, *kv_a_norm, *kv_b, *o; // q alone, or q_a..q_b
 } AttentionParams;
 
-// What forward saves for backward, and backward's input half for its weight half. All in cx->acts.
+// What forward saves for backward, and backward's input half for its weight half. All in cx->acts. What is said to be
+// made again is not there after forward: the backward makes it on scratch, with the same bits.
 typedef struct AttentionSaved {
     int64_t nseq, S;
     const float *rope;        // [S, Dr/2, 2]
     const int32_t *doc_start; // [T] or NULL
     Mat x;                    // [T,D] input of the half (the residual stream)
     float *rstd, *rstd_q, *rstd_kv, *lse;
-    Operand n, cq, ckv, o;    // inputs of q_a/kv_a, q_b, kv_b, o
+    Operand n, cq, ckv;       // inputs of q_a/kv_a, q_b, kv_b; matrices made again with recompute.norm, codes kept
+    Operand o;                // input of o; with fp8.cache_attn_out e5m6 o_packed stands for it
     Mat cq_raw, kva;          // [T,Rq], [T,Rkv+Dr] (latent | rotated shared key)
-    Mat q, kv, o_x;           // [T,H*(Dn+Dr)], [T,H*(Dn+Dv)], [T,H*Dv]
+    Mat q, kv;                // [T,H*(Dn+Dr)] rotated, [T,H*(Dn+Dv)]; made again with recompute.mla_up
+    Mat o_x;                  // [T,H*Dv] output of the attention itself; with e5m6 o_packed stands for it
+    Mat o_packed;             // [T, row bytes] u8, 12-bit codes of o_x (base/e5m6.h)
     // output gradients of the linears, kept by bwd_input for bwd_weight
     Mat dy, dq, dkv, dcq_raw, dkva;
 } AttentionSaved;

@@ -6,6 +6,25 @@
 #include "mesh.h"
 #include "ops.h"
 
+// What forward saves for its backward, by purpose; counted in measure mode only.
+typedef enum SavedKind {
+    SAVED_RESIDUAL, // the residual stream after each half
+    SAVED_NORM,     // reciprocal norms; the router's normalised input if it is kept
+    SAVED_ATTN_IN,  // input of the query and latent projections; queries, keys and values if they are kept
+    SAVED_LATENT,   // latents before and after their norms, the shared key
+    SAVED_ATTN_OUT, // input of the output projection, the softmax denominators
+    SAVED_FFN_IN,   // inputs of gate and up, dispatched rows included
+    SAVED_SWIGLU,   // outputs of gate and up, input of down
+    SAVED_ROUTING,  // scores, selections, the exchange plan
+    SAVED_KINDS
+} SavedKind;
+
+typedef struct SavedBytes {
+    size_t at;                  // of acts: what was pushed since belongs to the next cx_saved
+    int64_t tokens;             // summed over blocks
+    int64_t bytes[SAVED_KINDS]; // summed over blocks
+} SavedBytes;
+
 // Row arenas: `params` and `state` live as long as the model; `acts` holds what one micro-batch saves for its
 // backward and is released per block; `scratch` is released by the function that marked it.
 typedef struct Cx {
@@ -18,4 +37,19 @@ typedef struct Cx {
     QuantCount quant; // FP8 health of this rank since the last step; added to
     ExBytes bytes;    // payload of the exchange since the last step; added to
     bool is_measure;  // sizes only: nothing may be read or written through views
+    SavedBytes saved; // of the measuring pass
 } Cx;
+
+// cx_saved_block: a block of T tokens begins.
+static inline void cx_saved_block(Cx *cx, int64_t T) {
+    if (!cx->is_measure) return;
+    cx->saved.at = arena_mark(cx->acts);
+    cx->saved.tokens += T;
+}
+// cx_saved: what was pushed on acts since the last call is of this kind.
+static inline void cx_saved(Cx *cx, SavedKind kind) {
+    if (!cx->is_measure) return;
+    size_t now = arena_mark(cx->acts);
+    cx->saved.bytes[kind] += (int64_t)(now - cx->saved.at);
+    cx->saved.at = now;
+}

@@ -11,33 +11,27 @@ DenseParams dense_params(const Params *p, int64_t layer) {
 
 Err ffn_fwd(const Shape *s, Cx *cx, const DenseParams *p, DenseSaved *a, Mat y, const Operand *n, int64_t T) {
     Groups all = groups_none();
-    int64_t F = p->gate->rows;
-    TRY(arena_mat(cx->acts, &a->g, s->act, T, F, "ffn.g"));
-    TRY(arena_mat(cx->acts, &a->u, s->act, T, F, "ffn.u"));
-    TRY(linear_fprop(s, cx, a->g, n, p->gate, all));
-    TRY(linear_fprop(s, cx, a->u, n, p->up, all));
     size_t mark = arena_mark(cx->scratch);
-    Mat h;
-    TRY(arena_mat(s->mode == MODE_FP8 ? cx->scratch : cx->acts, &h, s->act, T, F, "ffn.h"));
-    prof_enter(PROF_ELEMENTWISE);
-    TRY(cx->ops->swiglu_fwd(&cx->op, h, a->g, a->u, NULL));
-    prof_leave();
-    TRY(operand_make(s, cx, &a->h, cx->acts, h, false));
+    Mat g, u;
+    Operand h;
+    TRY(gated_memory(s, cx, &a->mid, &g, &u, T, p->gate->rows));
+    TRY(linear_fprop(s, cx, g, n, p->gate, all));
+    TRY(linear_fprop(s, cx, u, n, p->up, all));
+    TRY(gated_fwd(s, cx, &a->mid, &h, g, u, NULL));
+    TRY(linear_fprop(s, cx, y, &h, p->down, all));
     arena_release(cx->scratch, mark);
-    return linear_fprop(s, cx, y, &a->h, p->down, all);
+    return OK;
 }
 
 Err ffn_bwd_core(const Shape *s, Cx *cx, const DenseParams *p, DenseSaved *a, const Operand *dyq, Mat dy) {
     a->dy = dy;
-    TRY(arena_mat(cx->acts, &a->dg, s->act, dy.rows, a->g.cols, "ffn.dg"));
-    TRY(arena_mat(cx->acts, &a->du, s->act, dy.rows, a->g.cols, "ffn.du"));
+    TRY(arena_mat(cx->acts, &a->dg, s->act, dy.rows, a->mid.cols, "ffn.dg"));
+    TRY(arena_mat(cx->acts, &a->du, s->act, dy.rows, a->mid.cols, "ffn.du"));
     size_t mark = arena_mark(cx->scratch);
     Mat dh;
-    TRY(arena_mat(cx->scratch, &dh, s->act, dy.rows, a->g.cols, "ffn.dh"));
+    TRY(arena_mat(cx->scratch, &dh, s->act, dy.rows, a->mid.cols, "ffn.dh"));
     TRY(linear_dgrad(s, cx, dh, dyq, p->down, groups_none(), false));
-    prof_enter(PROF_ELEMENTWISE);
-    TRY(cx->ops->swiglu_bwd(&cx->op, a->dg, a->du, NULL, dh, a->g, a->u, NULL));
-    prof_leave();
+    TRY(gated_bwd(s, cx, &a->mid, a->dg, a->du, NULL, dh));
     arena_release(cx->scratch, mark);
     return OK;
 }
@@ -46,7 +40,7 @@ Err ffn_bwd_weight(const Shape *s, Cx *cx, const DenseParams *p, DenseSaved *a, 
     Groups all = groups_none();
     size_t mark = arena_mark(cx->scratch);
     Turned x, dy;
-    TRY(turn_codes(s, cx, &x, &a->h, all));
+    TRY(gated_turned(s, cx, &a->mid, &x, all));
     TRY(turn_fresh(s, cx, &dy, a->dy, all));
     TRY(linear_wgrad(s, cx, p->down, &dy, &x, all));
     arena_release(cx->scratch, mark);
@@ -62,12 +56,15 @@ Err ffn_bwd_weight(const Shape *s, Cx *cx, const DenseParams *p, DenseSaved *a, 
 Err dense_fwd(const Shape *s, Cx *cx, const DenseParams *p, DenseSaved *a, Mat y, Mat x) {
     DenseSaved saved = {.x = x};
     *a = saved;
-    ARENA_NEW(cx->acts, a->rstd, x.rows);
-    TRY(operand_normed(s, cx, &a->n, a->rstd, x, p->norm, s->eps));
     size_t mark = arena_mark(cx->scratch);
     Mat out;
+    ARENA_NEW(cx->acts, a->rstd, x.rows);
+    cx_saved(cx, SAVED_NORM);
+    TRY(operand_normed(s, cx, &a->n, a->rstd, x, p->norm, s->eps));
+    cx_saved(cx, SAVED_FFN_IN);
     TRY(arena_mat(cx->scratch, &out, s->act, x.rows, s->D, "dense.out"));
     TRY(ffn_fwd(s, cx, p, a, out, &a->n, x.rows));
+    cx_saved(cx, SAVED_SWIGLU);
     prof_enter(PROF_ELEMENTWISE);
     TRY(cx->ops->add(&cx->op, y, x, out));
     prof_leave();
@@ -95,7 +92,9 @@ Err dense_bwd_input(const Shape *s, Cx *cx, const DenseParams *p, DenseSaved *a,
 Err dense_bwd_weight(const Shape *s, Cx *cx, const DenseParams *p, DenseSaved *a) {
     size_t mark = arena_mark(cx->scratch);
     Turned n;
-    TRY(turn_codes(s, cx, &n, &a->n, groups_none()));
+    Operand in = a->n;
+    TRY(operand_restore(s, cx, &in, a->x, p->norm, s->eps));
+    TRY(turn_codes(s, cx, &n, &in, groups_none()));
     TRY(ffn_bwd_weight(s, cx, p, a, &n));
     arena_release(cx->scratch, mark);
     return OK;

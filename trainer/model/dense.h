@@ -1,6 +1,6 @@
 // dense.h - a gated FFN (gate, up, down): the second half of a dense block, and the shared expert of a MoE block.
 #pragma once
-#include "linear.h"
+#include "gated.h"
 
 typedef struct DenseParams {
     Param *norm, *gate, *up, *down; // norm: of the dense half only
@@ -9,9 +9,9 @@ typedef struct DenseParams {
 typedef struct DenseSaved {
     Mat x;            // [T,D] residual input (dense half only)
     float *rstd;
-    Operand n;        // input of gate and up (dense half only: the shared expert borrows the MoE half's)
-    Mat g, u;         // [T,F]
-    Operand h;        // input of down
+    Operand n;        // input of gate and up (dense half only: the shared expert borrows the MoE half's); outside of
+                      // fp8 mode with recompute.norm no longer there after forward
+    Gated mid;        // outputs of gate and up, input of down: what gated.h keeps of them
     Mat dy, dg, du;   // kept by bwd_input for bwd_weight
 } DenseSaved;
 

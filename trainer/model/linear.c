@@ -20,15 +20,24 @@ Err operand_make(const Shape *s, Cx *cx, Operand *o, Arena *arena, Mat x, bool k
 }
 
 Err operand_normed(const Shape *s, Cx *cx, Operand *o, float *rstd, Mat x, const Param *w, float eps) {
-    Arena *keep = s->mode == MODE_FP8 ? cx->scratch : cx->acts;
+    bool is_temporary = s->mode == MODE_FP8;
     size_t mark = arena_mark(cx->scratch);
     Mat n;
-    TRY(arena_mat(keep, &n, s->act, x.rows, x.cols, "normed"));
+    TRY(arena_mat(is_temporary || s->recompute_norm ? cx->scratch : cx->acts, &n, s->act, x.rows, x.cols, "normed"));
     prof_enter(PROF_ELEMENTWISE);
     TRY(cx->ops->norm_rms_fwd(&cx->op, n, rstd, x, w->w.p, eps));
     prof_leave();
     TRY(operand_make(s, cx, o, cx->acts, n, false));
-    arena_release(cx->scratch, mark);
+    if (is_temporary) arena_release(cx->scratch, mark);
+    return OK;
+}
+
+Err operand_restore(const Shape *s, Cx *cx, Operand *o, Mat x, const Param *w, float eps) {
+    if (s->mode == MODE_FP8 || !s->recompute_norm) return OK;
+    TRY(arena_mat(cx->scratch, &o->x, s->act, x.rows, x.cols, "normed again"));
+    prof_enter(PROF_ELEMENTWISE);
+    TRY(cx->ops->norm_rms_fwd(&cx->op, o->x, NULL, x, w->w.p, eps));
+    prof_leave();
     return OK;
 }
 

@@ -16,9 +16,12 @@ typedef struct Operand {
 // operand_make: quantise x in fp8 mode (codes pushed on `arena`), else a view of x. In fp8 mode `keep_x` says whether
 // the view of x stays in the operand (the caller keeps its memory).
 Err operand_make(const Shape *s, Cx *cx, Operand *o, Arena *arena, Mat x, bool keep_x) MUST_CHECK;
-// operand_normed: the operand of RMSNorm(x) with w, pushed on acts; rstd [M] is written. Its matrix stays only where
-// the mode needs it.
+// operand_normed: the operand of RMSNorm(x) with w; rstd [M] is written. fp8 mode: codes on acts. Else the matrix, on
+// acts, or with recompute.norm on scratch until the caller releases it.
 Err operand_normed(const Shape *s, Cx *cx, Operand *o, float *rstd, Mat x, const Param *w, float eps) MUST_CHECK;
+// operand_restore: for the backward, from forward's operand: outside of fp8 mode with recompute.norm its matrix made
+// again on scratch, to the bit; else nothing.
+Err operand_restore(const Shape *s, Cx *cx, Operand *o, Mat x, const Param *w, float eps) MUST_CHECK;
 // operand_row_bytes: bytes of a row on the wire. operand_wire: the operand whose rows lie at p in wire layout.
 int64_t operand_row_bytes(const Shape *s, int64_t cols);
 Operand operand_wire(const Shape *s, void *p, int64_t rows, int64_t cols);

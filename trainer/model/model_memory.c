@@ -58,6 +58,8 @@ Err memory_measure(MemoryPlan *out, const Shape *s, const Mesh *mesh, bool with_
         out->state = arena_high(cx.state);
         *(balanced ? &out->acts_balanced : &out->acts) = arena_high(cx.acts);
         *(balanced ? &out->scratch_balanced : &out->scratch) = arena_high(cx.scratch);
+        for (int k = 0; k < SAVED_KINDS; k++)
+            out->saved[k] = (double)cx.saved.bytes[k] / (double)max_i64(cx.saved.tokens, 1);
         model_free(&m);
         comm_destroy(&cx.world);
         comm_destroy(&cx.ep);
@@ -65,6 +67,19 @@ Err memory_measure(MemoryPlan *out, const Shape *s, const Mesh *mesh, bool with_
         cx_destroy(&cx);
         TRY(err);
     }
+    return OK;
+}
+
+Err memory_saved_bf16(double *out, const Shape *s, const Mesh *mesh) {
+    Shape all = *s;
+    MemoryPlan plan;
+    all.mode = MODE_BF16;
+    all.act = DT_BF16;
+    all.cache_o_e5m6 = all.cache_swiglu_fp8 = false;
+    all.recompute_norm = all.recompute_up = all.recompute_swiglu = false;
+    TRY(memory_measure(&plan, &all, mesh, true, true));
+    *out = 0.0;
+    for (int k = 0; k < SAVED_KINDS; k++) *out += plan.saved[k];
     return OK;
 }
 

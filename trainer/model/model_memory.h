@@ -8,11 +8,14 @@ typedef struct MemoryPlan {
     size_t state;   // this rank's shard of masters and moments, biases, counts
     size_t acts, scratch;                   // worst case: every token to this rank's experts
     size_t acts_balanced, scratch_balanced; // perfect balance
+    double saved[SAVED_KINDS]; // bytes that forward saves per token and block, by kind, in balance; mean over blocks
     size_t op_thread, op_shared;            // bounds of the operations' own temporaries, per thread and in all
 } MemoryPlan;
 
 // memory_measure: bytes of each arena of one rank of the mesh, for training (with_grad) or evaluation only. Local.
 Err memory_measure(MemoryPlan *out, const Shape *s, const Mesh *mesh, bool with_grad, bool with_state) MUST_CHECK;
+// memory_saved_bf16: what the same model would save per token and block in bf16 mode with nothing recomputed. Local.
+Err memory_saved_bf16(double *out, const Shape *s, const Mesh *mesh) MUST_CHECK;
 // cx_create: a context of the CPU backend on these ranks, its arenas reserved for the worst case of `plan`. Local.
 Err cx_create(Cx *cx, const Boot *boot, const Mesh *mesh, const MemoryPlan *plan, int nthreads) MUST_CHECK;
 void cx_destroy(Cx *cx);

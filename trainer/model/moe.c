@@ -89,20 +89,26 @@ static Err combine(const Shape *s, Cx *cx, const ExPlan *plan, Mat y, Mat pairs,
 // experts_fwd: pairs [R,D] = W_down( silu(W_gate xe) * W_up xe * gate ) of the local experts.
 static Err experts_fwd(const Shape *s, Cx *cx, const MoeParams *p, MoeSaved *a, Mat pairs) {
     Groups g = plan_groups(&a->plan);
-    int64_t R = a->plan.npair;
-    TRY(arena_mat(cx->acts, &a->g, s->act, R, s->F, "moe.g"));
-    TRY(arena_mat(cx->acts, &a->u, s->act, R, s->F, "moe.u"));
-    TRY(linear_fprop(s, cx, a->g, &a->xe, p->gate, g));
-    TRY(linear_fprop(s, cx, a->u, &a->xe, p->up, g));
     size_t mark = arena_mark(cx->scratch);
-    Mat h;
-    TRY(arena_mat(s->mode == MODE_FP8 ? cx->scratch : cx->acts, &h, s->act, R, s->F, "moe.h"));
-    prof_enter(PROF_ELEMENTWISE);
-    TRY(cx->ops->swiglu_fwd(&cx->op, h, a->g, a->u, a->plan.pair_gate));
-    prof_leave();
-    TRY(operand_make(s, cx, &a->h, cx->acts, h, false));
+    Mat gate, up;
+    Operand h;
+    TRY(gated_memory(s, cx, &a->mid, &gate, &up, a->plan.npair, s->F));
+    TRY(linear_fprop(s, cx, gate, &a->xe, p->gate, g));
+    TRY(linear_fprop(s, cx, up, &a->xe, p->up, g));
+    TRY(gated_fwd(s, cx, &a->mid, &h, gate, up, a->plan.pair_gate));
+    TRY(linear_fprop(s, cx, pairs, &h, p->down, g));
     arena_release(cx->scratch, mark);
-    return linear_fprop(s, cx, pairs, &a->h, p->down, g);
+    return OK;
+}
+
+// normed: n = RMSNorm(x); rstd is written unless it is NULL. With recompute.norm n lies on scratch until the caller
+// releases it.
+static Err normed(const Shape *s, Cx *cx, const MoeParams *p, Mat *n, float *rstd, Mat x) {
+    TRY(arena_mat(s->recompute_norm ? cx->scratch : cx->acts, n, s->act, x.rows, x.cols, "moe.n"));
+    prof_enter(PROF_ELEMENTWISE);
+    TRY(cx->ops->norm_rms_fwd(&cx->op, *n, rstd, x, p->norm->w.p, s->eps));
+    prof_leave();
+    return OK;
 }
 
 Err moe_fwd(const Shape *s, Cx *cx, const MoeParams *p, MoeSaved *a, Mat y, Mat x, int64_t nseq, int64_t S,
@@ -110,18 +116,19 @@ Err moe_fwd(const Shape *s, Cx *cx, const MoeParams *p, MoeSaved *a, Mat y, Mat 
     int64_t T = x.rows;
     MoeSaved saved = {.nseq = nseq, .S = S, .x = x};
     *a = saved;
+    size_t mark = arena_mark(cx->scratch);
     ARENA_NEW(cx->acts, a->rstd, T);
-    TRY(arena_mat(cx->acts, &a->n, s->act, T, s->D, "moe.n"));
-    prof_enter(PROF_ELEMENTWISE);
-    TRY(cx->ops->norm_rms_fwd(&cx->op, a->n, a->rstd, x, p->norm->w.p, s->eps));
-    prof_leave();
+    TRY(normed(s, cx, p, &a->n, a->rstd, x));
+    cx_saved(cx, SAVED_NORM);
     TRY(operand_make(s, cx, &a->nq, cx->acts, a->n, false));
+    cx_saved(cx, SAVED_FFN_IN);
     TRY(route(s, cx, p, a, with_balance, balance));
     prof_enter(PROF_EXCHANGE);
     TRY(exchange_plan(cx->ep, &a->plan, cx->acts, cx->scratch, a->idx, a->gate, T, s->K, s->L, &cx->bytes));
     prof_leave();
+    cx_saved(cx, SAVED_ROUTING);
     TRY(dispatch(s, cx, &a->plan, &a->xe, &a->nq));
-    size_t mark = arena_mark(cx->scratch);
+    cx_saved(cx, SAVED_FFN_IN);
     Mat shared = mat_none(), pairs, out;
     if (p->shared.gate) {
         TRY(arena_mat(cx->scratch, &shared, DT_F32, T, s->D, "moe.shared"));
@@ -130,6 +137,7 @@ Err moe_fwd(const Shape *s, Cx *cx, const MoeParams *p, MoeSaved *a, Mat y, Mat 
     TRY(arena_mat(cx->scratch, &out, s->act, T, s->D, "moe.out"));
     TRY(arena_mat(cx->scratch, &pairs, s->act, a->plan.npair, s->D, "moe.pairs"));
     TRY(experts_fwd(s, cx, p, a, pairs));
+    cx_saved(cx, SAVED_SWIGLU);
     TRY(combine(s, cx, &a->plan, out, pairs, shared));
     prof_enter(PROF_ELEMENTWISE);
     TRY(cx->ops->add(&cx->op, y, x, out));
@@ -149,9 +157,7 @@ static Err experts_bwd(const Shape *s, Cx *cx, const MoeParams *p, MoeSaved *a, 
     Operand dg, du;
     TRY(arena_mat(cx->scratch, &dh, s->act, R, s->F, "moe.dh"));
     TRY(linear_dgrad(s, cx, dh, &a->dye, p->down, g, false));
-    prof_enter(PROF_ELEMENTWISE);
-    TRY(cx->ops->swiglu_bwd(&cx->op, a->dg, a->du, dgate, dh, a->g, a->u, a->plan.pair_gate));
-    prof_leave();
+    TRY(gated_bwd(s, cx, &a->mid, a->dg, a->du, dgate, dh));
     TRY(operand_make(s, cx, &dg, cx->scratch, a->dg, false));
     TRY(operand_make(s, cx, &du, cx->scratch, a->du, false));
     TRY(linear_dgrad_pair(s, cx, dpairs, &dg, p->gate, &du, p->up, g));
@@ -213,15 +219,21 @@ Err moe_bwd_weight(const Shape *s, Cx *cx, const MoeParams *p, MoeSaved *a) {
     Groups g = plan_groups(&a->plan), all = groups_none();
     size_t mark = arena_mark(cx->scratch);
     Turned x, dy;
+    Mat n = a->n;
+    Operand nq = a->nq;
+    if (s->recompute_norm) {
+        TRY(normed(s, cx, p, &n, NULL, a->x));
+        if (s->mode != MODE_FP8) nq.x = n;
+    }
     prof_enter(PROF_ROUTE);
-    TRY(cx->ops->gemm_tn(&cx->op, p->router->grad, a->dlogits, a->n, true));
+    TRY(cx->ops->gemm_tn(&cx->op, p->router->grad, a->dlogits, n, true));
     prof_leave();
     if (p->shared.gate) {
-        TRY(turn_codes(s, cx, &x, &a->nq, all));
+        TRY(turn_codes(s, cx, &x, &nq, all));
         TRY(ffn_bwd_weight(s, cx, &p->shared, &a->shared, &x));
-        arena_release(cx->scratch, mark);
     }
-    TRY(turn_codes(s, cx, &x, &a->h, g));
+    arena_release(cx->scratch, mark);
+    TRY(gated_turned(s, cx, &a->mid, &x, g));
     TRY(turn_codes(s, cx, &dy, &a->dye, g));
     TRY(linear_wgrad(s, cx, p->down, &dy, &x, g));
     arena_release(cx->scratch, mark);

@@ -16,17 +16,17 @@ typedef struct MoeParams {
 
 typedef struct MoeSaved {
     int64_t nseq, S;
-    Mat x, n; // [T,D] residual input; normalised input (the router reads it in BF16)
+    Mat x, n; // [T,D] residual input; normalised input (the router reads it in BF16): with recompute.norm no longer
+              // there after forward
     float *rstd;
-    Operand nq;          // n as the linears see it
+    Operand nq;          // n as the linears see it: codes, or n itself
     int32_t *idx;        // [T,K] experts of each token
     float *gate, *score; // [T,K], [T,E]
     float *coef;         // [nseq,E] balance loss, NULL without it
     ExPlan plan;
     DenseSaved shared;
     Operand xe; // [npair,D] rows of the experts
-    Mat g, u;   // [npair,F]
-    Operand h;  // [npair,F] input of down
+    Gated mid;  // [npair,F] outputs of gate and up, input of down: what gated.h keeps of them
     // kept by bwd_input for bwd_weight
     Mat dy, dg, du, dlogits;
     Operand dye; // [npair,D] dispatched output gradients

@@ -15,6 +15,14 @@ MtpParams mtp_params(const Params *p, const Shape *s, int64_t k, int64_t *count)
     return m;
 }
 
+// joined: a->cat = [RMSNorm_e(e) ; RMSNorm_h(h)], with recompute.norm on scratch until the caller releases it. The
+// reciprocal norms are written unless NULL.
+static Err joined(const Shape *s, Cx *cx, const MtpParams *p, MtpSaved *a, float *rstd_e, float *rstd_h) {
+    TRY(arena_mat(s->recompute_norm ? cx->scratch : cx->acts, &a->cat, s->act, a->e.rows, 2 * s->D, "mtp.cat"));
+    TRY(cx->ops->norm_rms_fwd(&cx->op, mat_cols(a->cat, 0, s->D), rstd_e, a->e, p->enorm->w.p, s->eps));
+    return cx->ops->norm_rms_fwd(&cx->op, mat_cols(a->cat, s->D, s->D), rstd_h, a->h, p->hnorm->w.p, s->eps);
+}
+
 Err mtp_fwd(const Shape *s, Cx *cx, const MtpParams *p, MtpSaved *a, Mat h, const int32_t *token, const BlockRun *run,
             double *balance) {
     int64_t T = h.rows;
@@ -22,15 +30,15 @@ Err mtp_fwd(const Shape *s, Cx *cx, const MtpParams *p, MtpSaved *a, Mat h, cons
     a->token = token;
     a->h = h;
     TRY(arena_mat(cx->acts, &a->e, s->act, T, s->D, "mtp.e"));
-    TRY(arena_mat(cx->acts, &a->cat, s->act, T, 2 * s->D, "mtp.cat"));
     TRY(arena_mat(cx->acts, &x, s->act, T, s->D, "mtp.x"));
     ARENA_NEW(cx->acts, a->rstd_e, T);
     ARENA_NEW(cx->acts, a->rstd_h, T);
     prof_enter(PROF_EMBED);
     TRY(cx->ops->embed_fwd(&cx->op, a->e, p->embed->w, token));
-    TRY(cx->ops->norm_rms_fwd(&cx->op, mat_cols(a->cat, 0, s->D), a->rstd_e, a->e, p->enorm->w.p, s->eps));
-    TRY(cx->ops->norm_rms_fwd(&cx->op, mat_cols(a->cat, s->D, s->D), a->rstd_h, h, p->hnorm->w.p, s->eps));
+    size_t mark = arena_mark(cx->scratch);
+    TRY(joined(s, cx, p, a, a->rstd_e, a->rstd_h));
     TRY(cx->ops->gemm_nt(&cx->op, x, a->cat, p->eh_proj->w, false));
+    arena_release(cx->scratch, mark);
     prof_leave();
     return block_fwd(s, cx, &p->block, &a->block, x, run, balance);
 }
@@ -43,6 +51,7 @@ Err mtp_bwd(const Shape *s, Cx *cx, const MtpParams *p, MtpSaved *a, Mat dh, Mat
     TRY(arena_mat(cx->scratch, &dcat, s->act, dy.rows, 2 * s->D, "mtp.dcat"));
     TRY(arena_mat(cx->scratch, &de, s->act, dy.rows, s->D, "mtp.de"));
     prof_enter(PROF_EMBED);
+    if (s->recompute_norm) TRY(joined(s, cx, p, a, NULL, NULL));
     TRY(cx->ops->gemm_tn(&cx->op, p->eh_proj->grad, tmp, a->cat, true));
     TRY(cx->ops->gemm_nn(&cx->op, dcat, tmp, p->eh_proj->w, false));
     TRY(cx->ops->norm_rms_bwd(&cx->op, de, p->enorm->grad.p, mat_cols(dcat, 0, s->D), a->e, p->enorm->w.p, a->rstd_e,

@@ -12,7 +12,8 @@ typedef struct MtpParams {
 
 typedef struct MtpSaved {
     const int32_t *token; // [T] input tokens of this depth (device)
-    Mat e, h, cat;        // [T,D], [T,D], [T,2D]
+    Mat e, h;             // [T,D] embeddings, hidden states of the stage before
+    Mat cat;              // [T,2D] both normed; with recompute.norm made again in the backward
     float *rstd_e, *rstd_h;
     BlockSaved block;
 } MtpSaved;

@@ -37,6 +37,25 @@ static void report_memory(const MemoryPlan *m) {
              text_bytes(fixed + (double)m->acts + (double)m->scratch).s);
 }
 
+// What a token leaves for the backward in a block, and what that would be with BF16 and nothing recomputed.
+static Err report_saved(const MemoryPlan *m, const Shape *s, const Mesh *mesh) {
+    static const char *const kinds[SAVED_KINDS] = {
+        [SAVED_RESIDUAL] = "residual stream",  [SAVED_NORM] = "norms",
+        [SAVED_ATTN_IN] = "attention inputs",  [SAVED_LATENT] = "latents",
+        [SAVED_ATTN_OUT] = "attention output", [SAVED_FFN_IN] = "FFN and expert inputs",
+        [SAVED_SWIGLU] = "SwiGLU",             [SAVED_ROUTING] = "routing",
+    };
+    double all = 0.0, bf16 = 0.0;
+    for (int k = 0; k < SAVED_KINDS; k++) all += m->saved[k];
+    TRY(memory_saved_bf16(&bf16, s, mesh));
+    log_line("saved      %.0f bytes per token and layer for the backward (mean over layers, balanced): %.3f of "
+             "the %.0f of BF16 with nothing recomputed",
+             all, all / bf16, bf16);
+    for (int k = 0; k < SAVED_KINDS; k++)
+        log_line("           %-22s %8.0f  %5.1f %%", kinds[k], m->saved[k], 100.0 * m->saved[k] / all);
+    return OK;
+}
+
 Err run_dry(const Config *c, int world) {
     Mesh mesh;
     Shape s;
@@ -51,7 +70,7 @@ Err run_dry(const Config *c, int world) {
              (long long)s.B, (long long)c->train.steps);
     TRY(memory_measure(&plan, &s, &mesh, true, true));
     report_memory(&plan);
-    return OK;
+    return report_saved(&plan, &s, &mesh);
 }
 
 void run_banner(const Run *r) {

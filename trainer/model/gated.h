@@ -1,0 +1,26 @@
+// gated.h - the gated unit h = silu(g) * u [* gate] between two linears, and what it keeps for its backward.
+//
+// Used by dense FFNs, the shared expert and the routed experts. Forward always computes h from g and u as the
+// linears gave them. What is kept of g and u: BF16 (or FP32), or with fp8.cache_swiglu fp8 their codes in 1x128
+// tiles with power-of-two scales; backward and Wgrad then take g, u and h from these codes. With
+// recompute.swiglu h is not kept but made again from what is kept. DeepSeek-V3 report 3.3.3.
+#pragma once
+#include "linear.h"
+
+typedef struct Gated {
+    int64_t rows, cols;
+    Mat g, u;          // [R,F] as computed; not with fp8.cache_swiglu fp8
+    MatQ gq, uq;       // [R,F] codes; only with fp8.cache_swiglu fp8
+    const float *gate; // [R] or NULL; the caller's memory
+    Operand h;         // [R,F] down's input for Wgrad; empty with recompute.swiglu
+} Gated;
+
+// gated_memory: where the linears write g and u [rows, cols]: on acts if they are kept as they are, else on scratch.
+Err gated_memory(const Shape *s, Cx *cx, Gated *a, Mat *g, Mat *u, int64_t rows, int64_t cols) MUST_CHECK;
+// gated_fwd: h, down's input, from g and u; on scratch or acts: valid until the caller releases scratch. Keeps in `a`
+// what the backward needs. Local.
+Err gated_fwd(const Shape *s, Cx *cx, Gated *a, Operand *h, Mat g, Mat u, const float *gate) MUST_CHECK;
+// gated_bwd: dg, du [R,F] and, with a gate, dgate [R] from dh. Local.
+Err gated_bwd(const Shape *s, Cx *cx, const Gated *a, Mat dg, Mat du, float *dgate, Mat dh) MUST_CHECK;
+// gated_turned: h as Wgrad's operand, pushed on scratch with its temporaries. Local.
+Err gated_turned(const Shape *s, Cx *cx, const Gated *a, Turned *t, Groups groups) MUST_CHECK;

@@ -14,6 +14,7 @@
 #include <cmocka.h>
 
 #include "attention.h"
+#include "e5m6.h"
 #include "fp8.h"
 #include "log.h"
 #include "moe.h"
@@ -31,11 +32,25 @@ static const char *const sets[] = {
     "model.q_lora_rank=132",      "model.kv_lora_rank=64",          "model.qk_nope_head_dim=20",
     "model.qk_rope_head_dim=8",   "model.v_head_dim=48",            "model.initializer_range=0.08",
     "train.steps=1",              "train.seq_len=200",              "train.global_batch=2",
-    "train.micro_batch=2",        "precision.mode=fp8",             "fp8.scale_format=pow2",
+    "train.micro_batch=2",        "precision.mode=fp8",
 };
+// What forward keeps: everything as it was, or the defaults (12 and 8 bits, the rest made again).
+static const char *const kept_sets[] = {"fp8.cache_attn_out=codes", "fp8.cache_swiglu=bf16", "recompute.norm=false",
+                                        "recompute.mla_up=false", "recompute.swiglu=false"};
+enum { SETS = sizeof sets / sizeof sets[0], KEPT_SETS = sizeof kept_sets / sizeof kept_sets[0] };
 // With power-of-two scales a code's value hardly depends on the tile it was made in, so a wrong choice shows only in
 // under- and overflows; with FP32 scales it shows fully. Both are run.
 static bool is_pow2;
+// Cached formats: the backward's operands are others than the forward's.
+static bool is_cached;
+typedef struct Variant {
+    bool is_pow2, is_cached;
+} Variant;
+static void choose(void **state) {
+    const Variant *v = *state;
+    is_pow2 = v->is_pow2;
+    is_cached = v->is_cached;
+}
 
 typedef struct Rig {
     Config *config;
@@ -44,6 +59,7 @@ typedef struct Rig {
     Cx *cx;
     Params *p;
     Mat x, y, dx, dy; // [TOKENS, D] bf16
+    Arena *own;       // what the references need
 } Rig;
 
 static void fill(Mat m, uint64_t stream, double scale, bool uneven) {
@@ -55,11 +71,12 @@ static void fill(Mat m, uint64_t stream, double scale, bool uneven) {
 }
 
 static void rig_open(Rig *r) {
-    const char *all[sizeof sets / sizeof sets[0]];
-    int n = (int)(sizeof sets / sizeof sets[0]);
+    const char *all[SETS + KEPT_SETS + 1];
+    int n = SETS;
     memset(r, 0, sizeof *r);
     memcpy(all, sets, sizeof sets);
-    if (!is_pow2) all[n - 1] = "fp8.scale_format=fp32";
+    all[n++] = is_pow2 ? "fp8.scale_format=pow2" : "fp8.scale_format=fp32";
+    for (int i = 0; i < KEPT_SETS && !is_cached; i++) all[n++] = kept_sets[i];
     MUST_OK(config_load(&r->config, NULL, all, n));
     MUST_OK(solo_open(&r->solo, r->config, true, 2));
     r->s = &r->solo.shape;
@@ -68,13 +85,15 @@ static void rig_open(Rig *r) {
     params_init(r->p, r->s, r->cx);
     MUST_OK(solo_publish(&r->solo));
     MUST_OK(params_zero_grad(r->p, r->cx));
+    MUST_OK(arena_create(&r->own, "test", (size_t)64 << 20, false));
     Mat *m[] = {&r->x, &r->y, &r->dx, &r->dy};
-    for (int i = 0; i < 4; i++) MUST_OK(arena_mat(r->cx->acts, m[i], DT_BF16, TOKENS, r->s->D, "test"));
+    for (int i = 0; i < 4; i++) MUST_OK(arena_mat(r->own, m[i], DT_BF16, TOKENS, r->s->D, "test"));
     fill(r->x, 1, 1.0, false);
     fill(r->dy, 2, 1e-4, true); // gradients of very different tokens, as they are
 }
 
 static void rig_close(Rig *r) {
+    arena_destroy(&r->own);
     solo_close(&r->solo);
     config_free(r->config);
 }
@@ -213,6 +232,24 @@ static void check_codes(const char *what, MatQ codes, Mat m) {
     real_free(&got);
 }
 
+// check_cache: codes of a cached matrix; their scales are powers of two whatever the others are.
+static void check_cache(const char *what, MatQ codes, Mat m) {
+    bool is_others = is_pow2;
+    assert_int_equal(codes.st, SCALE_E8M0);
+    is_pow2 = true;
+    check_codes(what, codes, m);
+    is_pow2 = is_others;
+}
+
+// check_same: two BF16 matrices are the same to the bit.
+static void check_same(const char *what, Mat a, Mat b) {
+    assert_true(a.rows == b.rows && a.cols == b.cols);
+    for (int64_t i = 0; i < a.rows; i++) {
+        if (memcmp(mat_at(a, i, 0), mat_at(b, i, 0), (size_t)a.cols * 2) != 0)
+            fail_msg("%s: row %lld differs", what, (long long)i);
+    }
+}
+
 // fprop: rows of m = round(x W^T) from x's codes.
 static void check_fprop(const char *what, Mat m, int64_t r0, int64_t n, MatQ x, const Param *p, int64_t e) {
     Real a = real_codes(x, r0, n), w = real_weight(p, e), want = real_new(n, p->rows);
@@ -262,8 +299,62 @@ static void check_norm_bwd(const Rig *r, Mat x, const Param *norm, Real dn, Real
 
 static const Real none;
 
+static Mat bf16_new(const Rig *r, int64_t rows, int64_t cols) {
+    Mat m;
+    MUST_OK(arena_mat(r->own, &m, DT_BF16, rows, cols, "test"));
+    return m;
+}
+
+// A gated unit as this test works it out: g and u of forward, down's input in forward and for Wgrad.
+typedef struct Mid {
+    Mat g, u;
+    MatQ h_fwd, h_bwd;
+} Mid;
+
+static MatQ mid_codes(const Rig *r, Mat g, Mat u, const float *gate) {
+    Mat h = bf16_new(r, g.rows, g.cols);
+    Operand o;
+    MUST_OK(r->cx->ops->swiglu_fwd(&r->cx->op, h, g, u, gate));
+    MUST_OK(operand_make(r->s, r->cx, &o, r->own, h, false));
+    check_codes("input of down", o.q, h);
+    return o.q;
+}
+
+// mid_of: the unit `a` whose linears read x; checks what was kept, and dg and du against dy, down's output gradient.
+static Mid mid_of(const Rig *r, const Gated *a, const Operand *x, const DenseParams *p, Groups groups,
+                  const Operand *dy, Mat dg, Mat du) {
+    Mid m = {bf16_new(r, a->rows, a->cols), bf16_new(r, a->rows, a->cols), {0}, {0}};
+    MUST_OK(linear_fprop(r->s, r->cx, m.g, x, p->gate, groups));
+    MUST_OK(linear_fprop(r->s, r->cx, m.u, x, p->up, groups));
+    m.h_fwd = m.h_bwd = mid_codes(r, m.g, m.u, a->gate);
+    Mat g = m.g, u = m.u;
+    if (is_cached) {
+        assert_true(!a->g.p && !a->u.p && !a->h.q.q); // nothing but the codes
+        check_cache("codes of g", a->gq, m.g);
+        check_cache("codes of u", a->uq, m.u);
+        g = bf16_new(r, a->rows, a->cols);
+        u = bf16_new(r, a->rows, a->cols);
+        MUST_OK(r->cx->ops->dequant(&r->cx->op, g, a->gq));
+        MUST_OK(r->cx->ops->dequant(&r->cx->op, u, a->uq));
+        m.h_bwd = mid_codes(r, g, u, a->gate);
+    } else {
+        check_same("g", a->g, m.g);
+        check_same("u", a->u, m.u);
+        assert_memory_equal(a->h.q.q, m.h_fwd.q, (size_t)(a->rows * a->h.q.ld));
+    }
+    Mat dh = bf16_new(r, a->rows, a->cols), want_dg = bf16_new(r, a->rows, a->cols);
+    Mat want_du = bf16_new(r, a->rows, a->cols);
+    float *dgate = malloc((size_t)a->rows * sizeof *dgate);
+    MUST_OK(linear_dgrad(r->s, r->cx, dh, dy, p->down, groups, false));
+    MUST_OK(r->cx->ops->swiglu_bwd(&r->cx->op, want_dg, want_du, a->gate ? dgate : NULL, dh, g, u, a->gate));
+    check_same("dg", dg, want_dg);
+    check_same("du", du, want_du);
+    free(dgate);
+    return m;
+}
+
 static void dense_layer(void **state) {
-    is_pow2 = *(const bool *)*state;
+    choose(state);
     Rig r;
     rig_open(&r);
     DenseParams p = dense_params(r.p, 0);
@@ -271,13 +362,12 @@ static void dense_layer(void **state) {
     MUST_OK(dense_fwd(r.s, r.cx, &p, &a, r.y, r.x));
     MUST_OK(dense_bwd_input(r.s, r.cx, &p, &a, r.dx, r.dy));
     MUST_OK(dense_bwd_weight(r.s, r.cx, &p, &a));
-    check_fprop("gate", a.g, 0, TOKENS, a.n.q, p.gate, 0);
-    check_fprop("up", a.u, 0, TOKENS, a.n.q, p.up, 0);
-    Mat h;
-    MUST_OK(arena_mat(r.cx->acts, &h, DT_BF16, TOKENS, r.s->Fd, "h"));
-    MUST_OK(r.cx->ops->swiglu_fwd(&r.cx->op, h, a.g, a.u, NULL));
-    check_codes("input of down", a.h.q, h);
-    check_wgrad(p.down, 0, real_mat(r.dy, 0, TOKENS), real_codes(a.h.q, 0, TOKENS));
+    Operand dyq;
+    MUST_OK(operand_make(r.s, r.cx, &dyq, r.own, r.dy, false));
+    Mid m = mid_of(&r, &a.mid, &a.n, &p, groups_none(), &dyq, a.dg, a.du);
+    check_fprop("gate", m.g, 0, TOKENS, a.n.q, p.gate, 0);
+    check_fprop("up", m.u, 0, TOKENS, a.n.q, p.up, 0);
+    check_wgrad(p.down, 0, real_mat(r.dy, 0, TOKENS), real_codes(m.h_bwd, 0, TOKENS));
     check_wgrad(p.gate, 0, real_mat(a.dg, 0, TOKENS), real_codes(a.n.q, 0, TOKENS));
     check_wgrad(p.up, 0, real_mat(a.du, 0, TOKENS), real_codes(a.n.q, 0, TOKENS));
     Real dn = real_new(TOKENS, r.s->D);
@@ -288,8 +378,49 @@ static void dense_layer(void **state) {
     rig_close(&r);
 }
 
+// check_core: what was kept of queries, keys, values and o, and dq and dkv from it; returns o as Wgrad reads it.
+static Real check_core(const Rig *r, const AttentionParams *p, const AttentionSaved *a, const float *rope) {
+    const Shape *s = r->s;
+    const Ops *ops = r->cx->ops;
+    OpCx *op = &r->cx->op;
+    AttnShape shape = {2, s->S, s->H, s->Dn, s->Dr, s->Dv, s->softmax_scale};
+    RopeShape heads = {s->S, s->H, s->Dn + s->Dr, s->Dn, s->Dr};
+    Mat q = bf16_new(r, TOKENS, s->H * (s->Dn + s->Dr)), kv = bf16_new(r, TOKENS, s->H * (s->Dn + s->Dv));
+    Mat o = bf16_new(r, TOKENS, s->H * s->Dv), kr = mat_cols(a->kva, s->Rkv, s->Dr);
+    float *lse = malloc((size_t)(s->H * TOKENS) * sizeof *lse);
+    MUST_OK(linear_fprop(s, r->cx, q, &a->cq, p->q_b, groups_none()));
+    MUST_OK(ops->rope(op, q, heads, rope, false));
+    MUST_OK(linear_fprop(s, r->cx, kv, &a->ckv, p->kv_b, groups_none()));
+    check_fprop("kv_b", kv, 0, TOKENS, a->ckv.q, p->kv_b, 0);
+    MUST_OK(ops->attn_fwd(op, o, lse, q, kv, kr, shape, NULL));
+    if (is_cached) {
+        assert_true(!a->q.p && !a->kv.p && !a->o_x.p && !a->o.q.q); // nothing but 12 bits
+        Mat packed;
+        MUST_OK(arena_mat(r->own, &packed, DT_U8, TOKENS, e5m6_row_bytes(o.cols), "test"));
+        MUST_OK(ops->quant_e5m6(op, packed, o, NULL));
+        assert_memory_equal(packed.p, a->o_packed.p, (size_t)(packed.rows * packed.cols));
+        MUST_OK(ops->dequant_e5m6(op, o, a->o_packed));
+    } else {
+        check_same("q", a->q, q);
+        check_same("kv", a->kv, kv);
+        check_same("o", a->o_x, o);
+        check_codes("input of o", a->o.q, o);
+    }
+    Mat dout = bf16_new(r, TOKENS, s->H * s->Dv), dq = bf16_new(r, TOKENS, q.cols);
+    Mat dkv = bf16_new(r, TOKENS, kv.cols), dkr = bf16_new(r, TOKENS, s->Dr);
+    Operand dyq;
+    MUST_OK(operand_make(s, r->cx, &dyq, r->own, r->dy, false));
+    MUST_OK(linear_dgrad(s, r->cx, dout, &dyq, p->o, groups_none(), false));
+    MUST_OK(ops->attn_bwd(op, dq, dkv, dkr, dout, o, lse, q, kv, kr, shape, NULL));
+    MUST_OK(ops->rope(op, dq, heads, rope, true));
+    check_same("dq", a->dq, dq);
+    check_same("dkv", a->dkv, dkv);
+    free(lse);
+    return is_cached ? real_mat(o, 0, TOKENS) : real_codes(a->o.q, 0, TOKENS);
+}
+
 static void attention_layer(void **state) {
-    is_pow2 = *(const bool *)*state;
+    choose(state);
     Rig r;
     rig_open(&r);
     AttentionParams p = attention_params(r.p, 0);
@@ -300,9 +431,8 @@ static void attention_layer(void **state) {
     MUST_OK(attention_bwd_input(r.s, r.cx, &p, &a, r.dx, r.dy));
     MUST_OK(attention_bwd_weight(r.s, r.cx, &p, &a));
     check_fprop("q_a", a.cq_raw, 0, TOKENS, a.n.q, p.q_a, 0);
-    check_fprop("kv_b", a.kv, 0, TOKENS, a.ckv.q, p.kv_b, 0);
-    check_codes("input of o", a.o.q, a.o_x);
-    check_wgrad(p.o, 0, real_mat(r.dy, 0, TOKENS), real_codes(a.o.q, 0, TOKENS));
+    Real o = check_core(&r, &p, &a, rope);
+    check_wgrad(p.o, 0, real_mat(r.dy, 0, TOKENS), o);
     check_wgrad(p.kv_b, 0, real_mat(a.dkv, 0, TOKENS), real_codes(a.ckv.q, 0, TOKENS));
     check_wgrad(p.q_b, 0, real_mat(a.dq, 0, TOKENS), real_codes(a.cq.q, 0, TOKENS));
     check_wgrad(p.q_a, 0, real_mat(a.dcq_raw, 0, TOKENS), real_codes(a.n.q, 0, TOKENS));
@@ -328,17 +458,17 @@ static void scatter(Real sum, Real parts, const ExPlan *plan, Real pairs, int64_
 }
 
 // One expert's segment: forward, and every weight gradient; adds to the layer's output and input gradient.
-static void check_expert(const Rig *r, const MoeParams *p, const MoeSaved *a, int64_t e, Real out, Real dn,
-                         Real parts[2]) {
+static void check_expert(const Rig *r, const MoeParams *p, const MoeSaved *a, const Mid *m, int64_t e, Real out,
+                         Real dn, Real parts[2]) {
     const ExPlan *plan = &a->plan;
     int64_t r0 = plan->start[e], n = plan->count[e];
     assert_true(n > TILE && n % TILE != 0);
-    check_fprop("expert gate", a->g, r0, n, a->xe.q, p->gate, e);
-    check_fprop("expert up", a->u, r0, n, a->xe.q, p->up, e);
-    check_wgrad(p->down, e, real_codes(a->dye.q, r0, n), real_codes(a->h.q, r0, n));
+    check_fprop("expert gate", m->g, r0, n, a->xe.q, p->gate, e);
+    check_fprop("expert up", m->u, r0, n, a->xe.q, p->up, e);
+    check_wgrad(p->down, e, real_codes(a->dye.q, r0, n), real_codes(m->h_bwd, r0, n));
     check_wgrad(p->gate, e, real_mat(a->dg, r0, n), real_codes(a->xe.q, r0, n));
     check_wgrad(p->up, e, real_mat(a->du, r0, n), real_codes(a->xe.q, r0, n));
-    Real h = real_codes(a->h.q, r0, n), w = real_weight(p->down, e), pairs = real_new(n, r->s->D);
+    Real h = real_codes(m->h_fwd, r0, n), w = real_weight(p->down, e), pairs = real_new(n, r->s->D);
     product(pairs, h, w, true);
     scatter(out, parts[0], plan, pairs, r0);
     Real back = real_new(n, r->s->D);
@@ -364,7 +494,7 @@ static void check_rows(const char *what, const ExPlan *plan, MatQ pairs, MatQ to
 }
 
 static void moe_layer(void **state) {
-    is_pow2 = *(const bool *)*state;
+    choose(state);
     Rig r;
     int64_t count[5] = {0};
     double balance = 0.0;
@@ -374,25 +504,36 @@ static void moe_layer(void **state) {
     MUST_OK(moe_fwd(r.s, r.cx, &p, &a, r.y, r.x, 2, r.s->S, true, &balance));
     MUST_OK(moe_bwd_input(r.s, r.cx, &p, &a, r.dx, r.dy, 1e-6));
     MUST_OK(moe_bwd_weight(r.s, r.cx, &p, &a));
-    check_codes("normalised input", a.nq.q, a.n);
+    Mat n = bf16_new(&r, TOKENS, r.s->D);
+    MUST_OK(r.cx->ops->norm_rms_fwd(&r.cx->op, n, NULL, r.x, p.norm->w.p, r.s->eps));
+    check_codes("normalised input", a.nq.q, n);
     check_rows("inputs", &a.plan, a.xe.q, a.nq.q);
     Operand dyq;
-    MUST_OK(operand_make(r.s, r.cx, &dyq, r.cx->acts, r.dy, false));
+    MUST_OK(operand_make(r.s, r.cx, &dyq, r.own, r.dy, false));
     check_rows("output gradients", &a.plan, a.dye.q, dyq.q);
-    Mat h;
-    MUST_OK(arena_mat(r.cx->acts, &h, DT_BF16, a.plan.npair, r.s->F, "h"));
-    MUST_OK(r.cx->ops->swiglu_fwd(&r.cx->op, h, a.g, a.u, a.plan.pair_gate));
-    check_codes("input of the experts' down", a.h.q, h);
+    DenseParams experts = {NULL, p.gate, p.up, p.down};
+    Groups g = {a.plan.start, a.plan.count, a.plan.L};
+    Mid m = mid_of(&r, &a.mid, &a.xe, &experts, g, &a.dye, a.dg, a.du);
+    Mid shared = mid_of(&r, &a.shared.mid, &a.nq, &p.shared, groups_none(), &dyq, a.shared.dg, a.shared.du);
+    Real router = real_new(r.s->E, r.s->D), router_got = real_mat(p.router->grad, 0, r.s->E);
+    for (int64_t t = 0; t < TOKENS; t++) { // the router's gradient reads n, kept or made again
+        for (int64_t i = 0; i < r.s->E * r.s->D; i++)
+            router.v[i] += (double)*(const float *)mat_at(a.dlogits, t, i / r.s->D) *
+                           (double)f32_from_bf16(*(const uint16_t *)mat_at(n, t, i % r.s->D));
+    }
+    assert_true(distance(router_got, router) <= 2e-6);
+    real_free(&router);
+    real_free(&router_got);
 
     Real out = real_new(TOKENS, r.s->D), dn = real_new(TOKENS, r.s->D);
     Real parts[2] = {real_new(TOKENS, r.s->D), real_new(TOKENS, r.s->D)};
-    for (int64_t e = 0; e < r.s->L; e++) check_expert(&r, &p, &a, e, out, dn, parts);
+    for (int64_t e = 0; e < r.s->L; e++) check_expert(&r, &p, &a, &m, e, out, dn, parts);
     // The shared expert reads the same codes; its part and the router's join in FP32.
-    check_fprop("shared gate", a.shared.g, 0, TOKENS, a.nq.q, p.shared.gate, 0);
-    check_wgrad(p.shared.down, 0, real_mat(r.dy, 0, TOKENS), real_codes(a.shared.h.q, 0, TOKENS));
+    check_fprop("shared gate", shared.g, 0, TOKENS, a.nq.q, p.shared.gate, 0);
+    check_wgrad(p.shared.down, 0, real_mat(r.dy, 0, TOKENS), real_codes(shared.h_bwd, 0, TOKENS));
     check_wgrad(p.shared.gate, 0, real_mat(a.shared.dg, 0, TOKENS), real_codes(a.nq.q, 0, TOKENS));
     check_wgrad(p.shared.up, 0, real_mat(a.shared.du, 0, TOKENS), real_codes(a.nq.q, 0, TOKENS));
-    Real hs = real_codes(a.shared.h.q, 0, TOKENS), ws = real_weight(p.shared.down, 0);
+    Real hs = real_codes(shared.h_fwd, 0, TOKENS), ws = real_weight(p.shared.down, 0);
     product(out, hs, ws, true);
     add_dgrad(dn, a.shared.dg, 0, p.shared.gate, 0);
     add_dgrad(dn, a.shared.du, 0, p.shared.up, 0);
@@ -419,11 +560,14 @@ static void moe_layer(void **state) {
 
 int main(void) {
     log_init(1, 2); // no lines
-    bool pow2 = true, fp32 = false;
+    Variant v[] = {{true, false}, {false, false}, {true, true}, {false, true}};
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test_prestate(dense_layer, &pow2), cmocka_unit_test_prestate(dense_layer, &fp32),
-        cmocka_unit_test_prestate(attention_layer, &pow2), cmocka_unit_test_prestate(attention_layer, &fp32),
-        cmocka_unit_test_prestate(moe_layer, &pow2), cmocka_unit_test_prestate(moe_layer, &fp32),
+        cmocka_unit_test_prestate(dense_layer, &v[0]),     cmocka_unit_test_prestate(dense_layer, &v[1]),
+        cmocka_unit_test_prestate(dense_layer, &v[2]),     cmocka_unit_test_prestate(dense_layer, &v[3]),
+        cmocka_unit_test_prestate(attention_layer, &v[0]), cmocka_unit_test_prestate(attention_layer, &v[1]),
+        cmocka_unit_test_prestate(attention_layer, &v[2]), cmocka_unit_test_prestate(attention_layer, &v[3]),
+        cmocka_unit_test_prestate(moe_layer, &v[0]),       cmocka_unit_test_prestate(moe_layer, &v[1]),
+        cmocka_unit_test_prestate(moe_layer, &v[2]),       cmocka_unit_test_prestate(moe_layer, &v[3]),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -58,7 +58,8 @@ static Err check_packed(const char *op, Mat packed, Mat m) {
     CHECK(packed.t == DT_U8 && packed.rows == m.rows && packed.cols == e5m6_row_bytes(m.cols) &&
               (m.t == DT_F32 || m.t == DT_BF16),
           E_INTERNAL, "%s: %s [%lld, %lld] does not pack %s [%lld, %lld]", op, dtype_name(packed.t),
-          (long long)packed.rows, (long long)packed.cols, dtype_name(m.t), (long long)m.rows, (long long)m.cols);
+          (long long)packed.rows, (long long)packed.cols, dtype_name(m.t), (long long)m.rows,
+          (long long)m.cols);
     return OK;
 }
 

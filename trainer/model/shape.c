@@ -45,6 +45,14 @@ Err shape_from_config(Shape *s, const Config *c, const Mesh *mesh) {
     r.mode = c->precision.mode;
     r.act = r.mode == MODE_FP32 ? DT_F32 : DT_BF16;
     r.scale = c->fp8.scale_format == SCALE_FORMAT_POW2 ? SCALE_E8M0 : SCALE_F32;
+    // In the order of config.def.
+    static const GemmAccumulate sums[] = {
+        [ACCUMULATE_PROMOTE128] = GEMM_PROMOTE128,
+        [ACCUMULATE_FP32] = GEMM_FP32,
+        [ACCUMULATE_HOPPER14] = GEMM_HOPPER14,
+        [ACCUMULATE_PROMOTE128_HOPPER14] = GEMM_PROMOTE128_HOPPER14,
+    };
+    r.accumulate = sums[c->fp8.accumulate];
     r.init_std = c->model.initializer_range;
     r.seed = (uint64_t)c->train.seed;
     *s = r;

@@ -206,7 +206,7 @@ static Err make_model(Run *r) {
     const Config *c = r->config;
     TRY(shape_from_config(&r->shape, c, &r->mesh));
     TRY(memory_measure(&r->memory, &r->shape, &r->mesh, true, true));
-    TRY(cx_create(&r->cx, &r->boot, &r->mesh, &r->memory,
+    TRY(cx_create(&r->cx, &r->boot, &r->mesh, &r->shape, &r->memory,
                   boot_threads(&r->boot, r->opt.threads)));
     TRY(model_create(&r->model, &r->shape, &r->cx, true, true));
     MEM_NEW(r->tokens, r->shape.B * (r->shape.S + 1 + r->shape.nmtp));

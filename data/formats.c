@@ -125,6 +125,10 @@ static Err json_document(const char *line, size_t n, const char *path, int64_t n
                          DocumentFn fn, void *cx) {
     Err err = OK;
     json_error_t at;
+    if (number == 1 && n >= 3 && memcmp(line, "\xEF\xBB\xBF", 3) == 0) { // a byte order mark
+        line += 3;
+        n -= 3;
+    }
     json_t *object = json_loadb(line, n, JSON_ALLOW_NUL | JSON_DECODE_ANY, &at);
     CHECK(object, E_INPUT, "%s:%lld: not JSON: %s (column %d)", path, (long long)number, at.text,
           at.column);

@@ -6,10 +6,13 @@
 #include "gemm.h"
 
 static const GemmIsa isas[] = {
-    {"avx512-bf16", gemm_tile_avx512, gemm_tile_avx512bf16, gemm_peak_avx512, gemm_peak_avx512bf16},
-    {"avx512", gemm_tile_avx512, gemm_tile_avx512, gemm_peak_avx512, gemm_peak_avx512},
-    {"avx2", gemm_tile_avx2, gemm_tile_avx2, gemm_peak_avx2, gemm_peak_avx2},
-    {"portable", gemm_tile_portable, gemm_tile_portable, gemm_peak_portable, gemm_peak_portable},
+    {"avx512-bf16", gemm_tile_avx512, gemm_tile_avx512bf16, gemm_accumulate_avx512,
+     gemm_peak_avx512, gemm_peak_avx512bf16},
+    {"avx512", gemm_tile_avx512, gemm_tile_avx512, gemm_accumulate_avx512, gemm_peak_avx512,
+     gemm_peak_avx512},
+    {"avx2", gemm_tile_avx2, gemm_tile_avx2, gemm_accumulate_avx2, gemm_peak_avx2, gemm_peak_avx2},
+    {"portable", gemm_tile_portable, gemm_tile_portable, gemm_accumulate_portable,
+     gemm_peak_portable, gemm_peak_portable},
 };
 enum { ISA_COUNT = sizeof isas / sizeof isas[0] };
 
@@ -101,14 +104,38 @@ static int64_t count_tiles(const GemmProblem *problems, int64_t np, int64_t mb, 
     return n;
 }
 
+// How the FP8 products of a call are summed: by the tile function of the instruction set, or
+// otherwise.
+typedef struct Sum {
+    GemmAccumulate how;
+    int64_t every;
+    bool is_other;
+} Sum;
+
+static Err sum_of(Sum *s, const OpCx *cx) {
+    s->how = cx->accumulate;
+    s->every = cx->promote_every ? cx->promote_every : TILE;
+    CHECK(s->how >= GEMM_PROMOTE128 && s->how <= GEMM_PROMOTE128_HOPPER14, E_INTERNAL,
+          "gemm: no accumulation has the number %d", (int)s->how);
+    CHECK(s->every > 0 && s->every % GEMM_CUT_EVERY == 0, E_INTERNAL,
+          "gemm: promotion every %lld, expected a multiple of %d", (long long)s->every,
+          GEMM_CUT_EVERY);
+    s->is_other = s->how != GEMM_PROMOTE128 || s->every != TILE;
+    return OK;
+}
+
 // The t-th tile of a product; tiles of a row or column of tiles differ by at most one row or column
 // multiple, so that no thread gets a sliver.
 static void run_tile(const GemmIsa *isa, const GemmProblem *p, int64_t t, int64_t mb, int64_t nb,
-                     GemmWork *w) {
+                     const Sum *sum, GemmWork *w) {
     int64_t tm = ceil_div(p->m, mb), tn = ceil_div(p->n, nb);
     int64_t i = t / tn, j = t % tn;
     int64_t m0 = p->m * i / tm, m1 = p->m * (i + 1) / tm;
     int64_t n0 = min_i64(j * nb, p->n), n1 = min_i64((j + 1) * nb, p->n);
+    if (p->a.t == SRC_E4M3 && sum->is_other) {
+        isa->sum(p, m0, m1 - m0, n0, n1 - n0, w, sum->how, sum->every);
+        return;
+    }
     bool is_half = p->a.t == p->b.t && p->a.t != SRC_F32;
     (is_half ? isa->tile_half : isa->tile)(p, m0, m1 - m0, n0, n1 - n0, w);
 }
@@ -116,6 +143,9 @@ static void run_tile(const GemmIsa *isa, const GemmProblem *p, int64_t t, int64_
 Err gemm_run(OpCx *cx, const GemmProblem *problems, int64_t np) {
     const GemmIsa *isa = gemm_current();
     double flops = 0;
+    bool is_any_fp8 = false;
+    Sum sum;
+    TRY(sum_of(&sum, cx));
     for (int64_t i = 0; i < np; i++) {
         const GemmProblem *p = &problems[i];
         bool is_fp8 = p->a.t == SRC_E4M3;
@@ -125,11 +155,12 @@ Err gemm_run(OpCx *cx, const GemmProblem *problems, int64_t np) {
               "gemm: one operand is FP8, the other is not");
         CHECK(p->y.t == DT_F32 || (p->y.t == DT_BF16 && !p->acc), E_INTERNAL,
               "gemm: output type %s%s", dtype_name(p->y.t), p->acc ? " cannot be added to" : "");
+        is_any_fp8 = is_any_fp8 || is_fp8;
         flops += 2.0 * (double)p->m * (double)p->n * (double)(p->k + 1);
     }
     // Below this a second thread costs more than it brings.
     int nthreads = flops < 1e5 || cx->nthreads < 1 ? 1 : cx->nthreads;
-    int64_t mb = GEMM_MB, nb = GEMM_NB;
+    int64_t mb = is_any_fp8 && sum.is_other ? GEMM_MB / 2 : GEMM_MB, nb = GEMM_NB;
     while (nthreads > 1 && count_tiles(problems, np, mb, nb) < 4 * nthreads &&
            (mb > 48 || nb > 64)) {
         if (mb >= nb)
@@ -155,7 +186,7 @@ Err gemm_run(OpCx *cx, const GemmProblem *problems, int64_t np) {
         for (int64_t t = 0; t < ntiles; t++) {
             while (i > 0 && t < first[i]) i--;
             while (t >= first[i + 1]) i++;
-            run_tile(isa, &problems[i], t - first[i], mb, nb, w);
+            run_tile(isa, &problems[i], t - first[i], mb, nb, &sum, w);
         }
     }
     arena_release(cx->scratch, mark);

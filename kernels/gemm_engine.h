@@ -37,6 +37,7 @@ enum {
     GEMM_NB = 256, // columns of the largest output tile
     GEMM_LDC = GEMM_NB + 16, // row stride of the tile's sums: no power of two
     GEMM_NR_MAX = 64,        // columns of the widest panel of b
+    GEMM_CUT_EVERY = 32,     // products of one cut sum; promotion intervals are multiples
 };
 
 // What one thread works in; 64-byte aligned, contents undefined.
@@ -59,6 +60,17 @@ void gemm_tile_avx2(const GemmProblem *p, int64_t m0, int64_t mn, int64_t n0, in
                     GemmWork *w);
 void gemm_tile_portable(const GemmProblem *p, int64_t m0, int64_t mn, int64_t n0, int64_t nn,
                         GemmWork *w);
+// The same for sums that the tile functions above do not know: FP8 products only, `every` =
+// promotion interval, at most half of GEMM_MB rows. The bits are the same on every instruction set.
+// gemm_accumulate.c.
+typedef void (*GemmSumFn)(const GemmProblem *p, int64_t m0, int64_t mn, int64_t n0, int64_t nn,
+                          GemmWork *w, GemmAccumulate how, int64_t every);
+void gemm_accumulate_avx512(const GemmProblem *p, int64_t m0, int64_t mn, int64_t n0, int64_t nn,
+                            GemmWork *w, GemmAccumulate how, int64_t every);
+void gemm_accumulate_avx2(const GemmProblem *p, int64_t m0, int64_t mn, int64_t n0, int64_t nn,
+                          GemmWork *w, GemmAccumulate how, int64_t every);
+void gemm_accumulate_portable(const GemmProblem *p, int64_t m0, int64_t mn, int64_t n0, int64_t nn,
+                              GemmWork *w, GemmAccumulate how, int64_t every);
 // Arithmetic peak of one thread, for benchmarks: runs n rounds of independent multiply-adds in
 // registers and returns the floating-point operations done; *sink keeps the compiler from dropping
 // them.
@@ -72,6 +84,7 @@ typedef struct GemmIsa {
     const char *name;
     GemmTileFn tile;      // any types
     GemmTileFn tile_half; // products of E4M3 x E4M3 and BF16 x BF16
+    GemmSumFn sum;        // products of E4M3 x E4M3, any accumulation
     GemmPeakFn peak;      // of `tile`
     GemmPeakFn peak_half; // of `tile_half`
 } GemmIsa;

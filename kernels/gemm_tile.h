@@ -16,6 +16,7 @@
 
 #include "fp8.h"
 #include "gemm_engine.h"
+#include "gemm_ends.h"
 
 #define INLINE static inline __attribute__((always_inline))
 #define NR (VW * NV)
@@ -151,25 +152,6 @@ static __attribute__((noinline)) void pack_b(const GemmOperand *o, int64_t j0, i
     PACK(pack_b_as, o, j0, n, k0, nk, dst);
 }
 
-static float scale_at(const GemmOperand *o, int64_t at) {
-    return o->st == SCALE_F32 ? ((const float *)o->s)[at]
-                              : f32_from_e8m0(((const uint8_t *)o->s)[at]);
-}
-
-// The scales of n outer indices in the slice at k0.
-static void pack_scales(const GemmOperand *o, int64_t outer, int64_t n, int64_t k0, float *dst) {
-    int64_t slice = k0 / TILE * o->s_k;
-    if (o->s_tile == 1) {
-        for (int64_t i = 0; i < n; i++) dst[i] = scale_at(o, (outer + i) * o->s_outer + slice);
-        return;
-    }
-    for (int64_t i = 0; i < n;) {
-        int64_t block = (outer + i) / TILE, end = min_i64(n, (block + 1) * TILE - outer);
-        float s = scale_at(o, block * o->s_outer + slice);
-        while (i < end) dst[i++] = s;
-    }
-}
-
 // h rows x NR columns. Plain: c carries the running sum. With promotion: c += sum * (sa * sb).
 INLINE void kernel(const int h, const bool is_promoted, int64_t nu, const float *a, const float *b,
                    float *c, const float *sa, const float *sb) {
@@ -240,19 +222,6 @@ KERNEL(12)
 #define ROWS(f) ROWS_4(f)
 #endif
 static const KernelFn kernels[2][MR + 1] = {{ROWS(kernel_plain_)}, {ROWS(kernel_fp8_)}};
-
-static void store_row(const GemmProblem *p, int64_t row, int64_t col, int64_t n, const float *c) {
-    if (p->y.t == DT_BF16) {
-        uint16_t *y = (uint16_t *)p->y.p + row * p->y.ld + col;
-        for (int64_t j = 0; j < n; j++) y[j] = bf16_from_f32(c[j]);
-        return;
-    }
-    float *y = (float *)p->y.p + row * p->y.ld + col;
-    if (p->acc)
-        for (int64_t j = 0; j < n; j++) y[j] += c[j];
-    else
-        memcpy(y, c, (size_t)n * sizeof *y);
-}
 
 void GEMM_TILE(const GemmProblem *p, int64_t m0, int64_t mn, int64_t n0, int64_t nn, GemmWork *w) {
     bool is_fp8 = p->a.t == SRC_E4M3;

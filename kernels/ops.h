@@ -7,6 +7,7 @@
 #include "adam.h"
 #include "arena.h"
 #include "attn.h"
+#include "gemm.h"
 #include "permute.h"
 #include "quant.h"
 #include "rope.h"
@@ -15,8 +16,10 @@
 
 // What an operation may use besides its arguments.
 typedef struct OpCx {
-    Arena *scratch; // temporaries; marked and released inside one operation
-    int nthreads;   // OpenMP threads to use; never changes a bit of any result
+    Arena *scratch;            // temporaries; marked and released inside one operation
+    int nthreads;              // OpenMP threads to use; never changes a bit of any result
+    GemmAccumulate accumulate; // how FP8 products are summed (gemm.h); zero = GEMM_PROMOTE128
+    int promote_every;         // promotion interval of the modes with promotion, a multiple of 32; zero = 128
 } OpCx;
 
 typedef struct Ops {

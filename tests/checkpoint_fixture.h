@@ -59,7 +59,7 @@ static inline Err fixture_open(Fixture *f, const Boot *boot, int ep, const char 
     TRY(shape_from_config(&f->shape, f->config, &f->mesh));
     MemoryPlan plan;
     TRY(memory_measure(&plan, &f->shape, &f->mesh, false, true));
-    TRY(cx_create(&f->cx, &f->boot, &f->mesh, &plan, 1));
+    TRY(cx_create(&f->cx, &f->boot, &f->mesh, &f->shape, &plan, 1));
     return params_create(&f->params, &f->shape, &f->cx, false, true);
 }
 

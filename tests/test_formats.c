@@ -100,6 +100,8 @@ static void test_jsonl(void **state) {
     assert_int_equal(s.lines[0], 1);
     assert_int_equal(s.lines[1], 3);
     assert_int_equal(s.lines[2], 4);
+    assert_int_equal(READ(&s, "a.jsonl", "\xEF\xBB\xBF{\"text\":\"marked\"}\n"), OK);
+    assert_string_equal(s.text[0], "marked");
     static const struct {
         const char *text, *word;
     } bad[] = {{"{\"text\":\"a\"}\n{\"text\":\"b\"\n", "a.jsonl:2: not JSON"},

@@ -62,7 +62,7 @@ static void rig_open(Rig *r, const char *const *sets, int nthreads) {
     MUST_OK(mesh_build(&r->mesh, 1, 0, 1));
     MUST_OK(shape_from_config(&r->shape, r->config, &r->mesh));
     MUST_OK(memory_measure(&r->plan, &r->shape, &r->mesh, true, true));
-    MUST_OK(cx_create(&r->cx, &r->boot, &r->mesh, &r->plan, nthreads));
+    MUST_OK(cx_create(&r->cx, &r->boot, &r->mesh, &r->shape, &r->plan, nthreads));
     MUST_OK(model_create(&r->model, &r->shape, &r->cx, true, true));
     Params *p = model_params(r->model);
     params_init(p, &r->shape, &r->cx);
@@ -419,6 +419,23 @@ static void steps_do_not_depend_on_memory_or_threads(void **state) {
     }
 }
 
+// fp8.accumulate reaches the products: each way of summing trains, to its own bits whatever the number of threads, and
+// to nearly the same loss.
+static void accumulations_train(void **state) {
+    (void)state;
+    static const char *const sets[] = {"fp8.accumulate=promote128", "fp8.accumulate=fp32", "fp8.accumulate=hopper14",
+                                       "fp8.accumulate=promote128_hopper14"};
+    uint64_t hash[4];
+    double seen[4][3], again[3];
+    for (int i = 0; i < 4; i++) {
+        hash[i] = three_steps(sets[i], 1, false, seen[i]);
+        assert_true(three_steps(sets[i], 2, false, again) == hash[i]);
+        assert_true(fabs(seen[i][0] - seen[0][0]) < 0.02 * seen[0][0]);
+        for (int j = 0; j < i; j++) assert_true(hash[i] != hash[j]);
+    }
+    assert_true(three_steps("precision.mode=fp8", 1, false, again) == hash[0]); // the default
+}
+
 // Every expert's bias moves by exactly gamma, against its load in the whole global batch, and counting starts anew.
 static void bias_follows_load(void **state) {
     (void)state;
@@ -543,6 +560,7 @@ int main(void) {
         cmocka_unit_test(measured_is_used),
         cmocka_unit_test(measures_other_layouts),
         cmocka_unit_test(steps_do_not_depend_on_memory_or_threads),
+        cmocka_unit_test(accumulations_train),
         cmocka_unit_test(bias_follows_load),
         cmocka_unit_test(stopped_step_changes_nothing),
         cmocka_unit_test(nonfinite_is_refused),

@@ -237,6 +237,11 @@ static void test_fork(void **state) {
     // The fork alone is now a run of its own.
     run_ok(1, "train %s --resume %s --steps 6 %s", tiny(), fork_b, SHORT);
     compare(whole, fork_b, 3, 6, BITS);
+    // A checkpoint named by its own path belongs to the run that holds it.
+    run_ok(1, "train %s --resume %s/checkpoints/latest --steps 7 %s", tiny(), fork_a, SHORT);
+    s = steps_read(fork_a);
+    assert_int_equal(s.first + s.n, 8);
+    steps_free(&s);
 }
 
 static void test_init_from(void **state) {

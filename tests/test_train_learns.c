@@ -153,12 +153,45 @@ static void test_bytes(void **state) {
     assert_true(fabs(a - b) < 0.1 * b);
 }
 
+// Every way of summing FP8 products trains; the recipe is printed, stored, and may change on resume.
+static void test_accumulations(void **state) {
+    (void)state;
+    static const char *const names[] = {"promote128", "fp32", "hopper14", "promote128_hopper14"};
+    for (int i = 0; i < 4; i++) {
+        const char *dir = path_of("sum-%s", names[i]);
+        Job j;
+        size_t n = 0;
+        assert_int_equal(run(&j, 1, "train --config %s/configs/tiny.yaml --run-dir %s --steps 2 --threads 1 "
+                                    "--set train.seq_len=64 --set fp8.accumulate=%s",
+                             drive_source(), dir, names[i]),
+                         0);
+        char line[128];
+        snprintf(line, sizeof line, "scaling tile, scales pow2, accumulate %s\n", names[i]);
+        assert_says(&j, line);
+        char *stored = read_file(path_of("sum-%s/config.yaml", names[i]), &n);
+        snprintf(line, sizeof line, "  accumulate: %s\n", names[i]);
+        assert_non_null(strstr(stored, line));
+        free(stored);
+        Steps s = steps_read(dir);
+        for (int step = 1; step <= 2; step++)
+            assert_true(fabs(atof(step_text(&s, step, "lm_loss")) - log(512.0)) < 0.3);
+        steps_free(&s);
+    }
+    Job j;
+    assert_int_equal(run(&j, 1, "train --config %s/configs/tiny.yaml --run-dir %s --resume auto --steps 3 --threads 1 "
+                                "--set train.seq_len=64 --set fp8.accumulate=promote128",
+                         drive_source(), path_of("sum-hopper14")),
+                     0);
+    assert_says(&j, "fp8.accumulate changed: hopper14 -> promote128");
+}
+
 int main(int argc, char **argv) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_loss_falls),
         cmocka_unit_test(test_copy),
         cmocka_unit_test(test_copy_untrained),
         cmocka_unit_test(test_bytes),
+        cmocka_unit_test(test_accumulations),
     };
     drive_init(argc, argv);
     return drive_done(cmocka_run_group_tests_name("train_learns", tests, NULL, NULL));

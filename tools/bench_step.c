@@ -31,7 +31,7 @@ static Err step_open(StepBench *t, const Bench *b) {
     TRY(mesh_build(&t->mesh, 1, 0, 1));
     TRY(shape_from_config(&t->shape, t->config, &t->mesh));
     TRY(memory_measure(&plan, &t->shape, &t->mesh, true, true));
-    TRY(cx_create(&t->cx, &t->boot, &t->mesh, &plan, b->threads));
+    TRY(cx_create(&t->cx, &t->boot, &t->mesh, &t->shape, &plan, b->threads));
     TRY(model_create(&t->model, &t->shape, &t->cx, true, true));
     params_init(model_params(t->model), &t->shape, &t->cx);
     TRY(params_publish(model_params(t->model), &t->shape, &t->cx));

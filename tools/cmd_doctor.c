@@ -67,7 +67,6 @@ static void report_machine(void) {
     log_line("processor   %s", cpu[0] ? cpu : "unknown");
     log_line("cores       %d of %ld may be used here", boot_cores(), sysconf(_SC_NPROCESSORS_ONLN));
     log_line("backend     %s, instruction set %s", ops_cpu()->backend, ops_cpu()->isa);
-    log_line("CUDA        not compiled in");
     if (limit > 0 && limit < total) {
         log_line("memory      %s, %s available; limited to %s by the control group",
                  text_bytes(total).s, text_bytes(available).s, text_bytes(limit).s);

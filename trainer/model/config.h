@@ -11,6 +11,7 @@ enum { MODE_FP32, MODE_BF16, MODE_FP8 };
 enum { SCORING_SIGMOID, SCORING_SOFTMAX };
 enum { TOPK_NOAUX_TC, TOPK_GROUP_LIMITED_GREEDY, TOPK_GREEDY };
 enum { SCALE_FORMAT_POW2, SCALE_FORMAT_FP32 };
+enum { ACCUMULATE_PROMOTE128, ACCUMULATE_FP32, ACCUMULATE_HOPPER14, ACCUMULATE_PROMOTE128_HOPPER14 };
 enum { CACHE_ATTN_OUT_E5M6, CACHE_ATTN_OUT_CODES };
 enum { CACHE_SWIGLU_FP8, CACHE_SWIGLU_BF16 };
 enum { COMM_AUTO, COMM_SELF, COMM_MPI };
@@ -85,6 +86,12 @@ Err config_compare_resume(const Config *stored, const Config *now,
                                           const char *is)) MUST_CHECK;
 // config_help: every key with type, default, range, unit and help, as text for --help.
 void config_help(FILE *out);
+// config_choice: the value of an ENUM setting as --set takes it ("fp8", "accumulate" -> "promote128");
+// "" if there is no such setting.
+typedef struct ConfigChoice {
+    char s[32];
+} ConfigChoice;
+ConfigChoice config_choice(const Config *c, const char *section, const char *name);
 // config_name: the stem of a config file's name ("configs/tiny.yaml" -> "tiny"), for the run
 // directory.
 void config_name(char *out, size_t n, const char *path);

@@ -99,6 +99,17 @@ static void help_default(FILE *out, const Key *k) {
     }
 }
 
+ConfigChoice config_choice(const Config *c, const char *section, const char *name) {
+    ConfigChoice r = {""};
+    int i = keys_find(section, NULL, name);
+    const Key *k = i < 0 ? NULL : keys_at(i);
+    if (!k || k->kind != KEY_ENUM) return r;
+    const char *at = "";
+    int n = keys_enum_value(k->values, *(const int *)keys_value(c, k), &at);
+    snprintf(r.s, sizeof r.s, "%.*s", n, at);
+    return r;
+}
+
 void config_help(FILE *out) {
     const char *section = "";
     const Key *k;

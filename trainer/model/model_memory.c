@@ -83,7 +83,7 @@ Err memory_saved_bf16(double *out, const Shape *s, const Mesh *mesh) {
     return OK;
 }
 
-Err cx_create(Cx *cx, const Boot *boot, const Mesh *mesh, const MemoryPlan *plan, int nthreads) {
+Err cx_create(Cx *cx, const Boot *boot, const Mesh *mesh, const Shape *s, const MemoryPlan *plan, int nthreads) {
     memset(cx, 0, sizeof *cx);
     cx->ops = ops_cpu();
     cx->dev = device_cpu();
@@ -98,6 +98,7 @@ Err cx_create(Cx *cx, const Boot *boot, const Mesh *mesh, const MemoryPlan *plan
     TRY(arena_create(&cx->scratch, "scratch", plan->scratch + ops + SCRATCH_SLACK, false));
     cx->op.scratch = cx->scratch;
     cx->op.nthreads = nthreads;
+    cx->op.accumulate = s->accumulate;
     return OK;
 }
 

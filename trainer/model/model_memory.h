@@ -16,8 +16,10 @@ typedef struct MemoryPlan {
 Err memory_measure(MemoryPlan *out, const Shape *s, const Mesh *mesh, bool with_grad, bool with_state) MUST_CHECK;
 // memory_saved_bf16: what the same model would save per token and block in bf16 mode with nothing recomputed. Local.
 Err memory_saved_bf16(double *out, const Shape *s, const Mesh *mesh) MUST_CHECK;
-// cx_create: a context of the CPU backend on these ranks, its arenas reserved for the worst case of `plan`. Local.
-Err cx_create(Cx *cx, const Boot *boot, const Mesh *mesh, const MemoryPlan *plan, int nthreads) MUST_CHECK;
+// cx_create: a context of the CPU backend on these ranks, for products as `s` asks for them, its arenas reserved for
+// the worst case of `plan`. Local.
+Err cx_create(Cx *cx, const Boot *boot, const Mesh *mesh, const Shape *s, const MemoryPlan *plan, int nthreads)
+    MUST_CHECK;
 void cx_destroy(Cx *cx);
 
 // model_flops_per_token: training FLOPs per token: 6 * (active parameters without the input embedding, MTP modules and

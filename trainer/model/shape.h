@@ -1,6 +1,7 @@
 // shape.h - the numbers of a model, taken once from the config. Layers see these, never the config.
 #pragma once
 #include "config.h"
+#include "gemm.h"
 #include "mesh.h"
 #include "rope.h"
 #include "view.h"
@@ -24,6 +25,7 @@ typedef struct Shape {
     int mode;                    // MODE_FP32, MODE_BF16, MODE_FP8
     DType act;                   // activations, wire and compute copies: F32 in fp32 mode, else BF16
     ScaleType scale;             // of activation tiles
+    GemmAccumulate accumulate;   // how FP8 products are summed
     bool cache_o_e5m6, cache_swiglu_fp8; // fp8 mode: what the backward keeps in fewer bits
     bool recompute_norm, recompute_up, recompute_swiglu;
     double init_std;

@@ -56,6 +56,14 @@ static Err report_saved(const MemoryPlan *m, const Shape *s, const Mesh *mesh) {
     return OK;
 }
 
+static void report_fp8(const Config *c) {
+    if (c->precision.mode != MODE_FP8) return;
+    log_line("fp8        scaling %s, scales %s, accumulate %s; cached: attention output %s, SwiGLU %s",
+             config_choice(c, "fp8", "scaling").s, config_choice(c, "fp8", "scale_format").s,
+             config_choice(c, "fp8", "accumulate").s, config_choice(c, "fp8", "cache_attn_out").s,
+             config_choice(c, "fp8", "cache_swiglu").s);
+}
+
 Err run_dry(const Config *c, int world) {
     Mesh mesh;
     Shape s;
@@ -63,6 +71,7 @@ Err run_dry(const Config *c, int world) {
     TRY(mesh_build(&mesh, world, 0, (int)c->parallel.ep));
     TRY(shape_from_config(&s, c, &mesh));
     report_model(&s);
+    report_fp8(c);
     log_line("ranks      %d = %d expert-parallel x %d data-parallel, %lld experts per rank", world,
              mesh.ep, mesh.dp, (long long)s.L);
     log_line("batch      %lld sequences per step (%lld tokens), %lld per rank and pass, %lld steps",
@@ -76,6 +85,7 @@ Err run_dry(const Config *c, int world) {
 void run_banner(const Run *r) {
     const Mesh *m = &r->mesh;
     report_model(&r->shape);
+    report_fp8(r->config);
     log_line(
         "ranks      %d = %d expert-parallel x %d data-parallel, %d thread%s each, kernels %s (%s)",
         m->world, m->ep, m->dp, r->cx.op.nthreads, r->cx.op.nthreads == 1 ? "" : "s",

@@ -47,19 +47,39 @@ static Err split_at(const char *text, char *path, size_t n, int64_t *step) {
     return OK;
 }
 
-// pick_dir: where this run writes. A resumed run directory is continued unless another one is
-// named.
-static Err pick_dir(Run *r, const char *resume_path) {
+// run_of: the run directory that a run or checkpoint directory belongs to, "" for a checkpoint that
+// stands alone.
+static void run_of(char *out, size_t n, const char *path) {
+    char inside[1100], *real = NULL;
+    snprintf(inside, sizeof inside, "%s/checkpoints", path);
+    out[0] = '\0';
+    if (is_dir(inside)) {
+        snprintf(out, n, "%s", path);
+    } else if ((real =
+                    realpath(path, NULL))) { // RUN/checkpoints/step_00000100, or `latest` beside it
+        char *name = strrchr(real, '/');
+        if (name) *name = '\0';
+        char *folder = strrchr(real, '/');
+        if (folder && strcmp(folder, "/checkpoints") == 0) {
+            *folder = '\0';
+            snprintf(out, n, "%s", real[0] ? real : "/");
+        }
+    }
+    free(real);
+}
+
+// pick_dir: where this run writes. A resumed run is continued in its directory (resume_run) unless
+// another one is named.
+static Err pick_dir(Run *r, const char *resume_run) {
     const TrainOptions *o = &r->opt;
     char stem[256];
     if (o->run_dir) {
         CHECK(o->run_dir[0], E_USAGE, "--run-dir: the path is empty");
         CHECK(strlen(o->run_dir) < sizeof r->dir, E_USAGE, "--run-dir: the path is too long");
         snprintf(r->dir, sizeof r->dir, "%s", o->run_dir);
-    } else if (resume_path && is_dir(resume_path)) {
-        char inside[1100];
-        snprintf(inside, sizeof inside, "%s/checkpoints", resume_path);
-        if (is_dir(inside)) snprintf(r->dir, sizeof r->dir, "%s", resume_path);
+    } else {
+        CHECK(strlen(resume_run) < sizeof r->dir, E_USAGE, "--resume: the path is too long");
+        snprintf(r->dir, sizeof r->dir, "%s", resume_run);
     }
     if (!r->dir[0]) {
         config_name(stem, sizeof stem, o->config_path);
@@ -80,9 +100,11 @@ static Err choose_dir(Run *r, char *resume_path, size_t n, int64_t *resume_step)
         CHECK(is_dir(resume_path), E_INPUT, "--resume %s: no such run or checkpoint directory",
               resume_path);
     }
-    TRY(pick_dir(r, has_path ? resume_path : NULL));
+    char resume_run[1100] = "";
+    if (has_path) run_of(resume_run, sizeof resume_run, resume_path);
+    TRY(pick_dir(r, resume_run));
     bool is_continued = resume && strcmp(resume, "auto") == 0;
-    if (has_path) is_continued = same_folder(resume_path, r->dir);
+    if (has_path) is_continued = resume_run[0] && same_folder(resume_run, r->dir);
     if (!is_continued && run_dir_is_occupied(r->dir)) return run_dir_refuse(r->dir);
     return OK;
 }
@@ -184,7 +206,8 @@ static Err make_model(Run *r) {
     const Config *c = r->config;
     TRY(shape_from_config(&r->shape, c, &r->mesh));
     TRY(memory_measure(&r->memory, &r->shape, &r->mesh, true, true));
-    TRY(cx_create(&r->cx, &r->boot, &r->mesh, &r->memory, boot_threads(&r->boot, r->opt.threads)));
+    TRY(cx_create(&r->cx, &r->boot, &r->mesh, &r->shape, &r->memory,
+                  boot_threads(&r->boot, r->opt.threads)));
     TRY(model_create(&r->model, &r->shape, &r->cx, true, true));
     MEM_NEW(r->tokens, r->shape.B * (r->shape.S + 1 + r->shape.nmtp));
     if (c->train.document_mask) MEM_NEW(r->doc_start, r->shape.B * r->shape.S);

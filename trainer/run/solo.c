@@ -30,7 +30,7 @@ Err solo_open(Solo *s, const Config *c, bool with_grad, int nthreads) {
     TRY(memory_measure(&plan, &s->shape, &s->mesh, with_grad, false));
     plan.acts += incomplete_bytes(&s->shape) + evaluation_bytes(&s->shape);
     plan.scratch += incomplete_bytes(&s->shape);
-    TRY(cx_create(&s->cx, &s->boot, &s->mesh, &plan, nthreads));
+    TRY(cx_create(&s->cx, &s->boot, &s->mesh, &s->shape, &plan, nthreads));
     return model_create(&s->model, &s->shape, &s->cx, with_grad, false);
 }
 

@@ -7,6 +7,8 @@
 #include "comm.h"
 #include "plan.h"
 
+#define ZERO_BUCKET_BYTES ((size_t)16 << 20) // what the trainer passes as bucket_bytes
+
 // One tensor as ZeRO sees it: rows of bytes, cut by plan_shards over the group.
 typedef struct ZeroTensor {
     int64_t rows, cols;

@@ -229,6 +229,14 @@ const char *args_nth(const Args *a, const char *name, int nth) {
     return NULL;
 }
 
+Err args_all(const Args *a, const char *name, const char **out, int max, int *n) {
+    int count = args_count(a, name);
+    CHECK(count <= max, E_USAGE, "--%s was given %d times; the most is %d", name, count, max);
+    for (int i = 0; i < count; i++) out[i] = args_nth(a, name, i);
+    *n = count;
+    return OK;
+}
+
 bool args_has(const Args *a, const char *name) {
     return args_count(a, name) > 0;
 }

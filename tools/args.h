@@ -76,6 +76,8 @@ const char *args_get(const Args *a, const char *name);
 // args_count / args_nth: how often a FLAG_REPEAT flag was given, and its i-th value in order.
 int args_count(const Args *a, const char *name);
 const char *args_nth(const Args *a, const char *name, int i);
+// args_all: every value of a FLAG_REPEAT flag in order, at most `max`: out [*n]. Errors: E_USAGE if there are more.
+Err args_all(const Args *a, const char *name, const char **out, int max, int *n) MUST_CHECK;
 // args_int / args_float: the value (or fallback) as a number; *out is untouched if there is none.
 // Errors: E_USAGE if it is not a number in [min, max].
 Err args_int(const Args *a, const char *name, int64_t min, int64_t max, int64_t *out) MUST_CHECK;

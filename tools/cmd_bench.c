@@ -58,10 +58,7 @@ static Err bench_with(Bench *b, const Args *a) {
     b->threads = solo_threads(threads);
     b->is_all = args_has(a, "all");
     b->config = args_get(a, "config");
-    b->nsets = args_count(a, "set");
-    CHECK(b->nsets <= COUNT_OF(b->sets), E_USAGE, "--set was given %d times; the most is %d",
-          b->nsets, COUNT_OF(b->sets));
-    for (int i = 0; i < b->nsets; i++) b->sets[i] = args_nth(a, "set", i);
+    TRY(args_all(a, "set", b->sets, COUNT_OF(b->sets), &b->nsets));
     if (path) {
         b->json = fopen(path, "we");
         CHECK(b->json, E_OUTPUT, "cannot write %s: %s", path, strerror(errno));

@@ -42,14 +42,11 @@ static Text32 json_number(double x) {
 }
 
 static Err eval_data(Solo *s, const Config *c, const Args *a, FILE *json, double *bpb) {
-    LoaderCorpus corpora[64];
-    int n = args_count(a, "data");
-    CHECK(n <= COUNT_OF(corpora), E_USAGE, "--data was given %d times; the most is %d", n,
-          COUNT_OF(corpora));
-    for (int i = 0; i < n; i++) {
-        LoaderCorpus one = {args_nth(a, "data", i), 0.0};
-        corpora[i] = one;
-    }
+    LoaderCorpus corpora[64] = {0};
+    const char *paths[COUNT_OF(corpora)];
+    int n = 0;
+    TRY(args_all(a, "data", paths, COUNT_OF(paths), &n));
+    for (int i = 0; i < n; i++) corpora[i].path = paths[i];
     LoaderSpec spec = {.corpora = corpora,
                        .ncorpora = n,
                        .seq_len = c->train.seq_len,
@@ -94,11 +91,9 @@ static Err eval_copy(Solo *s, const Config *c, int64_t nseq, FILE *json) {
 
 static Err eval_ngram(const Args *a, double bpb, FILE *json) {
     const char *train[64];
-    int n = args_count(a, "ngram-train");
+    int n = 0;
     double order2 = 0.0, order4 = 0.0;
-    CHECK(n <= COUNT_OF(train), E_USAGE, "--ngram-train was given %d times; the most is %d", n,
-          COUNT_OF(train));
-    for (int i = 0; i < n; i++) train[i] = args_nth(a, "ngram-train", i);
+    TRY(args_all(a, "ngram-train", train, COUNT_OF(train), &n));
     const char *heldout = args_get(a, "ngram-heldout");
     TRY(ngram_bits_per_byte(train, n, heldout, 2, &order2));
     TRY(ngram_bits_per_byte(train, n, heldout, 4, &order4));
@@ -115,10 +110,8 @@ static Err eval_ngram(const Args *a, double bpb, FILE *json) {
 // open_checkpoint: PATH or PATH@STEP: its config and weights on one rank.
 static Err open_checkpoint(Solo *s, Config **c, const Args *a) {
     const char *sets[256], *path = args_get(a, "checkpoint");
-    int nsets = args_count(a, "set");
-    CHECK(nsets <= COUNT_OF(sets), E_USAGE, "--set was given %d times; the most is %d", nsets,
-          COUNT_OF(sets));
-    for (int i = 0; i < nsets; i++) sets[i] = args_nth(a, "set", i);
+    int nsets = 0;
+    TRY(args_all(a, "set", sets, COUNT_OF(sets), &nsets));
     int64_t threads = 0;
     TRY(args_int(a, "threads", 1, 4096, &threads));
     char dir[4096], yaml[4200];

@@ -50,10 +50,7 @@ Err cmd_train(int argc, char **argv) {
     TRY(args_int(&a, "steps", 1, INT64_MAX, &o.steps));
     TRY(args_int(&a, "threads", 1, 4096, &threads));
     o.threads = (int)threads;
-    o.nsets = args_count(&a, "set");
-    CHECK(o.nsets <= COUNT_OF(sets), E_USAGE, "--set was given %d times; the most is %d", o.nsets,
-          COUNT_OF(sets));
-    for (int i = 0; i < o.nsets; i++) sets[i] = args_nth(&a, "set", i);
+    TRY(args_all(&a, "set", sets, COUNT_OF(sets), &o.nsets));
     o.sets = sets;
     o.is_print_config = args_has(&a, "print-config");
     o.is_dry_run = args_has(&a, "dry-run");

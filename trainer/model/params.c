@@ -11,8 +11,6 @@
 enum { LEVEL_MODEL, LEVEL_BLOCK, LEVEL_MTP };
 enum { INIT_NORMAL, INIT_ONE };
 
-#define BUCKET_BYTES ((size_t)16 << 20)
-
 // What params.def says about one family for one block.
 typedef struct FamilySpec {
     const char *name;
@@ -237,7 +235,7 @@ static Err gather_group(Params *t, Cx *cx, bool is_expert, Comm *group) {
         e.param_bytes = (int)dtype_bytes(p->w.t);
         z[n++] = e;
     }
-    TRY(zero_gather(group, z, n, cx->scratch, BUCKET_BYTES));
+    TRY(zero_gather(group, z, n, cx->scratch, ZERO_BUCKET_BYTES));
     arena_release(cx->scratch, mark);
     return OK;
 }

@@ -8,9 +8,6 @@
 #include "prof.h"
 #include "zero.h"
 
-#define BUCKET_BYTES ((size_t)16 << 20)
-#define NAME_BYTES 96
-
 // own_grad: this rank's rows of the summed gradient, in place in the gradient's own memory.
 static Mat own_grad(const Param *p) {
     return mat_rows(p->grad, p->own.row0, p->own.nrows);
@@ -28,7 +25,7 @@ static Err reduce_group(Params *t, Cx *cx, bool is_expert, Comm *group) {
         e.grad_shard = own_grad(p).p;
         z[n++] = e;
     }
-    TRY(zero_reduce(group, z, n, cx->scratch, BUCKET_BYTES));
+    TRY(zero_reduce(group, z, n, cx->scratch, ZERO_BUCKET_BYTES));
     arena_release(cx->scratch, mark);
     return OK;
 }

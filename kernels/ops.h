@@ -23,7 +23,7 @@ typedef struct OpCx {
 } OpCx;
 
 typedef struct Ops {
-    const char *backend; // "cpu", "null"
+    const char *backend; // "cpu", "cuda", "null"
     const char *isa;     // instruction set the CPU backend chose, for people
 #define OP(name, tolerance, args) Err(*name) args;
 #include "ops.def"
@@ -34,8 +34,15 @@ typedef struct Ops {
 #include "ops.def"
 #undef OP
 
+#define OP(name, tolerance, args) Err name##_cuda args;
+#include "ops.def"
+#undef OP
+
 // ops_cpu: the CPU backend, its GEMM chosen once for this processor.
 const Ops *ops_cpu(void);
+// ops_cuda: the CUDA backend, on the device that device_cuda_open chose; NULL if it is not built in. Operations return
+// when their kernels are issued; every pointer they get, Groups' and counters' included, is memory of the device.
+const Ops *ops_cuda(void);
 // ops_null: every operation returns OK and touches nothing; the backend of measure mode.
 const Ops *ops_null(void);
 // ops_count / ops_name / ops_class: the list itself, for tests and reports.

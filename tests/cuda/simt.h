@@ -107,9 +107,13 @@ inline uint64_t rng = 88172645463325252ull;
 inline uint64_t launches = 0; // since the start of the program
 inline uint64_t switches = 0;
 
-// schedule: the thread order of the launches that follow, and the seed of the random ones.
+inline bool is_rotating = false;
+
+// schedule: the thread order of the launches that follow, and the seed of the random ones. Order -1: every launch
+// takes the next order.
 inline void schedule(int new_order, uint64_t seed) {
-    order = new_order;
+    is_rotating = new_order < 0;
+    order = is_rotating ? 0 : new_order;
     rng = (seed + 1) * 0x9E3779B97F4A7C15ull;
 }
 inline uint64_t random_below(uint64_t n) {
@@ -335,6 +339,7 @@ template <class F> void launch(const char *name, dim3 grid, dim3 block, size_t s
                               MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
         if (stacks == MAP_FAILED) abort();
     }
+    if (is_rotating) order = (int)(launches % 4);
     launches++;
     blk.kernel = name;
     blk.gdim = grid;

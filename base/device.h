@@ -47,15 +47,16 @@ void device_cuda_close(void);
 // device_cuda_stream: the stream (cudaStream_t) that all operations of the backend use; NULL before open.
 void *device_cuda_stream(void);
 
-// What a kernel found wrong in values only it can see. It lies in pinned memory that host and device share; the next
-// to_host, to_device or sync returns it as an error, so that no operation has to wait for the device.
+// What a kernel found wrong in values that only it can see. It lies in memory of the device; the next to_host,
+// to_device or sync returns it as an error, so that no operation has to wait for the device.
 typedef enum FaultCode {
     FAULT_NONE,
-    FAULT_TOKEN, // an input token outside the vocabulary: E_INPUT
-    FAULT_TARGET // a target outside the logits: E_INTERNAL
+    FAULT_TOKEN,  // an input token outside the vocabulary: E_INPUT
+    FAULT_TARGET, // a target outside the logits: E_INTERNAL
+    FAULT_GROUP   // a group of rows outside the matrix: E_INTERNAL
 } FaultCode;
 typedef struct DeviceFault {
-    volatile int32_t code; // FaultCode, written last
+    int32_t code; // FaultCode
     int64_t value, at, limit;
 } DeviceFault;
 // device_cuda_fault: where kernels report; NULL before open.

@@ -21,7 +21,8 @@ static struct {
     cudaStream_t stream;
     char *pinned[2];
     cudaEvent_t sent[2]; // the copy that last used the buffer
-    DeviceFault *fault;  // pinned
+    DeviceFault *fault;  // memory of the device
+    DeviceFault *seen;   // its copy, pinned
 } gpu;
 
 void device_cuda_info(DeviceInfo *out) {
@@ -50,17 +51,21 @@ void device_cuda_info(DeviceInfo *out) {
     out->memory = p.totalGlobalMem;
 }
 
-// What kernels have reported, once.
-static Err take_fault(void) {
-    if (gpu.fault->code == FAULT_NONE) return OK;
-    DeviceFault f = *gpu.fault;
-    gpu.fault->code = FAULT_NONE;
-    CHECK(f.code != FAULT_TOKEN, E_INPUT,
+// Wait for the stream, and return what kernels have reported, once.
+static Err settle(void) {
+    TRY_CUDA(cudaMemcpyAsync(gpu.seen, gpu.fault, sizeof *gpu.seen, cudaMemcpyDeviceToHost, gpu.stream));
+    TRY_CUDA(cudaStreamSynchronize(gpu.stream));
+    const DeviceFault *f = gpu.seen;
+    if (f->code == FAULT_NONE) return OK;
+    TRY_CUDA(cudaMemsetAsync(gpu.fault, 0, sizeof *gpu.fault, gpu.stream));
+    long long value = f->value, at = f->at, limit = f->limit;
+    CHECK(f->code != FAULT_TOKEN, E_INPUT,
           "token %lld at position %lld of the micro-batch is outside the vocabulary of %lld: were the data prepared "
           "with another tokenizer?",
-          (long long)f.value, (long long)f.at, (long long)f.limit);
-    FAIL(E_INTERNAL, "xent: target %lld of row %lld is outside %lld logits", (long long)f.value, (long long)f.at,
-         (long long)f.limit);
+          value, at, limit);
+    CHECK(f->code != FAULT_TARGET, E_INTERNAL, "xent: target %lld of row %lld is outside %lld logits", value, at,
+          limit);
+    FAIL(E_INTERNAL, "group %lld has rows up to %lld of %lld", at, value, limit);
 }
 
 static Err cuda_to_host(void *host, const void *dev, size_t bytes) {
@@ -79,7 +84,7 @@ static Err cuda_to_host(void *host, const void *dev, size_t bytes) {
             memcpy((char *)host + at, gpu.pinned[(i - 1) % 2], n);
         }
     }
-    TRY(take_fault());
+    TRY(settle());
     return OK;
 }
 
@@ -91,8 +96,7 @@ static Err cuda_to_device(void *dev, const void *host, size_t bytes) {
         TRY_CUDA(cudaMemcpyAsync((char *)dev + at, gpu.pinned[i % 2], n, cudaMemcpyHostToDevice, gpu.stream));
         TRY_CUDA(cudaEventRecord(gpu.sent[i % 2], gpu.stream));
     }
-    if (bytes) TRY_CUDA(cudaStreamSynchronize(gpu.stream));
-    TRY(take_fault());
+    TRY(settle());
     return OK;
 }
 
@@ -102,9 +106,8 @@ static Err cuda_zero(void *dev, size_t bytes) {
 }
 
 static Err cuda_sync(void) {
-    TRY_CUDA(cudaStreamSynchronize(gpu.stream));
+    TRY(settle());
     TRY_CUDA(cudaGetLastError());
-    TRY(take_fault());
     return OK;
 }
 
@@ -131,8 +134,9 @@ static Err open_gpu(int local_rank) {
           info.why);
     TRY_CUDA(cudaSetDevice(local_rank % info.count));
     TRY_CUDA(cudaStreamCreateWithFlags(&gpu.stream, cudaStreamNonBlocking));
-    TRY_CUDA(cudaMallocHost((void **)&gpu.fault, sizeof *gpu.fault));
-    memset(gpu.fault, 0, sizeof *gpu.fault);
+    TRY_CUDA(cudaMalloc((void **)&gpu.fault, sizeof *gpu.fault));
+    TRY_CUDA(cudaMemsetAsync(gpu.fault, 0, sizeof *gpu.fault, gpu.stream));
+    TRY_CUDA(cudaMallocHost((void **)&gpu.seen, sizeof *gpu.seen));
     for (int i = 0; i < 2; i++) {
         TRY_CUDA(cudaMallocHost((void **)&gpu.pinned[i], PIECE));
         TRY_CUDA(cudaEventCreateWithFlags(&gpu.sent[i], cudaEventDisableTiming));
@@ -160,7 +164,8 @@ void device_cuda_close(void) {
         if (gpu.sent[i]) cudaEventDestroy(gpu.sent[i]);
         if (gpu.pinned[i]) cudaFreeHost(gpu.pinned[i]);
     }
-    if (gpu.fault) cudaFreeHost(gpu.fault);
+    if (gpu.fault) cudaFree(gpu.fault);
+    if (gpu.seen) cudaFreeHost(gpu.seen);
     if (gpu.stream) cudaStreamDestroy(gpu.stream);
     memset(&gpu, 0, sizeof gpu);
 }

@@ -1,6 +1,7 @@
 // adam_cuda.cu - AdamW and sums of squares on the GPU. Contract: adam.h.
-#include "adam_core.h"
 #include "rows_cuda.h"
+
+#include "adam_core.h"
 
 static __global__ void adam_kernel(Mat master, Mat m, Mat v, Mat grad, AdamStep s) {
     int64_t i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x;

@@ -4,8 +4,9 @@
 // Forward: one block per (row, head) goes through the keys in panels of 128 with a running maximum. Backward: the
 // same for dq from the saved log-sums; dk and dv by one block per position, which takes all heads in order, so that
 // the gradient of the shared key is a sum in head order. No scores are kept; scratch: one float per (row, head).
-#include "attn_core.h"
 #include "rows_cuda.h"
+
+#include "attn_core.h"
 
 #define KEYS 128 // of a panel, and threads of a block
 
@@ -63,8 +64,7 @@ static __global__ void attn_fwd_kernel(AttnCall c) {
             for (int64_t k = 0; k < n; k++) v = fmaf(p[k], value_at(c, j0 + k, h, i), v);
             out[i] = v;
         }
-        most = now;
-        __syncthreads();
+        most = now; // the barriers of the next block_max keep p until all have used it
     }
     for (int64_t i = tid; i < c.a.Dv; i += KEYS) row_store(c.o, t, h * c.a.Dv + i, out[i] / sum);
     if (tid == 0) c.lse[h * c.q.rows + t] = most + (float)log((double)sum);

@@ -38,7 +38,7 @@ typedef struct GemmPart {
 DEV bool find_part(const GemmCall &c, GemmPart *q) {
     *q = GemmPart{0, 0, 0, 0, (int64_t)blockIdx.y * EDGE, c.p.m, (int64_t)blockIdx.x * EDGE, c.p.k, 0, 0};
     if (c.kind == GEMM_ROW_GROUPS) {
-        GroupTile t = group_tile(c.g, c.p.m, EDGE, blockIdx.y);
+        GroupTile t = group_tile(c.g, c.p.m, EDGE, blockIdx.y, c.fault);
         if (t.rows == 0) return false;
         q->e = t.e;
         q->m0 = 0;
@@ -46,6 +46,7 @@ DEV bool find_part(const GemmCall &c, GemmPart *q) {
         q->a_row = q->y_row = t.row;
     } else if (c.kind == GEMM_DEPTH_GROUPS) {
         q->e = blockIdx.z;
+        if (group_is_bad(c.g, q->e, c.p.k, c.fault)) return false;
         q->k = c.g.count[q->e];
         q->a_k = q->b_k = c.g.start[q->e];
         q->y_row = q->e * c.p.m;
@@ -69,6 +70,15 @@ DEV void load_slice(float (*to)[EDGE + 1], const GemmOperand &o, int64_t base, i
         bool is_in = first + i < end && k0 + k < k_end;
         to[k][i] = is_in ? operand_value(o, base + first + i, k_base + k0 + k) : 0.0f;
     }
+}
+
+// The sum of up to 128 products leaves as FP32, multiplied by both scales.
+DEV void promote(float (*total)[PER], float (*sum)[PER], const float *sa, const float *sb) {
+    for (int i = 0; i < PER; i++)
+        for (int j = 0; j < PER; j++) {
+            total[i][j] += sum[i][j] * (sa[i] * sb[j]);
+            sum[i][j] = 0.0f;
+        }
 }
 
 DEV void store_part(const GemmCall &c, const GemmPart &q, int64_t row0, int64_t col0, float (*v)[PER]) {
@@ -110,12 +120,8 @@ template <int HOW> static __global__ void __launch_bounds__(THREADS) gemm_kernel
                     sum[i][j] = HOW == 2 ? sum[i][j] + va * vb * (sa[i] * sb[j]) : fmaf(va, vb, sum[i][j]);
                 }
         __syncthreads();
-        if (HOW != 1 || ((k0 + SLICE) % TILE != 0 && k0 + SLICE < q.k)) continue;
-        for (int i = 0; i < PER; i++)
-            for (int j = 0; j < PER; j++) {
-                total[i][j] += sum[i][j] * (sa[i] * sb[j]);
-                sum[i][j] = 0.0f;
-            }
+        if constexpr (HOW == 1)
+            if ((k0 + SLICE) % TILE == 0 || k0 + SLICE >= q.k) promote(total, sum, sa, sb);
     }
     store_part(c, q, row0, col0, HOW == 1 ? total : sum);
 }
@@ -131,6 +137,7 @@ extern "C" Err gemm_cuda_run(OpCx *cx, const char *op, GemmCall c) {
     CHECK(!is_fp8 || is_promoted || cx->accumulate == GEMM_FP32, E_INTERNAL,
           "%s: the CUDA backend sums as promote128 (every 128) or fp32; the other ways are the CPU's", op);
     if (c.p.m == 0 || c.p.n == 0 || (c.kind != GEMM_DEPTH_GROUPS && c.p.k == 0 && c.p.acc)) return OK;
+    c.fault = device_cuda_fault();
     int64_t rows = c.kind == GEMM_ROW_GROUPS ? group_tiles_most(c.g, c.p.m, EDGE) : ceil_div(c.p.m, EDGE);
     CHECK(rows <= 65535 && c.g.n <= 65535, E_INTERNAL, "%s: %lld rows in %lld groups", op, (long long)c.p.m,
           (long long)c.g.n);

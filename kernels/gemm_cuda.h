@@ -4,6 +4,7 @@
 // One kernel does dense and grouped products, as the CPU's engine does: c(i, j) = sum over k of a(i, k) b(j, k), each
 // operand in whatever type and orientation it has in memory. See GemmOperand in gemm_engine.h.
 #pragma once
+#include "device.h"
 #include "gemm_engine.h"
 
 // How the token dimension is cut into groups.
@@ -17,6 +18,7 @@ typedef struct GemmCall {
     GemmProblem p;           // m, n, k: of the whole; with row groups m, with depth groups k is that of all groups
     GemmGroups kind;
     Groups g;                // arrays in the memory of the device
+    DeviceFault *fault;      // where a group outside of the matrix is reported
     int64_t b_step, bs_step; // elements and scales from one stacked b to the next (row groups)
 } GemmCall;
 

@@ -1,8 +1,9 @@
 // norm_cuda.cu - RMSNorm, add and cast on the GPU, one block per row. Contract: norm.h.
 //
 // The weight's gradient is summed as on the CPU: 128-row blocks, each in the order of its rows, then the blocks.
-#include "norm_core.h"
 #include "rows_cuda.h"
+
+#include "norm_core.h"
 
 static __global__ void norm_fwd_kernel(Mat y, float *rstd, Mat x, const float *w, float eps) {
     SMEM(float, room, [ROW_THREADS / 32]);

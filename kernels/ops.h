@@ -42,6 +42,8 @@ typedef struct Ops {
 const Ops *ops_cpu(void);
 // ops_cuda: the CUDA backend, on the device that device_cuda_open chose; NULL if it is not built in. Operations return
 // when their kernels are issued; every pointer they get, Groups' and counters' included, is memory of the device.
+// What only the device can see to be wrong (tokens, targets, groups) is returned by its next to_host, to_device or
+// sync (device.h).
 const Ops *ops_cuda(void);
 // ops_null: every operation returns OK and touches nothing; the backend of measure mode.
 const Ops *ops_null(void);

@@ -1,11 +1,13 @@
 // permute_cuda.cu - moving and summing rows on the GPU. Contract: permute.h.
-#include "permute_core.h"
 #include "rows_cuda.h"
+
+#include "permute_core.h"
 
 // One block per row; whole words where rows and addresses allow it.
 template <class W> static __global__ void gather_kernel(W *dst, const W *src, const int32_t *idx, int64_t words) {
     int64_t i = blockIdx.x, from = idx[i];
-    for (int64_t k = threadIdx.x; k < words; k += ROW_THREADS) dst[i * words + k] = from < 0 ? W() : src[from * words + k];
+    for (int64_t k = threadIdx.x; k < words; k += ROW_THREADS)
+        dst[i * words + k] = from < 0 ? W() : src[from * words + k];
 }
 
 extern "C" Err rows_gather_cuda(OpCx *cx, void *dst, const void *src, const int32_t *idx, int64_t n,

@@ -7,7 +7,8 @@
 #pragma once
 #include "view.h"
 
-// Health counters; integers, so that threads and ranks can add them in any order. All are added to.
+// Health counters, in the backend's memory; integers, so that threads and ranks can add them in any order. All are
+// added to.
 typedef struct QuantCount {
     int64_t values;          // values quantised
     int64_t saturated;       // finite values whose quotient lies above 448 before rounding (scale floor, rounding)

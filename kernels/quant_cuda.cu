@@ -3,8 +3,9 @@
 // One warp per 1x128 tile; one block per 128 tokens and 32 channels of the transposed form; one block per 128x128
 // block of a weight. The arithmetic is that of quant_core.h; what hardware may change is kept out of it: the sign of
 // a NaN is taken from the input's bits, because the GPU's divider returns one NaN only.
-#include "quant_core.h"
 #include "rows_cuda.h"
+
+#include "quant_core.h"
 
 #define TILES_PER_BLOCK 8 // warps of a block, one tile each
 #define CHANNELS 32       // channels of one block of the transposed form
@@ -123,12 +124,13 @@ DEV float token_value(const TokenSource &from, int64_t r, int64_t c) {
 }
 
 // Tokens of one tile x 32 channels: read along the channels, written along the tokens.
-static __global__ void quant_tokens_kernel(MatQ y, TokenSource from, int64_t rows, Groups g, QuantCount *n) {
+static __global__ void quant_tokens_kernel(MatQ y, TokenSource from, int64_t rows, Groups g, QuantCount *n,
+                                           DeviceFault *fault) {
     SMEM(float, v, [TILE][CHANNELS + 1]);
     SMEM(int32_t, most, [TILE / 32][CHANNELS]);
     SMEM(int, bad, [TILE / 32][CHANNELS]);
     int lane = (int)(threadIdx.x % 32), warp = (int)(threadIdx.x / 32), warps = TILE / 32;
-    GroupTile at = group_tile(g, rows, TILE, blockIdx.x);
+    GroupTile at = group_tile(g, rows, TILE, blockIdx.x, fault);
     if (at.rows == 0) return;
     int64_t c0 = (int64_t)blockIdx.y * CHANNELS, c = c0 + lane;
     int width = (int)(y.rows - c0 < CHANNELS ? y.rows - c0 : CHANNELS);
@@ -168,7 +170,7 @@ static Err quant_tokens(const char *op, MatQ y, TokenSource from, int64_t rows, 
     if (rows == 0 || cols == 0) return OK;
     dim3 grid((unsigned)group_tiles_most(g, rows, TILE), (unsigned)ceil_div(cols, CHANNELS));
     CHECK(grid.y <= 65535, E_INTERNAL, "%s: %lld channels", op, (long long)cols);
-    LAUNCH(quant_tokens_kernel, grid, dim3(TILE), 0, STREAM, y, from, rows, g, n);
+    LAUNCH(quant_tokens_kernel, grid, dim3(TILE), 0, STREAM, y, from, rows, g, n, device_cuda_fault());
     CHECK_LAUNCH(op);
     return OK;
 }

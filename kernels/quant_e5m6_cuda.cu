@@ -1,7 +1,8 @@
 // quant_e5m6_cuda.cu - the 12-bit cache on the GPU, one warp per tile. Contract: quant.h; format: e5m6.h.
+#include "rows_cuda.h"
+
 #include "e5m6.h"
 #include "quant_core.h"
-#include "rows_cuda.h"
 
 #define TILES_PER_BLOCK 8
 

@@ -1,6 +1,7 @@
 // rope_cuda.cu - rotary embedding on the GPU, one thread per pair. Contract: rope.h.
-#include "rope_core.h"
 #include "rows_cuda.h"
+
+#include "rope_core.h"
 
 static __global__ void rope_kernel(Mat x, RopeShape s, const float *table, float sign) {
     int64_t pairs = s.rope_dim / 2, i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x;

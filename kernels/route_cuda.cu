@@ -2,8 +2,9 @@
 //
 // Scores are computed by all lanes, sums over experts in the order of the CPU backend (warp_sum16), the selection by
 // one lane with the code of route_core.h: the same bits as the CPU.
-#include "route_core.h"
 #include "rows_cuda.h"
+
+#include "route_core.h"
 
 static Err route_check(RouteShape s) {
     CHECK(s.E >= 1 && s.K >= 1 && s.K <= s.E && s.T >= 0, E_INTERNAL, "route: %lld of %lld experts", (long long)s.K,

@@ -1,5 +1,5 @@
 // rows_cuda.h - what the CUDA kernels of all families share: elements of F32 or BF16 matrices, sums in a fixed order,
-// groups of rows, counters. Private to kernels/*_cuda.cu.
+// groups of rows, counters. Private to kernels/*_cuda.cu, which include it first: it brings the C headers in.
 //
 // Sums have one order whatever the schedule: a thread adds its own elements in ascending order, a warp adds by
 // halves, warps are added in ascending order. There are no floating-point atomics.
@@ -14,12 +14,14 @@
 #define ROW_THREADS 256 // threads of a block that works on one row
 
 // CUDA_MAT: the contract of a matrix argument: R rows, C columns, F32 or BF16.
+static inline bool mat_is(Mat m, int64_t R, int64_t C) {
+    return (m.t == DT_F32 || m.t == DT_BF16) && m.rows == R && m.cols == C && (m.ld >= m.cols || m.rows <= 1);
+}
 #define CUDA_MAT(m, R, C)                                                                          \
-    CHECK(((m).t == DT_F32 || (m).t == DT_BF16) && (m).rows == (R) && (m).cols == (C) &&           \
-              ((m).ld >= (m).cols || (m).rows <= 1),                                               \
-          E_INTERNAL, "%s: " #m " is %s [%lld, %lld], ld %lld; expected f32 or bf16 [%lld, %lld]", \
-          __func__, dtype_name((m).t), (long long)(m).rows, (long long)(m).cols,                   \
-          (long long)(m).ld, (long long)(R), (long long)(C))
+    CHECK(mat_is(m, R, C), E_INTERNAL,                                                             \
+          "%s: " #m " is %s [%lld, %lld], ld %lld; expected f32 or bf16 [%lld, %lld]", __func__,   \
+          dtype_name((m).t), (long long)(m).rows, (long long)(m).cols, (long long)(m).ld,          \
+          (long long)(R), (long long)(C))
 
 // blocks_for: blocks of `per` elements that cover n, as a grid size.
 static inline dim3 blocks_for(int64_t n, int64_t per) {
@@ -89,14 +91,31 @@ typedef struct GroupTile {
     int64_t e, row, rows, first;
 } GroupTile;
 
-// group_tile: the t-th tile of `size` rows, tiles starting anew in each group; g.n == 0: one group of all rows.
-DEV GroupTile group_tile(Groups g, int64_t all_rows, int64_t size, int64_t t) {
+// fault_report: what only the device can see to be wrong (device.h); the first one stays.
+DEV void fault_report(DeviceFault *fault, FaultCode code, int64_t value, int64_t at, int64_t limit) {
+    if (atomicCAS((int *)&fault->code, (int)FAULT_NONE, (int)code) != FAULT_NONE) return;
+    fault->value = value;
+    fault->at = at;
+    fault->limit = limit;
+}
+// group_is_bad: whether group e leaves the matrix; reported.
+DEV bool group_is_bad(Groups g, int64_t e, int64_t all_rows, DeviceFault *fault) {
+    int64_t start = g.start[e], count = g.count[e];
+    if (start >= 0 && count >= 0 && start + count <= all_rows) return false;
+    fault_report(fault, FAULT_GROUP, start + count, e, all_rows);
+    return true;
+}
+
+// group_tile: the t-th tile of `size` rows, tiles starting anew in each group; g.n == 0: one group of all rows. A
+// group outside of the matrix is reported and ends the list.
+DEV GroupTile group_tile(Groups g, int64_t all_rows, int64_t size, int64_t t, DeviceFault *fault) {
     GroupTile at = {0, t * size, 0, 0};
     if (g.n == 0) {
         if (at.row < all_rows) at.rows = all_rows - at.row < size ? all_rows - at.row : size;
         return at;
     }
     for (; at.e < g.n; at.e++) {
+        if (group_is_bad(g, at.e, all_rows, fault)) return at;
         int64_t count = g.count[at.e], tiles = (count + size - 1) / size;
         if (t < at.first + tiles) {
             int64_t i = (t - at.first) * size;

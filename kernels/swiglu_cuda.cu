@@ -1,5 +1,6 @@
 // swiglu_cuda.cu - the gated unit on the GPU. Contract: swiglu.h.
 #include "rows_cuda.h"
+
 #include "swiglu_core.h"
 
 static __global__ void swiglu_fwd_kernel(Mat h, Mat g, Mat u, const float *gate) {

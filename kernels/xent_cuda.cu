@@ -2,6 +2,7 @@
 //
 // A target outside the logits is reported as a fault of the device (device.h); its loss is NaN.
 #include "rows_cuda.h"
+
 #include "xent_core.h"
 
 static __global__ void xent_kernel(float *loss, int32_t *correct, Mat dlogits, Mat logits, const int32_t *target,
@@ -15,11 +16,7 @@ static __global__ void xent_kernel(float *loss, int32_t *correct, Mat dlogits, M
         if (threadIdx.x != 0) return;
         loss[t] = want < 0 ? 0.0f : f32_from_bits(0x7FC00000u);
         if (correct) correct[t] = 0;
-        if (want < 0 || fault->code != 0) return;
-        fault->value = want;
-        fault->at = t;
-        fault->limit = V;
-        fault->code = FAULT_TARGET;
+        if (want >= V) fault_report(fault, FAULT_TARGET, want, t, V);
         return;
     }
     const float *l = (const float *)logits.p + t * logits.ld;

@@ -3,6 +3,7 @@
 BEGIN {
     print "// as_cuda.h - made from kernels/ops.def by tests/cuda/as_cuda.awk."
     print "#pragma once"
+    print "#define TESTS_CUDA 1 // for what only the CPU promises"
     print "#include \"device.h\""
     print "#include \"ops.h\""
     print "Err as_cuda(Err err); // waits for the device if the call succeeded, and returns what went wrong"

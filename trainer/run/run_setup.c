@@ -206,7 +206,7 @@ static Err make_model(Run *r) {
     const Config *c = r->config;
     TRY(shape_from_config(&r->shape, c, &r->mesh));
     TRY(memory_measure(&r->memory, &r->shape, &r->mesh, true, true));
-    TRY(cx_create(&r->cx, &r->boot, &r->mesh, &r->shape, &r->memory,
+    TRY(cx_create_on(&r->cx, &r->backend, &r->boot, &r->mesh, &r->shape, &r->memory,
                   boot_threads(&r->boot, r->opt.threads)));
     TRY(model_create(&r->model, &r->shape, &r->cx, true, true));
     MEM_NEW(r->tokens, r->shape.B * (r->shape.S + 1 + r->shape.nmtp));
@@ -270,6 +270,13 @@ static Err claim_dir(Run *r) {
     return metrics_open(&r->metrics, r->dir, r->at.step, r->boot.rank);
 }
 
+// choose_backend: where to compute, before anything is opened.
+static Err choose_backend(Run *r) {
+    TRY(backend_choose(&r->backend, r->opt.device ? r->opt.device : "auto", r->boot.local_rank));
+    if (r->backend.why[0]) log_line("device     cpu (auto: %s)", r->backend.why);
+    return OK;
+}
+
 Err run_setup(Run *r, bool *is_done) {
     static const char *const comm_names[] = {"auto", "self", "mpi"};
     char resume_path[1024];
@@ -279,6 +286,7 @@ Err run_setup(Run *r, bool *is_done) {
     TRY(comm_agree(r->boot.world, check_config(r)));
     TRY(comm_agree(r->boot.world,
                    boot_groups(&r->boot, &r->mesh, comm_names[r->config->parallel.comm])));
+    TRY(comm_agree(r->boot.world, choose_backend(r)));
     TRY(comm_agree(r->boot.world, choose_dir(r, resume_path, sizeof resume_path, &resume_step)));
     TRY(comm_agree(r->boot.world, open_data(r)));
     TRY(comm_agree(r->boot.world, make_model(r)));

@@ -1,13 +1,15 @@
-// gemm_cuda_codes.h - codes as the bulk copies of Hopper want them: rows at multiples of 16 bytes, and weights turned.
+// gemm_cuda_codes.h - codes as the bulk copies of Hopper want them: rows at multiples of 16 bytes, and weights
+// turned.
 #pragma once
 #include "cuda_launch.h"
+#include "ptx.h"
 
 namespace sm90 {
 
 // copy_rows: dst[r * dst_ld + c] = src[r * src_ld + c], c < cols; the rest of a row of dst becomes 0. One warp per
 // row; cols, src_ld and src of any alignment, dst and dst_ld multiples of 16.
-static __global__ void __launch_bounds__(256) copy_rows(uint8_t *dst, int64_t dst_ld, const uint8_t *src, int64_t src_ld,
-                                                        int64_t rows, int64_t cols) {
+static __global__ void __launch_bounds__(256)
+    copy_rows(uint8_t *dst, int64_t dst_ld, const uint8_t *src, int64_t src_ld, int64_t rows, int64_t cols) {
     const int64_t warps = (int64_t)gridDim.x * 8;
     const int lane = (int)threadIdx.x % 32;
     for (int64_t r = (int64_t)blockIdx.x * 8 + threadIdx.x / 32; r < rows; r += warps) {
@@ -32,8 +34,8 @@ static __global__ void __launch_bounds__(256) copy_rows(uint8_t *dst, int64_t ds
 
 // turn: wt[e][k * ldt + n] = w[e][n * ld + k] for nmat matrices [N, K]; columns n >= N of wt become 0. Blocks of
 // 64 x 64 through shared memory, grid (K/64, N/64, nmat) rounded up, 256 threads.
-static __global__ void __launch_bounds__(256) turn(uint8_t *wt, int64_t ldt, const uint8_t *w, int64_t ld, int64_t step,
-                                                   int N, int K) {
+static __global__ void __launch_bounds__(256)
+    turn(uint8_t *wt, int64_t ldt, const uint8_t *w, int64_t ld, int64_t step, int N, int K) {
     SMEM(uint8_t, block, [64][68]);
     const int k0 = (int)blockIdx.x * 64, n0 = (int)blockIdx.y * 64, t = (int)threadIdx.x;
     const uint8_t *from = w + (int64_t)blockIdx.z * step;
@@ -42,7 +44,7 @@ static __global__ void __launch_bounds__(256) turn(uint8_t *wt, int64_t ldt, con
     for (int r = t / 16; r < 64; r += 16)
         for (int i = 0; i < 4; i++)
             block[r][c + i] = n0 + r < N && k0 + c + i < K ? from[(int64_t)(n0 + r) * ld + k0 + c + i] : (uint8_t)0;
-    __syncthreads();
+    block_sync();
     for (int r = t / 16; r < 64; r += 16) {
         if (k0 + r >= K || n0 + c >= ldt) continue;
         uint32_t v = 0;

@@ -13,10 +13,26 @@ extern "C" {
 
 using namespace sm90;
 
-static int reserved;
+static int reserved, width, chosen = -1;
 
 void gemm_sm90_reserve(int multiprocessors) {
     reserved = multiprocessors;
+}
+void gemm_sm90_width(int columns) {
+    width = columns;
+}
+void gemm_sm90_choose(int is_on) {
+    chosen = is_on;
+}
+bool gemm_sm90_is_used(const OpCx *cx) {
+    if (chosen < 0) {
+        int device = 0, major = 0;
+        bool is_known = cudaGetDevice(&device) == cudaSuccess &&
+                        cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device) == cudaSuccess;
+        chosen = is_known && major == 9;
+    }
+    return chosen == 1 && (cx->accumulate == GEMM_PROMOTE128 || cx->accumulate == GEMM_PROMOTE128_HOPPER14) &&
+           (cx->promote_every == 0 || cx->promote_every == TILE);
 }
 
 // The driver's encoder, found at run time: the program never links libcuda.
@@ -59,8 +75,8 @@ static Err map_stack(TMap *map, Stack s, int width, int rows) {
     CUresult r = encode(map, s.type, 3, s.p, dim, stride, box, each, CU_TENSOR_MAP_INTERLEAVE_NONE, swizzle_of(width),
                         CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
     CHECK(r == CUDA_SUCCESS, E_INTERNAL,
-          "cuTensorMapEncodeTiled: error %d for %lld x %lld x %lld elements of %d bytes at %p, rows %lld apart", (int)r,
-          (long long)s.mats, (long long)s.rows, (long long)s.cols, s.bytes, s.p, (long long)s.ld);
+          "cuTensorMapEncodeTiled: error %d for %lld x %lld x %lld elements of %d bytes at %p, rows %lld apart",
+          (int)r, (long long)s.mats, (long long)s.rows, (long long)s.cols, s.bytes, s.p, (long long)s.ld);
     return OK;
 }
 
@@ -82,7 +98,8 @@ typedef struct Product {
 } Product;
 
 static Stack codes(MatQ q) {
-    Stack s = {q.q, CU_TENSOR_MAP_DATA_TYPE_UINT8, 1, q.cols, q.rows, q.nmat, q.ld, q.nmat > 1 ? q.qstep : q.ld * q.rows};
+    Stack s = {q.q,  CU_TENSOR_MAP_DATA_TYPE_UINT8,       1, q.cols, q.rows, q.nmat,
+               q.ld, q.nmat > 1 ? q.qstep : q.ld * q.rows};
     if (s.mats == 1) s.step = ceil_div(s.step, 16) * 16; // unused, but the encoder looks at it
     return s;
 }
@@ -116,7 +133,8 @@ static Err start(const Product &d, Problem p, int blocks) {
     static bool is_ready;
     auto *kernel = gemm_sm90<TOKENS, BN, STAGES, Out, DROP, TAKE>;
     if (!is_ready) {
-        TRY_CUDA(cudaFuncSetAttribute((const void *)kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)sizeof(S)));
+        TRY_CUDA(
+            cudaFuncSetAttribute((const void *)kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)sizeof(S)));
         is_ready = true;
     }
     TMap ma = {}, mb = {}, my = {};
@@ -124,12 +142,18 @@ static Err start(const Product &d, Problem p, int blocks) {
         TRY(map_stack(&ma, d.a, BK, BM));
         TRY(map_stack(&mb, d.b, BK, BN));
     }
-    Stack y = {d.y.p, sizeof(Out) == 4 ? CU_TENSOR_MAP_DATA_TYPE_FLOAT32 : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, (int)sizeof(Out),
-               d.y.cols, d.y.rows / d.y_mats, d.y_mats, d.y.ld, d.y.rows / d.y_mats * d.y.ld};
+    Stack y = {d.y.p,
+               sizeof(Out) == 4 ? CU_TENSOR_MAP_DATA_TYPE_FLOAT32 : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
+               (int)sizeof(Out),
+               d.y.cols,
+               d.y.rows / d.y_mats,
+               d.y_mats,
+               d.y.ld,
+               d.y.rows / d.y_mats * d.y.ld};
     p.is_tma = is_regular(y);
     if (p.is_tma) TRY(map_stack(&my, y, Panels<BN, Out>::WIDTH, HALF));
-    LAUNCH((gemm_sm90<TOKENS, BN, STAGES, Out, DROP, TAKE>), dim3((unsigned)blocks), dim3(THREADS), sizeof(S), STREAM, ma,
-           mb, my, p);
+    LAUNCH((gemm_sm90<TOKENS, BN, STAGES, Out, DROP, TAKE>), dim3((unsigned)blocks), dim3(THREADS), sizeof(S), STREAM,
+           ma, mb, my, p);
     CHECK_LAUNCH(d.op);
     return OK;
 }
@@ -145,13 +169,31 @@ static Err check(const OpCx *cx, const Product &d, bool is_shape_ok) {
     CHECK(is_shape_ok, E_INTERNAL, "%s: shapes disagree", d.op);
     CHECK(cx->accumulate == GEMM_PROMOTE128 || cx->accumulate == GEMM_PROMOTE128_HOPPER14, E_INTERNAL,
           "%s: the tensor cores sum with promotion, not otherwise", d.op);
-    CHECK(cx->promote_every == 0 || cx->promote_every == TILE, E_INTERNAL, "%s: promotion every %d, not %d", d.op, TILE,
-          cx->promote_every);
+    CHECK(cx->promote_every == 0 || cx->promote_every == TILE, E_INTERNAL, "%s: promotion every %d, not %d", d.op,
+          TILE, cx->promote_every);
     CHECK(!d.acc || d.y.t == DT_F32, E_INTERNAL, "%s: only f32 is added to", d.op);
     CHECK(d.y.t == DT_F32 || d.y.t == DT_BF16, E_INTERNAL, "%s: the output is %s", d.op, dtype_name(d.y.t));
     int64_t most = max_i64(max_i64(d.a.rows, d.a.cols), max_i64(d.b.rows, d.y.rows));
     CHECK(most <= INT32_MAX - TILE, E_INTERNAL, "%s: a dimension of %lld", d.op, (long long)most);
     return OK;
+}
+
+// Columns of a tile: the fewer cycles for all waves of tiles. A block of the contraction costs what is slowest of the
+// tensor cores (4 cycles a column), shared memory at 128 bytes and L2 at 46 bytes a cycle; a tile costs some 1500
+// cycles besides. The counts of groups are not known here: all rows count.
+static int pick_width(const Product &d, const Problem &p, int blocks) {
+    if (d.is_tokens || d.y.t != DT_BF16) return 128;
+    if (width) return width;
+    int64_t best = INT64_MAX;
+    int pick = 128;
+    for (int bn = 128; bn <= 160; bn += 32) {
+        int64_t copied = (BM + bn) * (BK + 4), read = 2 * (4 * HALF * 32 + bn * BK);
+        int64_t each = max_i64(4 * bn, max_i64((copied + read) / 128, copied / 46));
+        int64_t waves = ceil_div(most_tiles(d, p.m, bn), blocks);
+        int64_t cost = waves * (ceil_div(p.k, BK) * each + 1500);
+        if (cost < best) best = cost, pick = bn;
+    }
+    return pick;
 }
 
 static Err run(OpCx *cx, Product d) {
@@ -169,8 +211,10 @@ static Err run(OpCx *cx, Product d) {
     p.is_acc = d.acc;
     if (p.m == 0 || p.n == 0 || (p.k == 0 && d.acc)) return OK;
     int device = 0, all = 0;
+    TRY_CUDA(cudaGetDevice(&device));
     TRY_CUDA(cudaDeviceGetAttribute(&all, cudaDevAttrMultiProcessorCount, device));
-    int blocks = (int)max_i64(1, min_i64(all - reserved, most_tiles(d, p.m, 128)));
+    int bn = pick_width(d, p, (int)max_i64(1, all - reserved));
+    int blocks = (int)max_i64(1, min_i64(all - reserved, most_tiles(d, p.m, bn)));
     size_t mark = arena_mark(cx->scratch);
     TRY(make_regular(cx, &d.a));
     TRY(make_regular(cx, &d.b));
@@ -180,6 +224,8 @@ static Err run(OpCx *cx, Product d) {
         TRY((start<true, 128, 5, uint16_t, 56, 224>(d, p, blocks)));
     else if (d.y.t == DT_F32)
         TRY((start<false, 128, 4, float, 56, 224>(d, p, blocks)));
+    else if (bn == 160)
+        TRY((start<false, 160, 5, uint16_t, 56, 224>(d, p, blocks)));
     else
         TRY((start<false, 128, 5, uint16_t, 56, 224>(d, p, blocks)));
     arena_release(cx->scratch, mark);
@@ -193,8 +239,9 @@ static Groups no_groups(void) {
 
 static Err fprop(OpCx *cx, const char *op, Mat y, MatQ a, MatQ w, Groups g, bool acc) {
     Product d = {op, false, codes(a), codes(w), scales(a), scales(w), y, 1, g, acc};
-    TRY(check(cx, d, a.rows == y.rows && a.cols == w.cols && y.cols == w.rows && w.nmat == max_i64(1, g.n) &&
-                         a.tile_rows == 1 && w.tile_rows == TILE));
+    TRY(check(cx, d,
+              a.rows == y.rows && a.cols == w.cols && y.cols == w.rows && w.nmat == max_i64(1, g.n) &&
+                  a.tile_rows == 1 && w.tile_rows == TILE));
     return run(cx, d);
 }
 
@@ -220,8 +267,9 @@ static Err dgrad_product(const OpCx *cx, Product *out, Mat y, MatQ a, MatQ w, co
     sb.outer_step = w.scol; // the grid turned too
     sb.k_step = w.srow;
     Product d = {g.n ? "ggemm_fp8_dgrad" : "gemm_fp8_dgrad", false, codes(a), b, scales(a), sb, y, 1, g, acc};
-    TRY(check(cx, d, a.rows == y.rows && a.cols == w.rows && y.cols == w.cols && w.nmat == max_i64(1, g.n) &&
-                         a.tile_rows == 1 && w.tile_rows == TILE));
+    TRY(check(cx, d,
+              a.rows == y.rows && a.cols == w.rows && y.cols == w.cols && w.nmat == max_i64(1, g.n) &&
+                  a.tile_rows == 1 && w.tile_rows == TILE));
     *out = d;
     return OK;
 }
@@ -248,8 +296,9 @@ static Err dgrad(OpCx *cx, Mat y, MatQ a, MatQ w, Groups g, bool acc) {
 static Err wgrad(OpCx *cx, const char *op, Mat y, MatQ at, MatQ bt, Groups g, bool acc) {
     int64_t mats = max_i64(1, g.n);
     Product d = {op, true, codes(at), codes(bt), scales(at), scales(bt), y, mats, g, acc};
-    TRY(check(cx, d, y.rows == mats * at.rows && y.cols == bt.rows && at.cols == bt.cols && at.tile_rows == 1 &&
-                         bt.tile_rows == 1));
+    TRY(check(cx, d,
+              y.rows == mats * at.rows && y.cols == bt.rows && at.cols == bt.cols && at.tile_rows == 1 &&
+                  bt.tile_rows == 1));
     return run(cx, d);
 }
 

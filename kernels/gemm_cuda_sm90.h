@@ -8,8 +8,8 @@
 // Codes are copied by TMA: q at a multiple of 16 bytes, ld and qstep multiples of 16. An operand that is not so is
 // first copied into scratch (one more pass over its codes); wire rows of E8M0 tiles are so only where their length
 // happens to be a multiple of 16. Dgrad reads the weight transposed: w is turned in scratch on every call, unless the
-// caller has it turned already (gemm_sm90_dgrad_turned). y is stored by TMA where it lies at a multiple of 16 bytes with rows
-// of such a multiple, else element by element.
+// caller has it turned already (gemm_sm90_dgrad_turned). y is stored by TMA where it lies at a multiple of 16 bytes
+// with rows of such a multiple, else element by element.
 // Errors: E_INTERNAL if shapes disagree, a dimension passes 2^31 - 1, or OpCx asks for another sum; E_PEER if the
 // driver refuses.
 #pragma once
@@ -29,5 +29,12 @@ size_t gemm_sm90_turned_bytes(MatQ w);
 Err gemm_sm90_turn(uint8_t *wt, MatQ w) MUST_CHECK;
 Err gemm_sm90_dgrad_turned(OpCx *cx, Mat y, MatQ a, MatQ w, const uint8_t *wt, Groups g, bool acc) MUST_CHECK;
 
+// gemm_sm90_is_used: whether these kernels take FP8 products that are to be summed as cx says: on a device of compute
+// capability 9, or as gemm_sm90_choose said (1 yes, 0 no, -1 by the device).
+bool gemm_sm90_is_used(const OpCx *cx);
+void gemm_sm90_choose(int is_on);
+// gemm_sm90_width: columns of the tiles of Fprop and Dgrad into BF16, 128 or 160; 0 = by the shape. For tests and
+// measurements.
+void gemm_sm90_width(int columns);
 // gemm_sm90_reserve: multiprocessors to leave to others (communication), 0 at the start.
 void gemm_sm90_reserve(int multiprocessors);

@@ -1,9 +1,9 @@
 // gemm_cuda_tile.h - the FP8 matrix product of Hopper: one persistent kernel per kind of scales and type of output.
 //
 // y [M,N] = sum over blocks of 128 of the contraction: (sa * sb) * (A B^T of the block), A and B K-major codes.
-// A block of 384 threads computes tiles of 128 x BN: warpgroups 0 and 1 multiply, 64 rows each; of warpgroup 2, warp 8
-// copies codes (TMA), warp 9 and, for 1x128 x 1x128, warp 10 fetch scales from wherever MatQ keeps them, in FP32 or as
-// bytes. They meet in a ring of STAGES stages:
+// A block of 384 threads computes tiles of 128 x BN: warpgroups 0 and 1 multiply, 64 rows each; of warpgroup 2, warp
+// 8 copies codes (TMA), warp 9 and, for 1x128 x 1x128, warp 10 fetch scales from wherever MatQ keeps them, in FP32 or
+// as bytes. They meet in a ring of STAGES stages:
 //   full[s]   ends when the codes are there (expected bytes) and each fetching warp has arrived
 //   empty[s]  ends when each of the 8 warps that multiply has arrived: nothing reads the stage any more
 // The tensor cores keep 14 bits of a sum, so every block of 128 starts from zero and is added in FP32, times its
@@ -54,7 +54,8 @@ static __device__ __forceinline__ int blocks_of(int n, int size) {
 template <bool TOKENS, int BN> struct Walk {
     int at, first, group, block;
 
-    __device__ __forceinline__ Walk() : at((int)blockIdx.x), first(0), group(0), block(0) {}
+    __device__ __forceinline__ Walk() : at((int)blockIdx.x), first(0), group(0), block(0) {
+    }
 
     __device__ __forceinline__ bool next(const Problem &p, Tile &t) {
         const int nb = blocks_of(p.n, BN);
@@ -117,7 +118,8 @@ static __device__ __forceinline__ int64_t scale_bytes(const Scales &s, int64_t n
 
 // Warp 8, one lane: codes of every block of every tile.
 template <bool TOKENS, int BN, int STAGES, class Out>
-__device__ __forceinline__ void copy_codes(Smem<BN, STAGES, Out> &sm, const TMap *ma, const TMap *mb, const Problem &p) {
+__device__ __forceinline__ void copy_codes(Smem<BN, STAGES, Out> &sm, const TMap *ma, const TMap *mb,
+                                           const Problem &p) {
     Walk<TOKENS, BN> walk;
     Ring<STAGES> ring;
     for (Tile t; walk.next(p, t);)
@@ -145,8 +147,8 @@ static __device__ __forceinline__ void put(float *dst, const Fetched &f) {
     for (int i = 0; i < 4; i++) dst[32 * i] = f.v[i];
 }
 
-// Warp 9: the scales of A, and of the 128x128 grid. Warp 10, where each row of B has its own: those (IS_B). The scales
-// of the next block are under way while a warp waits for room.
+// Warp 9: the scales of A, and of the 128x128 grid. Warp 10, where each row of B has its own: those (IS_B). The
+// scales of the next block are under way while a warp waits for room.
 template <bool TOKENS, bool IS_B, int BN, int STAGES, class Out>
 __device__ __forceinline__ void fetch_scales(Smem<BN, STAGES, Out> &sm, const Problem &p, int lane) {
     static_assert(!IS_B || BN <= 128, "four scales per lane");
@@ -160,7 +162,8 @@ __device__ __forceinline__ void fetch_scales(Smem<BN, STAGES, Out> &sm, const Pr
         at += scale_bytes(s, ((IS_B ? t.b_row : t.a_row) + lane) * s.outer_step + t.block * s.k_step);
         const int grid = t.b_row / 128 + lane;
         const bool has_grid = !TOKENS && lane < 2 && grid * 128 < p.n;
-        const char *at_grid = (const char *)p.sb.s + scale_bytes(p.sb, grid * p.sb.outer_step + t.b_mat * p.sb.mat_step);
+        const char *at_grid =
+            (const char *)p.sb.s + scale_bytes(p.sb, grid * p.sb.outer_step + t.b_mat * p.sb.mat_step);
         Fetched next = {};
         float next_grid = 0.0f;
         for (int k = -BK; k < t.k; k += BK) {
@@ -178,20 +181,11 @@ __device__ __forceinline__ void fetch_scales(Smem<BN, STAGES, Out> &sm, const Pr
             mbar_wait(&sm.empty[ring.stage], ring.phase ^ 1);
             put((IS_B ? sm.sb[ring.stage] : sm.sa[ring.stage]) + lane, f);
             if (!TOKENS && lane < 2) sm.sb[ring.stage][lane] = g;
-            __syncwarp();
+            warp_sync();
             if (lane == 0) mbar_arrive(&sm.full[ring.stage]);
             ring.step();
         }
     }
-}
-
-// A barrier of the 128 threads of one multiplying warpgroup. The ids are literals on purpose: ptxas reserves all 16
-// barriers for an id in a register.
-static __device__ __forceinline__ void half_sync(int half) {
-    if (half == 0)
-        named_sync<1, 128>();
-    else
-        named_sync<2, 128>();
 }
 
 // Zero the codes past `left` (1..127) of a row of a stage, if it has that row: what follows a group's last token
@@ -211,11 +205,14 @@ static __device__ __forceinline__ void clear_tail(uint8_t *tile, int row, int ro
         }
 }
 
-// The output tile of a warpgroup in shared memory: panels of 64 rows, WIDTH bytes each, the widest that divides a row.
+// The output tile of a warpgroup in shared memory: panels of 64 rows, WIDTH bytes each, the widest that divides a
+// row.
 template <int BN, class Out> struct Panels {
     enum {
         ROW = BN * (int)sizeof(Out),
-        WIDTH = ROW % 128 == 0 ? 128 : ROW % 64 == 0 ? 64 : 32,
+        WIDTH = ROW % 128 == 0  ? 128
+                : ROW % 64 == 0 ? 64
+                                : 32,
         COUNT = ROW / WIDTH,
         COLUMNS = WIDTH / (int)sizeof(Out)
     };
@@ -265,12 +262,10 @@ __device__ void put_rows(const Problem &p, const Tile &t, const float (&sum)[BN 
         if (row >= rows) continue;
         Out *y = (Out *)p.y + (y_row + row) * p.ld + t.b_row;
         UNROLL
-        for (int j = 0; j < BN / 8; j++)
-            UNROLL
-            for (int i = 0; i < 2; i++) {
-                int column = 8 * j + 2 * (lane % 4) + i;
-                if (t.b_row + column < p.n) put_one(y + column, sum[4 * j + 2 * high + i], p.is_acc);
-            }
+        for (int i = 0; i < BN / 4; i++) {
+            int column = i / 2 * 8 + 2 * (lane % 4) + i % 2;
+            if (t.b_row + column < p.n) put_one(y + column, sum[i / 2 * 4 + 2 * high + i % 2], p.is_acc);
+        }
     }
 }
 
@@ -288,11 +283,19 @@ __device__ __forceinline__ void finish(Smem<BN, STAGES, Out> &sm, const TMap *my
     }
     uint8_t *y = sm.y[half];
     const bool is_first = warp == 0 && lane == 0;
+    // A barrier of this warpgroup's own: the other one need not be here. Ids are literals, because for one in a
+    // register ptxas reserves all 16.
     if (is_first) tma_store_wait_read();
-    half_sync(half);
+    if (half == 0)
+        named_sync<1, 128>();
+    else
+        named_sync<2, 128>();
     put_panels<BN>(y, sum, warp, lane, (Out *)nullptr);
     proxy_fence();
-    half_sync(half);
+    if (half == 0)
+        named_sync<1, 128>();
+    else
+        named_sync<2, 128>();
     if (!is_first) return;
     UNROLL
     for (int i = 0; i < P::COUNT; i++) {
@@ -308,8 +311,8 @@ __device__ __forceinline__ void finish(Smem<BN, STAGES, Out> &sm, const TMap *my
 
 // Promotion of one block: sum += (sa * sb) * part. 128x128: columns from `edge` on are of the next grid column.
 template <int BN>
-__device__ __forceinline__ void promote(float (&sum)[BN / 2], const float (&part)[BN / 2], float a0, float a8, float b0,
-                                        float b1, int edge) {
+__device__ __forceinline__ void promote(float (&sum)[BN / 2], const float (&part)[BN / 2], float a0, float a8,
+                                        float b0, float b1, int edge) {
     const float s0 = a0 * b0, s8 = a8 * b0, e0 = a0 * b1, e8 = a8 * b1;
     UNROLL
     for (int j = 0; j < BN / 8; j++) {
@@ -356,8 +359,8 @@ __device__ __forceinline__ void multiply_block(float (&part)[BN / 2], uint64_t a
 
 // Warpgroups 0 and 1.
 template <bool TOKENS, int BN, int STAGES, class Out>
-__device__ __forceinline__ void multiply(Smem<BN, STAGES, Out> &sm, const TMap *my, const Problem &p, int half, int warp,
-                                         int lane) {
+__device__ __forceinline__ void multiply(Smem<BN, STAGES, Out> &sm, const TMap *my, const Problem &p, int half,
+                                         int warp, int lane) {
     const int row = half * HALF + warp * 16 + lane / 4;
     Walk<TOKENS, BN> walk;
     Ring<STAGES> ring;
@@ -388,7 +391,7 @@ __device__ __forceinline__ void multiply(Smem<BN, STAGES, Out> &sm, const TMap *
                     promote<BN>(sum, part, a0, a8, b0, b1, edge);
                 }
             }
-            __syncwarp(); // all lanes have seen the phase and read their scales
+            warp_sync(); // all lanes have seen the phase and read their scales
             if (lane == 0) mbar_arrive(&sm.empty[s]);
         }
         finish<TOKENS>(sm, my, p, t, sum, half, warp, lane);

@@ -105,9 +105,12 @@ PTX void proxy_fence() {
     asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
 }
 
-// block_sync: __syncthreads. named_sync: a barrier of `THREADS` threads, ID 1..15.
+// block_sync: __syncthreads. warp_sync: __syncwarp. named_sync: a barrier of `THREADS` threads, ID 1..15.
 PTX void block_sync() {
     __syncthreads();
+}
+PTX void warp_sync() {
+    __syncwarp();
 }
 template <int ID, int THREADS> PTX void named_sync() {
     static_assert(ID > 0 && ID < 16 && THREADS % 32 == 0, "a named barrier is shared by whole warps");

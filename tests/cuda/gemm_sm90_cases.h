@@ -33,8 +33,8 @@ typedef struct Case {
     Options o;
     MatQ a, b;
     Mat y;
-    double *old;  // y before, NaN where it must be written
-    Groups g;     // n = 0: dense
+    double *old; // y before, NaN where it must be written
+    Groups g;    // n = 0: dense
     int64_t start[4], count[4];
     void *mem[5];
     int nmem;
@@ -73,7 +73,8 @@ static inline MatQ case_operand(Case *c, Layout layout, ScaleType st, int tile_r
     m.sstep = srows * tiles;
     if (is_wire) {
         m = matq_wire(NULL, st, rows, cols);
-        m.ld += ceil_div(tiles, 4) * 4 * es - ceil_div(ceil_div(cols, TILE) * es, 4) * 4; // groups may have more tiles
+        m.ld +=
+            ceil_div(tiles, 4) * 4 * es - ceil_div(ceil_div(cols, TILE) * es, 4) * 4; // groups may have more tiles
         m.srow = m.ld / es;
     } else {
         m.s = case_memory(c, (size_t)(nmat * m.sstep * es + 4));
@@ -161,7 +162,8 @@ static inline Case case_grouped(Options o, const int *counts, int64_t n, int64_t
         c.b = case_operand(&c, rest, o.st, 1, 1, k, rows, tiles);
         case_output(&c, 4 * n, k);
     } else {
-        c.a = case_operand(&c, o.layout, o.st, 1, 1, rows, o.form == FPROP ? k : n, ceil_div(o.form == FPROP ? k : n, TILE));
+        c.a = case_operand(&c, o.layout, o.st, 1, 1, rows, o.form == FPROP ? k : n,
+                           ceil_div(o.form == FPROP ? k : n, TILE));
         c.b = case_operand(&c, rest, SCALE_F32, TILE, 4, n, k, ceil_div(k, TILE));
         case_output(&c, rows, o.form == FPROP ? n : k);
     }
@@ -188,16 +190,22 @@ static inline void case_run(Case *c) {
     Groups g = c->g;
     switch (c->o.form) {
     case FPROP:
-        if (g.n) MUST_OK(ggemm_fp8_fprop_sm90(&cx, c->y, c->a, c->b, g, c->o.acc));
-        else MUST_OK(gemm_fp8_fprop_sm90(&cx, c->y, c->a, c->b, c->o.acc));
+        if (g.n)
+            MUST_OK(ggemm_fp8_fprop_sm90(&cx, c->y, c->a, c->b, g, c->o.acc));
+        else
+            MUST_OK(gemm_fp8_fprop_sm90(&cx, c->y, c->a, c->b, c->o.acc));
         break;
     case DGRAD:
-        if (g.n) MUST_OK(ggemm_fp8_dgrad_sm90(&cx, c->y, c->a, c->b, g, c->o.acc));
-        else MUST_OK(gemm_fp8_dgrad_sm90(&cx, c->y, c->a, c->b, c->o.acc));
+        if (g.n)
+            MUST_OK(ggemm_fp8_dgrad_sm90(&cx, c->y, c->a, c->b, g, c->o.acc));
+        else
+            MUST_OK(gemm_fp8_dgrad_sm90(&cx, c->y, c->a, c->b, c->o.acc));
         break;
     default:
-        if (g.n) MUST_OK(ggemm_fp8_wgrad_sm90(&cx, c->y, c->a, c->b, g, c->o.acc));
-        else MUST_OK(gemm_fp8_wgrad_sm90(&cx, c->y, c->a, c->b, c->o.acc));
+        if (g.n)
+            MUST_OK(ggemm_fp8_wgrad_sm90(&cx, c->y, c->a, c->b, g, c->o.acc));
+        else
+            MUST_OK(gemm_fp8_wgrad_sm90(&cx, c->y, c->a, c->b, c->o.acc));
     }
     tc_finish();
 }
@@ -233,9 +241,9 @@ static inline bool case_is_right(Case *c) {
     if (!c->g.n) return case_part_is_right(c, 0, c->y.rows, 0, c->b, 0, c->a.cols, 0);
     int64_t tile = 0, per = c->y.rows / 4;
     for (int e = 0; e < 4; e++) {
-        bool is_ok = c->o.form == WGRAD
-                         ? case_part_is_right(c, e * per, per, 0, c->b, c->start[e], c->count[e], tile)
-                         : case_part_is_right(c, c->start[e], c->count[e], c->start[e], matq_mat(c->b, e), 0, c->a.cols, 0);
+        bool is_ok = c->o.form == WGRAD ? case_part_is_right(c, e * per, per, 0, c->b, c->start[e], c->count[e], tile)
+                                        : case_part_is_right(c, c->start[e], c->count[e], c->start[e],
+                                                             matq_mat(c->b, e), 0, c->a.cols, 0);
         if (!is_ok) return false;
         tile += ceil_div(c->count[e], TILE);
     }
@@ -243,7 +251,8 @@ static inline bool case_is_right(Case *c) {
         bool is_inside = false;
         for (int e = 0; e < 4; e++) is_inside = is_inside || (r >= c->start[e] && r < c->start[e] + c->count[e]);
         for (int64_t j = 0; j < c->y.cols && !is_inside; j++)
-            if (ref_get(c->y, r, j) != c->old[r * c->y.cols + j]) return case_says(r, j, ref_get(c->y, r, j), "written");
+            if (ref_get(c->y, r, j) != c->old[r * c->y.cols + j])
+                return case_says(r, j, ref_get(c->y, r, j), "written");
     }
     return true;
 }
@@ -265,9 +274,9 @@ static inline bool case_equals_cpu(Case *c) {
     memcpy(y.p, c->y.p, (size_t)(y.rows * y.ld) * dtype_bytes(y.t));
     Err err = c->o.form == FPROP   ? c->g.n ? ggemm_fp8_fprop_cpu(&cx, y, c->a, c->b, c->g, false)
                                             : gemm_fp8_fprop_cpu(&cx, y, c->a, c->b, false)
-              : c->o.form == DGRAD ? c->g.n ? ggemm_fp8_dgrad_cpu(&cx, y, c->a, c->b, c->g, false)
-                                            : gemm_fp8_dgrad_cpu(&cx, y, c->a, c->b, false)
-              : c->g.n             ? ggemm_fp8_wgrad_cpu(&cx, y, c->a, c->b, c->g, false)
+                : c->o.form == DGRAD ? c->g.n ? ggemm_fp8_dgrad_cpu(&cx, y, c->a, c->b, c->g, false)
+                                              : gemm_fp8_dgrad_cpu(&cx, y, c->a, c->b, false)
+                : c->g.n ? ggemm_fp8_wgrad_cpu(&cx, y, c->a, c->b, c->g, false)
                                    : gemm_fp8_wgrad_cpu(&cx, y, c->a, c->b, false);
     assert_int_equal(err, OK);
     bool is_ok = true;

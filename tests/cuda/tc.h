@@ -27,7 +27,7 @@ namespace tc {
 struct Map {
     uint64_t magic;
     unsigned char *base;
-    uint64_t dim[3], stride[3]; // elements; bytes
+    uint64_t dim[3], stride[3];  // elements; bytes
     uint32_t box[3], elem, span; // span: bytes of the swizzle, 0 none
     bool is_float;
 };
@@ -42,8 +42,8 @@ struct Site {
 inline std::vector<Site> *record; // where sites are noted; NULL: they are not
 inline const char *cut_what;
 inline int cut_line;
-inline int sum_bits;     // significant bits of a wgmma sum: 0 = FP32, 14 = as Hopper
-inline int laziness = 3; // a pending copy happens in one of this many looks
+inline int sum_bits;      // significant bits of a wgmma sum: 0 = FP32, 14 = as Hopper
+inline int laziness = 3;  // a pending copy happens in one of this many looks
 inline uint64_t products; // wgmma executed, all warpgroups
 
 inline bool is_cut(const char *what, int line) {
@@ -57,16 +57,16 @@ inline bool is_cut(const char *what, int line) {
 
 struct Bar {
     uint32_t at, count, pending, phase;
-    int64_t bytes;   // still expected
-    int copies;      // under way
+    int64_t bytes; // still expected
+    int copies;    // under way
 };
 struct Copy {
     enum Kind { LOAD, STORE, ADD } kind;
     const Map *map;
     uint32_t at; // shared memory
     int pos[3];
-    int bar;      // LOAD: index of its barrier
-    int thread;   // who issued it
+    int bar;    // LOAD: index of its barrier
+    int thread; // who issued it
     bool is_committed;
 };
 struct Named {
@@ -140,7 +140,8 @@ inline State &state() {
 }
 inline uint32_t offset(const void *p) {
     ptrdiff_t at = (const unsigned char *)p - simt::blk.dyn;
-    if (!simt::blk.dyn || at < 0 || (size_t)at >= simt::blk.dyn_bytes) simt::die("an address outside of dynamic shared memory");
+    if (!simt::blk.dyn || at < 0 || (size_t)at >= simt::blk.dyn_bytes)
+        simt::die("an address outside of dynamic shared memory");
     return (uint32_t)at;
 }
 inline void yield() {
@@ -267,10 +268,12 @@ inline void check_operand(uint64_t desc, int rows) {
     if (desc >> 62 != 1) simt::die("wgmma: the descriptor is not for the 128-byte swizzle");
     if (desc >> 49 & 7) simt::die("wgmma: the descriptor has a base offset");
     if ((desc & 0x3F) > 6 || (desc & 1)) simt::die("wgmma: the tile does not start at a multiple of 1024 bytes");
-    if (operand_at(desc, rows - 1, 31) >= simt::blk.dyn_bytes) simt::die("wgmma: operand past the end of shared memory");
+    if (operand_at(desc, rows - 1, 31) >= simt::blk.dyn_bytes)
+        simt::die("wgmma: operand past the end of shared memory");
     for (int r = 0; r < rows; r++)
         for (int k = 0; k < 32; k += 16)
-            if (state().dirty[operand_at(desc, r, k) / 16]) simt::die("wgmma reads what was stored without proxy_fence");
+            if (state().dirty[operand_at(desc, r, k) / 16])
+                simt::die("wgmma reads what was stored without proxy_fence");
 }
 inline uint64_t hash_operand(uint64_t h, uint64_t desc, int rows) {
     for (int r = 0; r < rows; r++)
@@ -286,8 +289,8 @@ inline uint64_t hash_product(const Product &p) {
     return hash_operand(hash_operand(1, p.a, 64), p.b, p.n);
 }
 
-// The sum of Hopper's tensor cores: the largest exponent among the sum and the 32 products sets a unit of 2^(e-13), to
-// which all are cut toward zero (gemm.h, GEMM_HOPPER14).
+// The sum of Hopper's tensor cores: the largest exponent among the sum and the 32 products sets a unit of 2^(e-13),
+// to which all are cut toward zero (gemm.h, GEMM_HOPPER14).
 inline float cut_sum(float sum, const float *v, int bits) {
     int e = (int)(f32_bits(sum) >> 23 & 255);
     for (int k = 0; k < 32; k++) e = (int)(f32_bits(v[k]) >> 23 & 255) > e ? (int)(f32_bits(v[k]) >> 23 & 255) : e;
@@ -369,7 +372,8 @@ inline void issue(float *d, int n, uint64_t a, uint64_t b, bool is_added) {
         g.queue.push_back(Product{a, b, 0, is_added, n, 0, at, false});
     }
     Product &p = g.queue[(size_t)i];
-    if (p.a != a || p.b != b || p.n != n || p.is_added != is_added) simt::die("threads of a warpgroup disagree on a wgmma");
+    if (p.a != a || p.b != b || p.n != n || p.is_added != is_added)
+        simt::die("threads of a warpgroup disagree on a wgmma");
     Sums &s = g.sums[(size_t)p.sums];
     if (!s.d[t]) { // the first product on these registers since the last wait
         s.d[t] = d;
@@ -393,7 +397,8 @@ inline void wait_products() {
         while (g.queue[(size_t)i].issued < 128) simt::wait(&g.gen, "wgmma_wait");
     run_products(g, (size_t)g.issued[t]);
     for (int i = g.finished[t]; i < g.issued[t] && t % 32 == 0; i++)
-        if (hash_product(g.queue[(size_t)i]) != g.queue[(size_t)i].hash) simt::die("operands of a wgmma changed under way");
+        if (hash_product(g.queue[(size_t)i]) != g.queue[(size_t)i].hash)
+            simt::die("operands of a wgmma changed under way");
     for (Sums &s : g.sums) {
         if (!s.d[t]) continue;
         for (int k = 0; k < s.n / 2; k++) s.d[t][k] = s.v[(size_t)(row_of(t, k) * s.n + column_of(t, k))];
@@ -424,8 +429,9 @@ inline void set_registers(int n) {
 
 // encode: cuTensorMapEncodeTiled with its rules, for three dimensions.
 CUresult encode(CUtensorMap *map, CUtensorMapDataType type, cuuint32_t rank, void *base, const cuuint64_t *dim,
-                const cuuint64_t *stride, const cuuint32_t *box, const cuuint32_t *step, CUtensorMapInterleave interleave,
-                CUtensorMapSwizzle swizzle_mode, CUtensorMapL2promotion promotion, CUtensorMapFloatOOBfill fill);
+                const cuuint64_t *stride, const cuuint32_t *box, const cuuint32_t *step,
+                CUtensorMapInterleave interleave, CUtensorMapSwizzle swizzle_mode, CUtensorMapL2promotion promotion,
+                CUtensorMapFloatOOBfill fill);
 
 } // namespace tc
 
@@ -441,7 +447,8 @@ inline void mbar_init(uint64_t *bar, uint32_t arrivals, TC_LINE) {
         if (b.at == at) simt::die("an mbarrier initialised twice");
     s.bars.push_back(tc::Bar{at, arrivals, arrivals, 0, 0, 0});
 }
-inline void mbar_init_fence() {}
+inline void mbar_init_fence() {
+}
 inline void mbar_arrive(uint64_t *bar, TC_LINE) {
     if (TC_CUT("mbar_arrive")) return;
     tc::arrive(tc::state().bars[(size_t)tc::find_bar(bar)], 0);
@@ -496,6 +503,9 @@ inline void proxy_fence(TC_LINE) {
 }
 inline void block_sync(TC_LINE) {
     if (!TC_CUT("block_sync")) __syncthreads();
+}
+inline void warp_sync(TC_LINE) {
+    if (!TC_CUT("warp_sync")) __syncwarp();
 }
 template <int ID, int THREADS> inline void named_sync(TC_LINE) {
     static_assert(ID > 0 && ID < 16 && THREADS % 32 == 0, "a named barrier is shared by whole warps");

@@ -32,8 +32,9 @@ CUresult encode(CUtensorMap *map, CUtensorMapDataType type, cuuint32_t rank, voi
     m.elem = bytes_of(type);
     m.span = span_of(swizzle_mode);
     m.is_float = type == CU_TENSOR_MAP_DATA_TYPE_FLOAT32;
-    bool is_ok = (uintptr_t)map % 64 == 0 && m.elem && rank == 3 && base && (uintptr_t)base % 16 == 0 && m.span != 1 &&
-                 interleave == CU_TENSOR_MAP_INTERLEAVE_NONE && fill == CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE;
+    bool is_ok = (uintptr_t)map % 64 == 0 && m.elem && rank == 3 && base && (uintptr_t)base % 16 == 0 &&
+                 m.span != 1 && interleave == CU_TENSOR_MAP_INTERLEAVE_NONE &&
+                 fill == CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE;
     for (int d = 0; is_ok && d < 3; d++) {
         m.dim[d] = dim[d];
         m.stride[d] = d ? stride[d - 1] : m.elem;
@@ -62,7 +63,8 @@ void tc_finish(void) {
 void tc_sum_bits(int bits) {
     tc::sum_bits = bits;
 }
-// tc_sites: from now on sites are noted. tc_site: the i-th, or 0. tc_cut: leave out the calls of one (what NULL: none).
+// tc_sites: from now on sites are noted. tc_site: the i-th, or 0. tc_cut: leave out the calls of one (what NULL:
+// none).
 void tc_sites(void) {
     static std::vector<tc::Site> noted;
     noted.clear();
@@ -79,6 +81,11 @@ void tc_cut(const char *what, int line) {
     tc::cut_line = line;
 }
 
+cudaError_t cudaGetDevice(int *device) {
+    *device = 0;
+    return cudaSuccess;
+}
+// The compute capability is not told, so that the portable kernels are used unless a test chooses.
 cudaError_t cudaDeviceGetAttribute(int *value, enum cudaDeviceAttr what, int) {
     if (what != cudaDevAttrMultiProcessorCount) return cudaErrorInvalidValue;
     *value = multiprocessors;

@@ -9,8 +9,12 @@ static int case_number;
 static void check_dense(Form form, Shape3 s) {
     for (int turn = 0; turn < 4; turn++) {
         int i = case_number++;
-        Options o = {.form = form, .layout = (Layout)(i % LAYOUTS), .st = i / 3 % 2 ? SCALE_F32 : SCALE_E8M0,
-                     .out = turn % 2 ? DT_F32 : DT_BF16, .acc = turn == 3, .seed = i};
+        Options o = {.form = form,
+                     .layout = (Layout)(i % LAYOUTS),
+                     .st = i / 3 % 2 ? SCALE_F32 : SCALE_E8M0,
+                     .out = turn % 2 ? DT_F32 : DT_BF16,
+                     .acc = turn == 3,
+                     .seed = i};
         Case c = case_dense(o, s);
         schedule_at(i % SCHEDULES);
         case_run(&c);
@@ -42,8 +46,13 @@ static void test_grouped(void **state) {
         for (Form f = FPROP; f <= WGRAD; f++)
             for (int turn = 0; turn < 4; turn++) {
                 int k = case_number++;
-                Options o = {.form = f, .layout = (Layout)(k % LAYOUTS), .st = k / 3 % 2 ? SCALE_F32 : SCALE_E8M0,
-                             .out = turn % 2 ? DT_F32 : DT_BF16, .acc = turn == 3, .gap = turn < 2 ? 0 : 7, .seed = k};
+                Options o = {.form = f,
+                             .layout = (Layout)(k % LAYOUTS),
+                             .st = k / 3 % 2 ? SCALE_F32 : SCALE_E8M0,
+                             .out = turn % 2 ? DT_F32 : DT_BF16,
+                             .acc = turn == 3,
+                             .gap = turn < 2 ? 0 : 7,
+                             .seed = k};
                 Case c = case_grouped(o, counts[i], turn < 2 ? 70 : 144, turn < 2 ? 160 : 133);
                 schedule_at(k % SCHEDULES);
                 case_run(&c);
@@ -52,14 +61,39 @@ static void test_grouped(void **state) {
             }
 }
 
+// Tiles of 160 columns: their 128x128 blocks change inside a tile.
+static void test_wide(void **state) {
+    (void)state;
+    static const Shape3 shapes[] = {{130, 650, 140}, {70, 161, 300}, {128, 320, 128}, {5, 96, 64}};
+    static const int counts[4] = {130, 0, 3, 64};
+    gemm_sm90_width(160);
+    for (int i = 0; i < 4; i++)
+        for (Form f = FPROP; f <= DGRAD; f++) check_dense(f, shapes[i]);
+    for (Form f = FPROP; f <= DGRAD; f++) {
+        int k = case_number++;
+        Options o = {.form = f, .layout = (Layout)(k % LAYOUTS), .st = SCALE_E8M0, .out = DT_BF16, .gap = 2, .seed = k};
+        Case c = case_grouped(o, counts, 330, 350);
+        schedule_at(k % SCHEDULES);
+        case_run(&c);
+        if (!case_is_right(&c)) fail_msg("form %d: %s", f, case_wrong);
+        case_free(&c);
+    }
+    gemm_sm90_width(0);
+}
+
 // Thread orders, seeds and how many blocks share the tiles.
 static void test_schedules(void **state) {
     (void)state;
     static const int counts[4] = {130, 0, 70, 257};
     for (Form f = FPROP; f <= WGRAD; f++)
         for (int is_grouped = 0; is_grouped < 2; is_grouped++) {
-            Options o = {.form = f, .layout = WIRE, .st = SCALE_E8M0, .out = f == WGRAD ? DT_F32 : DT_BF16, .gap = 3,
-                         .acc = f == WGRAD, .seed = 77};
+            Options o = {.form = f,
+                         .layout = WIRE,
+                         .st = SCALE_E8M0,
+                         .out = f == WGRAD ? DT_F32 : DT_BF16,
+                         .gap = 3,
+                         .acc = f == WGRAD,
+                         .seed = 77};
             Shape3 s = {300, 150, 260};
             uint64_t first = 0;
             FOR_SCHEDULES(i) {
@@ -85,8 +119,13 @@ static void test_hopper14(void **state) {
     tc_sum_bits(14);
     for (Form f = FPROP; f <= WGRAD; f++)
         for (int turn = 0; turn < 4; turn++) {
-            Options o = {.form = f, .layout = (Layout)((f + turn) % LAYOUTS), .st = SCALE_E8M0, .is_power = true,
-                         .out = turn % 2 ? DT_F32 : DT_BF16, .gap = 1, .seed = turn};
+            Options o = {.form = f,
+                         .layout = (Layout)((f + turn) % LAYOUTS),
+                         .st = SCALE_E8M0,
+                         .is_power = true,
+                         .out = turn % 2 ? DT_F32 : DT_BF16,
+                         .gap = 1,
+                         .seed = turn};
             Shape3 s = {70 + 61 * turn, 100, 300};
             Case c = turn < 2 ? case_dense(o, s) : case_grouped(o, counts, 72, 200);
             schedule_at(2 + turn);
@@ -120,7 +159,8 @@ static void test_refused(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_dense),    cmocka_unit_test(test_empty),   cmocka_unit_test(test_grouped),
+        cmocka_unit_test(test_dense),     cmocka_unit_test(test_empty),    cmocka_unit_test(test_grouped),
+        cmocka_unit_test(test_wide),
         cmocka_unit_test(test_schedules), cmocka_unit_test(test_hopper14), cmocka_unit_test(test_refused),
     };
     return cmocka_run_group_tests(tests, case_setup, case_teardown);

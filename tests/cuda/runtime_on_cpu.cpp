@@ -1,15 +1,35 @@
 // runtime_on_cpu.cpp - the few functions of the CUDA runtime that host code calls, over host memory.
 //
 // Linked into the cuda-on-cpu tests instead of libcudart, so that device table and launchers run as they are. Memory
-// of the device comes filled with 0xFF. One device exists unless runtime_on_cpu_devices says otherwise.
+// of the device comes filled with 0xFF and can only be touched by kernels, copies and memset: host code that follows a
+// device's pointer ends with a segmentation fault, as it should. One device exists unless runtime_on_cpu_devices says
+// otherwise.
 #include "simt.h"
 
 static int device_count = 1;
 static cudaError_t last_error = cudaSuccess;
 
+// Blocks of device memory, without access outside of launches and copies.
+enum { BLOCKS = 256 };
+static struct {
+    char *p;
+    size_t bytes;
+} blocks[BLOCKS];
+static void device_memory(bool is_open) {
+    for (auto &b : blocks)
+        if (b.p) mprotect(b.p, b.bytes, is_open ? PROT_READ | PROT_WRITE : PROT_NONE);
+}
+namespace {
+struct Open { // for the length of a copy
+    Open() { device_memory(true); }
+    ~Open() { device_memory(false); }
+};
+}
+
 // Programs that never choose a schedule run their launches in turn under all four.
 __attribute__((constructor)) static void rotate() {
     simt::schedule(-1, 1);
+    simt::device_memory = device_memory;
 }
 
 extern "C" {
@@ -54,20 +74,35 @@ cudaError_t cudaMemGetInfo(size_t *free_bytes, size_t *total) {
     return cudaSuccess;
 }
 cudaError_t cudaMalloc(void **p, size_t bytes) {
-    *p = aligned_alloc(256, (bytes + 255) & ~(size_t)255);
-    if (!*p) return cudaErrorMemoryAllocation;
-    memset(*p, 0xFF, (bytes + 255) & ~(size_t)255);
-    return cudaSuccess;
+    for (auto &b : blocks) {
+        if (b.p) continue;
+        size_t size = (bytes + 4095) & ~(size_t)4095;
+        void *m = mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+        if (m == MAP_FAILED) return cudaErrorMemoryAllocation;
+        if (size < ((size_t)256 << 20)) memset(m, 0xFF, size); // large arenas are mostly never touched
+        b.p = (char *)m;
+        b.bytes = size;
+        mprotect(m, size, PROT_NONE);
+        *p = m;
+        return cudaSuccess;
+    }
+    return cudaErrorMemoryAllocation;
 }
 cudaError_t cudaFree(void *p) {
-    free(p);
+    for (auto &b : blocks)
+        if (p && b.p == p) {
+            munmap(b.p, b.bytes);
+            b.p = nullptr;
+        }
     return cudaSuccess;
 }
 cudaError_t cudaMallocHost(void **p, size_t bytes) {
-    return cudaMalloc(p, bytes);
+    *p = aligned_alloc(256, (bytes + 255) & ~(size_t)255);
+    return *p ? cudaSuccess : cudaErrorMemoryAllocation;
 }
 cudaError_t cudaFreeHost(void *p) {
-    return cudaFree(p);
+    free(p);
+    return cudaSuccess;
 }
 cudaError_t cudaStreamCreateWithFlags(cudaStream_t *s, unsigned) {
     static char stream;
@@ -98,10 +133,12 @@ cudaError_t cudaDeviceSynchronize(void) {
     return cudaSuccess;
 }
 cudaError_t cudaMemcpyAsync(void *dst, const void *src, size_t bytes, enum cudaMemcpyKind, cudaStream_t) {
+    Open open;
     if (bytes) memcpy(dst, src, bytes);
     return cudaSuccess;
 }
 cudaError_t cudaMemsetAsync(void *p, int value, size_t bytes, cudaStream_t) {
+    Open open;
     if (bytes) memset(p, value, bytes);
     return cudaSuccess;
 }

@@ -108,6 +108,7 @@ inline uint64_t launches = 0; // since the start of the program
 inline uint64_t switches = 0;
 
 inline bool is_rotating = false;
+inline void (*device_memory)(bool is_open) = nullptr; // opens and closes the device's memory around a launch
 
 // schedule: the thread order of the launches that follow, and the seed of the random ones. Order -1: every launch
 // takes the next order.
@@ -369,6 +370,7 @@ template <class F> void launch(const char *name, dim3 grid, dim3 block, size_t s
 #if defined(__SANITIZE_ADDRESS__)
     if (blk.dyn) __asan_poison_memory_region(blk.dyn + smem, ((smem + 1023) & ~size_t(1023)) - smem);
 #endif
+    if (device_memory) device_memory(true);
     body = [](void *p) { (*(std::remove_reference_t<F> *)p)(); };
     body_arg = (void *)&f;
     for (unsigned z = 0; z < grid.z; z++)
@@ -380,6 +382,7 @@ template <class F> void launch(const char *name, dim3 grid, dim3 block, size_t s
 #if defined(__SANITIZE_ADDRESS__)
     if (blk.dyn) __asan_unpoison_memory_region(blk.dyn, (smem + 1023) & ~size_t(1023));
 #endif
+    if (device_memory) device_memory(false);
     free(blk.dyn);
     blk.dyn = nullptr;
 }

@@ -1,5 +1,9 @@
 // test_device_cuda.c - the device table of the CUDA backend over the runtime on the CPU: copies, arenas, faults, and
 // machines without a device.
+#include <signal.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
 #include "backend.h"
 #include "on_cpu.h"
 
@@ -48,6 +52,24 @@ static void test_arena(void **state) {
     arena_destroy(&a);
     MUST_OK(arena_create_on(&a, device_cpu(), "host", 1000, false));
     arena_destroy(&a);
+}
+
+// Host code cannot touch the device's memory, as on a GPU: this is what later tests of the trainer rest on.
+static void test_guard(void **state) {
+    (void)state;
+    volatile char *p = NULL;
+    MUST_OK(dev->alloc((void **)&p, 4096, "guarded"));
+    fflush(NULL);
+    pid_t child = fork();
+    assert_true(child >= 0);
+    if (child == 0) {
+        signal(SIGSEGV, SIG_DFL);
+        _exit(p[100] == 1 ? 1 : 2);
+    }
+    int status = 0;
+    waitpid(child, &status, 0);
+    assert_true(WIFSIGNALED(status) && WTERMSIG(status) == SIGSEGV);
+    dev->release((void *)p);
 }
 
 // What a kernel finds wrong comes with the next call that waits, once.
@@ -100,6 +122,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_copies),
         cmocka_unit_test(test_arena),
+        cmocka_unit_test(test_guard),
         cmocka_unit_test(test_faults),
         cmocka_unit_test(test_without_device),
     };

@@ -6,6 +6,7 @@
 #include "rows_cuda.h"
 extern "C" {
 #include "gemm_cuda.h"
+#include "gemm_cuda_sm90.h"
 }
 
 #define EDGE 64     // rows and columns of an output tile
@@ -190,18 +191,21 @@ extern "C" Err gemm_tn_cuda(OpCx *cx, Mat y, Mat a, Mat b, bool acc) {
 }
 
 extern "C" Err gemm_fp8_fprop_cuda(OpCx *cx, Mat y, MatQ a, MatQ w, bool acc) {
+    if (gemm_sm90_takes(cx, a, w, false)) return gemm_fp8_fprop_sm90(cx, y, a, w, acc);
     TRY(run_one(cx, "gemm_fp8_fprop", gemm_operand_q(a, true), gemm_operand_q(w, true), y, a.cols, w.cols,
                 y.rows == a.rows && y.cols == w.rows, acc));
     return OK;
 }
 
 extern "C" Err gemm_fp8_dgrad_cuda(OpCx *cx, Mat y, MatQ a, MatQ w, bool acc) {
+    if (gemm_sm90_takes(cx, a, w, true)) return gemm_fp8_dgrad_sm90(cx, y, a, w, acc);
     TRY(run_one(cx, "gemm_fp8_dgrad", gemm_operand_q(a, true), gemm_operand_q(w, false), y, a.cols, w.rows,
                 y.rows == a.rows && y.cols == w.cols, acc));
     return OK;
 }
 
 extern "C" Err gemm_fp8_wgrad_cuda(OpCx *cx, Mat y, MatQ at, MatQ bt, bool acc) {
+    if (gemm_sm90_takes(cx, at, bt, false)) return gemm_fp8_wgrad_sm90(cx, y, at, bt, acc);
     TRY(run_one(cx, "gemm_fp8_wgrad", gemm_operand_q(at, true), gemm_operand_q(bt, true), y, at.cols, bt.cols,
                 y.rows == at.rows && y.cols == bt.rows, acc));
     return OK;

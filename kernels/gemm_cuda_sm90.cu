@@ -24,17 +24,6 @@ void gemm_sm90_width(int columns) {
 void gemm_sm90_choose(int is_on) {
     chosen = is_on;
 }
-bool gemm_sm90_is_used(const OpCx *cx) {
-    if (chosen < 0) {
-        int device = 0, major = 0;
-        bool is_known = cudaGetDevice(&device) == cudaSuccess &&
-                        cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device) == cudaSuccess;
-        chosen = is_known && major == 9;
-    }
-    return chosen == 1 && (cx->accumulate == GEMM_PROMOTE128 || cx->accumulate == GEMM_PROMOTE128_HOPPER14) &&
-           (cx->promote_every == 0 || cx->promote_every == TILE);
-}
-
 // The driver's encoder, found at run time: the program never links libcuda.
 static Err encoder(PFN_cuTensorMapEncodeTiled_v12000 *fn) {
     static PFN_cuTensorMapEncodeTiled_v12000 known;
@@ -106,6 +95,23 @@ static Stack codes(MatQ q) {
 static Scales scales(MatQ q) {
     Scales s = {q.s, q.srow, q.scol, q.nmat > 1 ? q.sstep : 0, q.st == SCALE_E8M0};
     return s;
+}
+
+static size_t aligned_bytes(MatQ q) {
+    return is_regular(codes(q)) ? 0 : (size_t)(q.nmat * q.rows * ceil_div(q.cols, 16) * 16);
+}
+bool gemm_sm90_takes(const OpCx *cx, MatQ a, MatQ b, bool is_turned) {
+    if (chosen < 0) {
+        int device = 0, major = 0;
+        bool is_known = cudaGetDevice(&device) == cudaSuccess &&
+                        cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device) == cudaSuccess;
+        chosen = is_known && major == 9;
+    }
+    bool is_sum = (cx->accumulate == GEMM_PROMOTE128 || cx->accumulate == GEMM_PROMOTE128_HOPPER14) &&
+                  (cx->promote_every == 0 || cx->promote_every == TILE);
+    size_t copies = aligned_bytes(a) + (is_turned ? gemm_sm90_turned_bytes(b) : aligned_bytes(b));
+    size_t room = arena_size(cx->scratch) - arena_mark(cx->scratch);
+    return chosen == 1 && is_sum && (copies == 0 || copies + 1024 <= room);
 }
 
 // Codes that TMA cannot copy get rows of a multiple of 16 bytes in scratch.
@@ -209,6 +215,7 @@ static Err run(OpCx *cx, Product d) {
     p.y = d.y.p;
     p.ld = d.y.ld;
     p.is_acc = d.acc;
+    p.fault = device_cuda_fault();
     if (p.m == 0 || p.n == 0 || (p.k == 0 && d.acc)) return OK;
     int device = 0, all = 0;
     TRY_CUDA(cudaGetDevice(&device));

@@ -29,9 +29,10 @@ size_t gemm_sm90_turned_bytes(MatQ w);
 Err gemm_sm90_turn(uint8_t *wt, MatQ w) MUST_CHECK;
 Err gemm_sm90_dgrad_turned(OpCx *cx, Mat y, MatQ a, MatQ w, const uint8_t *wt, Groups g, bool acc) MUST_CHECK;
 
-// gemm_sm90_is_used: whether these kernels take FP8 products that are to be summed as cx says: on a device of compute
-// capability 9, or as gemm_sm90_choose said (1 yes, 0 no, -1 by the device).
-bool gemm_sm90_is_used(const OpCx *cx);
+// gemm_sm90_takes: whether these kernels should compute a product of a and b (of the latter transposed, is_turned): the
+// device has compute capability 9 or gemm_sm90_choose said so (1 yes, 0 no, -1 by the device), cx wants their sum, and
+// scratch has room for what must be copied. Else the plain kernels of gemm_cuda.h compute it.
+bool gemm_sm90_takes(const OpCx *cx, MatQ a, MatQ b, bool is_turned);
 void gemm_sm90_choose(int is_on);
 // gemm_sm90_width: columns of the tiles of Fprop and Dgrad into BF16, 128 or 160; 0 = by the shape. For tests and
 // measurements.

@@ -10,8 +10,8 @@
 // scales, in registers ("promotion"; DeepSeek-V3 report 3.3.2). While one warpgroup promotes, the other multiplies.
 // All roles walk the same list of tiles; it comes from counts in device memory, so the host never knows them.
 #pragma once
-#include "cuda_launch.h"
 #include "ptx.h"
+#include "rows_cuda.h"
 
 namespace sm90 {
 
@@ -33,6 +33,7 @@ struct Problem {
     void *y; // for tiles that TMA cannot store: rows [.., ld]
     int64_t ld;
     bool is_acc, is_tma; // add to y; y can be stored by TMA at all
+    DeviceFault *fault;  // where a group outside of the matrix is reported
 };
 // One tile of the output, and its part of the contraction.
 struct Tile {
@@ -61,6 +62,7 @@ template <bool TOKENS, int BN> struct Walk {
         const int nb = blocks_of(p.n, BN);
         for (; group < (p.groups ? p.groups : 1); group++) {
             int whole = TOKENS ? p.k : p.m;
+            if (p.groups && group_is_bad(Groups{p.start, p.count, p.groups}, group, whole, p.fault)) break;
             int count = p.groups ? (int)p.count[group] : whole;
             int start = p.groups ? (int)p.start[group] : 0;
             int m = TOKENS ? p.m : count, mb = blocks_of(m, BM);

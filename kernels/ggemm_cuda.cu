@@ -5,6 +5,7 @@
 #include "cuda_launch.h"
 extern "C" {
 #include "gemm_cuda.h"
+#include "gemm_cuda_sm90.h"
 }
 
 static Err check_stack(const char *op, int64_t stacked, int64_t n) {
@@ -77,16 +78,19 @@ static Err codes_by_expert(OpCx *cx, const char *op, bool is_k_contig, Mat y, Ma
 }
 
 extern "C" Err ggemm_fp8_fprop_cuda(OpCx *cx, Mat y, MatQ a, MatQ w, Groups g, bool acc) {
+    if (gemm_sm90_takes(cx, a, w, false)) return ggemm_fp8_fprop_sm90(cx, y, a, w, g, acc);
     TRY(codes_by_expert(cx, "ggemm_fp8_fprop", true, y, a, w, g, acc));
     return OK;
 }
 
 extern "C" Err ggemm_fp8_dgrad_cuda(OpCx *cx, Mat y, MatQ a, MatQ w, Groups g, bool acc) {
+    if (gemm_sm90_takes(cx, a, w, true)) return ggemm_fp8_dgrad_sm90(cx, y, a, w, g, acc);
     TRY(codes_by_expert(cx, "ggemm_fp8_dgrad", false, y, a, w, g, acc));
     return OK;
 }
 
 extern "C" Err ggemm_fp8_wgrad_cuda(OpCx *cx, Mat y, MatQ at, MatQ bt, Groups g, bool acc) {
+    if (gemm_sm90_takes(cx, at, bt, false)) return ggemm_fp8_wgrad_sm90(cx, y, at, bt, g, acc);
     TRY(check_stack("ggemm_fp8_wgrad", y.rows, g.n));
     int64_t per = y.rows / g.n;
     CHECK(at.rows == per && bt.rows == y.cols && at.cols == bt.cols, E_INTERNAL,

@@ -116,7 +116,7 @@ static bool probe_tma() {
     const int cols = 272, rows = 70, high = 64;
     for (int width = 128; width >= 32; width /= 2)
         for (int corner = 0; corner < 3; corner++) {
-            int x = corner * 96 + corner / 2 * 8, y = corner * 11; // inside; inside; over both edges, odd in bytes
+            int x = corner == 0 ? 0 : corner == 1 ? 37 : 201, y = corner * 11; // inside; odd; odd and over both edges
             Both<uint8_t> in(cols * rows), out(cols * rows), dump((size_t)width * high);
             for (int i = 0; i < cols * rows; i++) in.host[i] = (uint8_t)(i * 7 + i / cols * 3 + 1);
             memset(out.host, 0xEE, out.n);

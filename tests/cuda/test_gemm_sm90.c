@@ -136,6 +136,47 @@ static void test_hopper14(void **state) {
     tc_sum_bits(0);
 }
 
+// A group outside of the matrix is read by nobody, and reported by the device.
+static void test_bad_group(void **state) {
+    (void)state;
+    static const int counts[4] = {5, 0, 130, 1};
+    const Device *dev = NULL;
+    MUST_OK(device_cuda_open(&dev, 0));
+    for (Form f = FPROP; f <= WGRAD; f++) {
+        Options o = {.form = f, .layout = ALIGNED, .st = SCALE_E8M0, .out = DT_F32, .seed = 9};
+        Case c = case_grouped(o, counts, 40, 48);
+        c.count[2] += f == DGRAD ? -131 : 2;
+        case_run(&c);
+        MUST_FAIL(dev->sync(), E_INTERNAL, "group");
+        case_free(&c);
+    }
+    device_cuda_close();
+}
+
+// The operations of the backend: these kernels where they are chosen and scratch has room, else the plain ones.
+static void test_choice(void **state) {
+    (void)state;
+    Options o = {.form = FPROP, .layout = ODD, .st = SCALE_E8M0, .is_power = true, .out = DT_F32, .seed = 5};
+    Shape3 s = {70, 40, 200};
+    Arena *none = NULL;
+    MUST_OK(arena_create(&none, "scratch", 64, false));
+    tc_sum_bits(14); // the plain kernels sum in FP32: other bits
+    uint64_t hash[4];
+    for (int i = 0; i < 4; i++) { // 0: by hand, 1: chosen, 2: not chosen, 3: chosen, no room
+        OpCx cx = {.scratch = i == 3 ? none : case_scratch()};
+        Case c = case_dense(o, s);
+        gemm_sm90_choose(i != 2);
+        if (i == 0) MUST_OK(gemm_fp8_fprop_sm90(&cx, c.y, c.a, c.b, false));
+        else MUST_OK(gemm_fp8_fprop_cuda(&cx, c.y, c.a, c.b, false));
+        hash[i] = case_hash(&c);
+        case_free(&c);
+    }
+    assert_true(hash[0] == hash[1] && hash[2] == hash[3] && hash[0] != hash[2]);
+    tc_sum_bits(0);
+    gemm_sm90_choose(-1);
+    arena_destroy(&none);
+}
+
 static void test_refused(void **state) {
     (void)state;
     Options o = {.form = FPROP, .layout = ALIGNED, .st = SCALE_E8M0, .out = DT_BF16};
@@ -161,7 +202,8 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_dense),     cmocka_unit_test(test_empty),    cmocka_unit_test(test_grouped),
         cmocka_unit_test(test_wide),
-        cmocka_unit_test(test_schedules), cmocka_unit_test(test_hopper14), cmocka_unit_test(test_refused),
+        cmocka_unit_test(test_schedules), cmocka_unit_test(test_hopper14), cmocka_unit_test(test_choice),
+        cmocka_unit_test(test_bad_group), cmocka_unit_test(test_refused),
     };
     return cmocka_run_group_tests(tests, case_setup, case_teardown);
 }

@@ -17,8 +17,10 @@
     extern __shared__ __align__(1024) unsigned char name##_raw[];                                  \
     T *name = reinterpret_cast<T *>(name##_raw)
 #define SMEM(T, name, ...) __shared__ T name __VA_ARGS__
+#define UNROLL_4 _Pragma("unroll 4") // before a loop: no more copies of its body than that
 #else
 #include "simt.h"
+#define UNROLL_4
 #endif
 
 extern "C" {

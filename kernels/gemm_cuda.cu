@@ -114,6 +114,7 @@ template <int HOW> static __global__ void __launch_bounds__(THREADS) gemm_kernel
             load_scales(sb, b, 0, col0, c.p.n, k0 + q.tile * TILE);
         }
         __syncthreads();
+        UNROLL_4
         for (int k = 0; k < SLICE; k++)
             for (int i = 0; i < PER; i++)
                 for (int j = 0; j < PER; j++) {

@@ -77,6 +77,7 @@ GemmOperand gemm_operand_mat(Mat m, bool is_k_contig) {
 GemmOperand gemm_operand_q(MatQ m, bool is_k_contig) {
     GemmOperand o = {
         .p = m.q, .t = SRC_E4M3, .is_k_contig = is_k_contig, .ld = m.ld, .s = m.s, .st = m.st};
+    if (m.ct == CODE_E5M2) o.t = SRC_E5M2;
     o.s_tile = is_k_contig ? m.tile_rows : TILE;
     o.s_outer = is_k_contig ? m.srow : m.scol;
     o.s_k = is_k_contig ? m.scol : m.srow;
@@ -132,11 +133,11 @@ static void run_tile(const GemmIsa *isa, const GemmProblem *p, int64_t t, int64_
     int64_t i = t / tn, j = t % tn;
     int64_t m0 = p->m * i / tm, m1 = p->m * (i + 1) / tm;
     int64_t n0 = min_i64(j * nb, p->n), n1 = min_i64((j + 1) * nb, p->n);
-    if (p->a.t == SRC_E4M3 && sum->is_other) {
+    if (gemm_is_fp8(p->a.t) && sum->is_other) {
         isa->sum(p, m0, m1 - m0, n0, n1 - n0, w, sum->how, sum->every);
         return;
     }
-    bool is_half = p->a.t == p->b.t && p->a.t != SRC_F32;
+    bool is_half = gemm_is_fp8(p->a.t) || (p->a.t == SRC_BF16 && p->b.t == SRC_BF16);
     (is_half ? isa->tile_half : isa->tile)(p, m0, m1 - m0, n0, n1 - n0, w);
 }
 
@@ -148,10 +149,10 @@ Err gemm_run(OpCx *cx, const GemmProblem *problems, int64_t np) {
     TRY(sum_of(&sum, cx));
     for (int64_t i = 0; i < np; i++) {
         const GemmProblem *p = &problems[i];
-        bool is_fp8 = p->a.t == SRC_E4M3;
+        bool is_fp8 = gemm_is_fp8(p->a.t);
         CHECK(p->m >= 0 && p->n >= 0 && p->k >= 0, E_INTERNAL, "gemm: size %lld x %lld x %lld",
               (long long)p->m, (long long)p->n, (long long)p->k);
-        CHECK(is_fp8 == (p->b.t == SRC_E4M3), E_INTERNAL,
+        CHECK(is_fp8 == gemm_is_fp8(p->b.t), E_INTERNAL,
               "gemm: one operand is FP8, the other is not");
         CHECK(p->y.t == DT_F32 || (p->y.t == DT_BF16 && !p->acc), E_INTERNAL,
               "gemm: output type %s%s", dtype_name(p->y.t), p->acc ? " cannot be added to" : "");

@@ -10,7 +10,11 @@
 #pragma once
 #include "ops.h"
 
-typedef enum GemmSrc { SRC_F32, SRC_BF16, SRC_E4M3 } GemmSrc;
+typedef enum GemmSrc { SRC_F32, SRC_BF16, SRC_E4M3, SRC_E5M2 } GemmSrc;
+
+static inline bool gemm_is_fp8(GemmSrc t) {
+    return t == SRC_E4M3 || t == SRC_E5M2;
+}
 
 // One operand: element (outer, k), outer = row i of a or column j of b.
 typedef struct GemmOperand {
@@ -18,13 +22,13 @@ typedef struct GemmOperand {
     GemmSrc t;        // type in memory
     bool is_k_contig; // k is the contiguous index; else outer is
     int64_t ld;       // elements between two values of the other index
-    const void *s;    // E4M3: scale of (outer, k) = s[(outer / s_tile) * s_outer + (k / 128) * s_k]
+    const void *s;    // FP8: scale of (outer, k) = s[(outer / s_tile) * s_outer + (k / 128) * s_k]
     ScaleType st;     // type of s
     int s_tile;       // 1 or 128
     int64_t s_outer, s_k;
 } GemmOperand;
 
-// One product. Both operands E4M3 (with promotion every 128), or none.
+// One product. Both operands FP8, of either format (with promotion every 128), or none.
 typedef struct GemmProblem {
     GemmOperand a, b;
     int64_t m, n, k;
@@ -83,8 +87,8 @@ double gemm_peak_portable(int64_t n, float *sink);
 typedef struct GemmIsa {
     const char *name;
     GemmTileFn tile;      // any types
-    GemmTileFn tile_half; // products of E4M3 x E4M3 and BF16 x BF16
-    GemmSumFn sum;        // products of E4M3 x E4M3, any accumulation
+    GemmTileFn tile_half; // products of FP8 x FP8 and BF16 x BF16
+    GemmSumFn sum;        // products of FP8 x FP8, any accumulation
     GemmPeakFn peak;      // of `tile`
     GemmPeakFn peak_half; // of `tile_half`
 } GemmIsa;

@@ -6,6 +6,8 @@
 #include "gemm.h"
 
 static const GemmIsa isas[] = {
+    {"amx", gemm_tile_avx512, gemm_tile_amx, gemm_accumulate_avx512, gemm_peak_avx512,
+     gemm_peak_amx},
     {"avx512-bf16", gemm_tile_avx512, gemm_tile_avx512bf16, gemm_accumulate_avx512,
      gemm_peak_avx512, gemm_peak_avx512bf16},
     {"avx512", gemm_tile_avx512, gemm_tile_avx512, gemm_accumulate_avx512, gemm_peak_avx512,
@@ -25,9 +27,10 @@ static bool isa_is_usable(int i) {
                       __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
                       __builtin_cpu_supports("fma");
     switch (i) {
-    case 0: return has_avx512 && __builtin_cpu_supports("avx512bf16");
-    case 1: return has_avx512;
-    case 2: return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+    case 0: return has_avx512 && gemm_amx_permit();
+    case 1: return has_avx512 && __builtin_cpu_supports("avx512bf16");
+    case 2: return has_avx512;
+    case 3: return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
     }
     return true;
 #else
@@ -39,7 +42,7 @@ static bool isa_is_usable(int i) {
 // there.
 static bool isa_is_preferred(int i) {
 #if defined(__x86_64__)
-    return i != 0 || !__builtin_cpu_is("intel");
+    return i != 1 || !__builtin_cpu_is("intel");
 #else
     return true;
 #endif

@@ -102,6 +102,13 @@ bool gemm_amx_permit(void);
 // gemm_amx_is_built: gemm_amx.c was compiled for tile registers.
 bool gemm_amx_is_built(void);
 
+// Output tiles of a tile function.
+typedef struct GemmTiles {
+    int64_t rows, columns;             // the largest
+    int64_t rows_least, columns_least; // no smaller tile is made to keep a thread busy
+    int64_t per_thread;                // as many are wanted, so that threads end together
+} GemmTiles;
+
 typedef struct GemmIsa {
     const char *name;
     GemmTileFn tile;      // any types
@@ -109,6 +116,7 @@ typedef struct GemmIsa {
     GemmSumFn sum;        // products of E4M3 x E4M3, any accumulation
     GemmPeakFn peak;      // of `tile`
     GemmPeakFn peak_half; // of `tile_half`
+    const GemmTiles *tiles_half; // of `tile_half`
 } GemmIsa;
 
 // gemm_run: compute np products; the sizes may differ. Uses cx->scratch for gemm_scratch_bytes().

@@ -78,7 +78,8 @@ typedef struct Waiting {
     const float *part, *row_scales, *column_scales; // [BLOCK_SUMS], [32], [32]
     float *sums;                                    // [BLOCK_SUMS]
     __mmask16 has_sums;                             // none: the first slice of the contraction
-    int h;
+    int h;                                          // strips of rows, 0: there is none
+    int64_t i, j;                                   // which
 } Waiting;
 
 // The t-th register of a block: sums += part * (row's scale * column's scale).
@@ -116,29 +117,108 @@ INLINE void slice_block(const int h, int64_t steps, const uint16_t *r, const uin
     tiles_store(h, part);
 }
 
-// The sizes of one call: what the panels hold.
+// Bytes of an operand that the next panels will need: `rows` pieces of memory, `bytes` long.
+typedef struct Ahead {
+    const char *p;
+    int64_t rows, stride, bytes;
+} Ahead;
+
+// One call, and what the panels hold.
 typedef struct Range {
-    int64_t mn, nn, kn;
-    bool is_first; // nothing of the contraction came before
+    const GemmProblem *p;
+    int64_t m0, mn, n0, nn, k0, kn;
+    bool is_first, is_last; // nothing of the contraction came before, nothing comes after
+    Ahead a, b;
 } Range;
 
-static int64_t row_blocks(int64_t mn) {
-    return ceil_div(mn, 2 * AMX_STRIP);
+static Ahead ahead_of(const GemmOperand *o, int64_t outer, int64_t n, int64_t k0, int64_t kn) {
+    int64_t size = o->t == SRC_E4M3 ? 1 : 2;
+    int64_t at = o->is_k_contig ? outer * o->ld + k0 : k0 * o->ld + outer;
+    return (Ahead){(const char *)o->p + at * size, o->is_k_contig ? n : kn, o->ld * size,
+                   (o->is_k_contig ? kn : n) * size};
 }
 
-// Where the sums of a block lie: column blocks of all row blocks of four registers each.
-static float *block_at(GemmWork *w, int64_t mn, int64_t i, int64_t j) {
-    return w->amx.sums + (j * row_blocks(mn) + i) * BLOCK_SUMS;
+// The t-th of n parts. Panels are made in one go and wait for memory; here the loads are spread over
+// the arithmetic.
+INLINE void fetch(const Ahead *x, int64_t t, int64_t n) {
+    for (int64_t r = x->rows * t / n; r < x->rows * (t + 1) / n; r++)
+        for (int64_t i = 0; i < x->bytes; i += 64)
+            _mm_prefetch(x->p + r * x->stride + i, _MM_HINT_T1);
+}
+
+static int64_t blocks(int64_t n) {
+    return ceil_div(n, 2 * AMX_STRIP);
+}
+
+// Where the sums of a block lie: row blocks of all column blocks of four registers each.
+static float *block_at(const Range *g, GemmWork *w, int64_t i, int64_t j) {
+    return w->amx.sums + (i * blocks(g->nn) + j) * BLOCK_SUMS;
+}
+
+// 16 floats as BF16 in the low halves of 32 bits, rounded as bf16_from_f32 does.
+INLINE __m512i round_bf16(__m512 x) {
+    __m512i bits = _mm512_castps_si512(x), odd = _mm512_srli_epi32(bits, 16);
+    __m512i up = _mm512_add_epi32(_mm512_and_si512(odd, _mm512_set1_epi32(1)),
+                                  _mm512_set1_epi32(0x7FFF));
+    __m512i y = _mm512_srli_epi32(_mm512_add_epi32(bits, up), 16);
+    __mmask16 is_nan = _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q);
+    return _mm512_mask_or_epi32(y, is_nan, odd, _mm512_set1_epi32(0x40));
+}
+
+// n <= 16 sums of a row into y(row, col ...).
+INLINE void put(const GemmProblem *p, int64_t row, int64_t col, int64_t n, __m512 x) {
+    __mmask16 mask = (__mmask16)(n >= AMX_STRIP ? 0xFFFF : (1 << n) - 1);
+    if (p->y.t == DT_BF16) {
+        uint16_t *y = (uint16_t *)p->y.p + row * p->y.ld + col;
+        _mm512_mask_cvtepi32_storeu_epi16(y, mask, round_bf16(x));
+        return;
+    }
+    float *y = (float *)p->y.p + row * p->y.ld + col;
+    if (p->acc) x = _mm512_add_ps(_mm512_maskz_loadu_ps(mask, y), x);
+    _mm512_mask_storeu_ps(y, mask, x);
+}
+
+// The finished sums of block (i, j) into the output.
+static void put_block(const Range *g, GemmWork *w, int64_t i, int64_t j) {
+    const float *sums = block_at(g, w, i, j);
+    int64_t row = i * 2 * AMX_STRIP, col = j * 2 * AMX_STRIP;
+    int64_t rows = min_i64(2 * AMX_STRIP, g->mn - row), columns = g->nn - col;
+    for (int64_t r = 0; r < rows; r++) {
+        const float *at = sums + r / AMX_STRIP * 2 * TILE_SUMS + r % AMX_STRIP * AMX_STRIP;
+        put(g->p, g->m0 + row + r, g->n0 + col, columns, _mm512_load_ps(at));
+        if (columns > AMX_STRIP)
+            put(g->p, g->m0 + row + r, g->n0 + col + AMX_STRIP, columns - AMX_STRIP,
+                _mm512_load_ps(at + TILE_SUMS));
+    }
+}
+
+// While block (i, j) is worked on: memory that will be wanted. The output of the block on its right,
+// or a part of what comes next along the contraction.
+static void fetch_block(const Range *g, int64_t i, int64_t j) {
+    int64_t nj = blocks(g->nn), n = blocks(g->mn) * nj;
+    if (!g->is_last) {
+        fetch(&g->a, i * nj + j, n);
+        fetch(&g->b, i * nj + j, n);
+        return;
+    }
+    if (++j == nj) return;
+    int64_t size = g->p->y.t == DT_BF16 ? 2 : 4, row = i * 2 * AMX_STRIP;
+    const char *y = (const char *)g->p->y.p +
+                    ((g->m0 + row) * g->p->y.ld + g->n0 + j * 2 * AMX_STRIP) * size;
+    for (int64_t r = 0; r < min_i64(2 * AMX_STRIP, g->mn - row); r++)
+        for (int64_t b = 0; b < 2 * AMX_STRIP * size; b += 64)
+            __builtin_prefetch(y + r * g->p->y.ld * size + b, 1);
 }
 
 static void run_e4m3(GemmWork *w, const Range *g) {
     Waiting waiting = {.h = 0};
     int at = 0;
-    for (int64_t j = 0; j * 2 * AMX_STRIP < g->nn; j++) {
-        const uint16_t *c = w->amx.columns + j * 2 * AMX_STRIP_ELEMS;
-        for (int64_t i = 0; i * 2 * AMX_STRIP < g->mn; i++) {
-            const uint16_t *r = w->amx.rows + i * 2 * AMX_STRIP_ELEMS;
-            int h = g->mn - i * 2 * AMX_STRIP > AMX_STRIP ? 2 : 1;
+    for (int64_t i = 0; i < blocks(g->mn); i++) {
+        const uint16_t *r = w->amx.rows + i * 2 * AMX_STRIP_ELEMS;
+        int h = g->mn - i * 2 * AMX_STRIP > AMX_STRIP ? 2 : 1;
+        for (int64_t j = 0; j < blocks(g->nn); j++) {
+            const uint16_t *c = w->amx.columns + j * 2 * AMX_STRIP_ELEMS;
+            fetch_block(g, i, j);
             for (int64_t s = 0; s * TILE < g->kn; s++) {
                 int64_t skip = s * (TILE / AMX_STEP) * AMX_TILE;
                 int64_t steps = ceil_div(min_i64(TILE, g->kn - s * TILE), 64) * 2;
@@ -147,17 +227,21 @@ static void run_e4m3(GemmWork *w, const Range *g) {
                     slice_block(2, steps, r + skip, c + skip, &waiting, part);
                 else
                     slice_block(1, steps, r + skip, c + skip, &waiting, part);
+                if (g->is_last && waiting.h && s == 0) put_block(g, w, waiting.i, waiting.j);
                 waiting = (Waiting){.part = part,
                                     .row_scales = w->amx.row_scales[s] + i * 2 * AMX_STRIP,
                                     .column_scales = w->amx.column_scales[s] + j * 2 * AMX_STRIP,
-                                    .sums = block_at(w, g->mn, i, j),
+                                    .sums = block_at(g, w, i, j),
                                     .has_sums = g->is_first && s == 0 ? 0 : 0xFFFF,
-                                    .h = h};
+                                    .h = h,
+                                    .i = i,
+                                    .j = j};
                 at = !at;
             }
         }
     }
     promote_all(&waiting);
+    if (g->is_last) put_block(g, w, waiting.i, waiting.j);
 }
 
 INLINE void run_block(const int h, const Range *g, const uint16_t *r, const uint16_t *c,
@@ -171,44 +255,39 @@ INLINE void run_block(const int h, const Range *g, const uint16_t *r, const uint
 }
 
 static void run_bf16(GemmWork *w, const Range *g) {
-    for (int64_t j = 0; j * 2 * AMX_STRIP < g->nn; j++) {
-        const uint16_t *c = w->amx.columns + j * 2 * AMX_STRIP_ELEMS;
-        for (int64_t i = 0; i * 2 * AMX_STRIP < g->mn; i++) {
-            const uint16_t *r = w->amx.rows + i * 2 * AMX_STRIP_ELEMS;
-            float *sums = block_at(w, g->mn, i, j);
+    for (int64_t i = 0; i < blocks(g->mn); i++) {
+        const uint16_t *r = w->amx.rows + i * 2 * AMX_STRIP_ELEMS;
+        for (int64_t j = 0; j < blocks(g->nn); j++) {
+            const uint16_t *c = w->amx.columns + j * 2 * AMX_STRIP_ELEMS;
+            float *sums = block_at(g, w, i, j);
+            fetch_block(g, i, j);
             if (g->mn - i * 2 * AMX_STRIP > AMX_STRIP)
                 run_block(2, g, r, c, sums);
             else
                 run_block(1, g, r, c, sums);
+            if (g->is_last) put_block(g, w, i, j);
         }
-    }
-}
-
-// Rows of the output out of the blocks.
-static void store_sums(const GemmProblem *p, int64_t m0, int64_t mn, int64_t n0, int64_t nn,
-                       GemmWork *w) {
-    float line[GEMM_AMX_NB] __attribute__((aligned(64)));
-    for (int64_t r = 0; r < mn; r++) {
-        for (int64_t j = 0; j < nn; j += AMX_STRIP) {
-            const float *block = block_at(w, mn, r / (2 * AMX_STRIP), j / (2 * AMX_STRIP));
-            int64_t t = r / AMX_STRIP % 2 * 2 + j / AMX_STRIP % 2;
-            _mm512_store_ps(line + j, _mm512_load_ps(block + t * TILE_SUMS + r % AMX_STRIP * AMX_STRIP));
-        }
-        store_row(p, m0 + r, n0, nn, line);
     }
 }
 
 void gemm_tile_amx(const GemmProblem *p, int64_t m0, int64_t mn, int64_t n0, int64_t nn,
                    GemmWork *w) {
     bool is_fp8 = p->a.t == SRC_E4M3;
-    if (p->k == 0) memset(w->amx.sums, 0, sizeof w->amx.sums);
+    if (p->k == 0) {
+        static const float zeros[GEMM_AMX_NB];
+        for (int64_t r = 0; r < mn; r++) store_row(p, m0 + r, n0, nn, zeros);
+        return;
+    }
     if (is_fp8) {
         memset(w->amx.row_scales, 0, sizeof w->amx.row_scales);
         memset(w->amx.column_scales, 0, sizeof w->amx.column_scales);
     }
     tiles_open();
     for (int64_t k0 = 0; k0 < p->k; k0 += GEMM_AMX_KB) {
-        Range g = {mn, nn, min_i64(GEMM_AMX_KB, p->k - k0), k0 == 0};
+        int64_t kn = min_i64(GEMM_AMX_KB, p->k - k0), next = min_i64(GEMM_AMX_KB, p->k - k0 - kn);
+        Range g = {p,  m0, mn,      n0,        nn,
+                   k0, kn, k0 == 0, next == 0, ahead_of(&p->a, m0, mn, k0 + kn, next),
+                   ahead_of(&p->b, n0, nn, k0 + kn, next)};
         amx_pack_rows(&p->a, m0, mn, k0, g.kn, w->amx.rows);
         amx_pack_columns(&p->b, n0, nn, k0, g.kn, w->amx.columns);
         __asm__ volatile("" : : : "memory"); // tile loads do not say what they read
@@ -223,7 +302,6 @@ void gemm_tile_amx(const GemmProblem *p, int64_t m0, int64_t mn, int64_t n0, int
         }
     }
     _tile_release();
-    store_sums(p, m0, mn, n0, nn, w);
 }
 
 bool gemm_amx_is_built(void) {

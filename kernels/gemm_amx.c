@@ -30,7 +30,10 @@ static void tiles_open(void) {
         uint8_t rows[16];
     } config __attribute__((aligned(64))) = {.palette = 1};
     for (int i = 0; i < 8; i++) config.row_bytes[i] = 64, config.rows[i] = AMX_STRIP;
-    __asm__ volatile("" : : "r"(&config) : "memory"); // ldtilecfg's intrinsic does not say that it reads
+    __asm__ volatile(""
+                     :
+                     : "r"(&config)
+                     : "memory"); // ldtilecfg's intrinsic does not say that it reads
     _tile_loadconfig(&config);
 }
 
@@ -117,34 +120,12 @@ INLINE void slice_block(const int h, int64_t steps, const uint16_t *r, const uin
     tiles_store(h, part);
 }
 
-// Bytes of an operand that the next panels will need: `rows` pieces of memory, `bytes` long.
-typedef struct Ahead {
-    const char *p;
-    int64_t rows, stride, bytes;
-} Ahead;
-
 // One call, and what the panels hold.
 typedef struct Range {
     const GemmProblem *p;
-    int64_t m0, mn, n0, nn, k0, kn;
+    int64_t m0, mn, n0, nn, kn;
     bool is_first, is_last; // nothing of the contraction came before, nothing comes after
-    Ahead a, b;
 } Range;
-
-static Ahead ahead_of(const GemmOperand *o, int64_t outer, int64_t n, int64_t k0, int64_t kn) {
-    int64_t size = o->t == SRC_E4M3 ? 1 : 2;
-    int64_t at = o->is_k_contig ? outer * o->ld + k0 : k0 * o->ld + outer;
-    return (Ahead){(const char *)o->p + at * size, o->is_k_contig ? n : kn, o->ld * size,
-                   (o->is_k_contig ? kn : n) * size};
-}
-
-// The t-th of n parts. Panels are made in one go and wait for memory; here the loads are spread over
-// the arithmetic.
-INLINE void fetch(const Ahead *x, int64_t t, int64_t n) {
-    for (int64_t r = x->rows * t / n; r < x->rows * (t + 1) / n; r++)
-        for (int64_t i = 0; i < x->bytes; i += 64)
-            _mm_prefetch(x->p + r * x->stride + i, _MM_HINT_T1);
-}
 
 static int64_t blocks(int64_t n) {
     return ceil_div(n, 2 * AMX_STRIP);
@@ -158,8 +139,8 @@ static float *block_at(const Range *g, GemmWork *w, int64_t i, int64_t j) {
 // 16 floats as BF16 in the low halves of 32 bits, rounded as bf16_from_f32 does.
 INLINE __m512i round_bf16(__m512 x) {
     __m512i bits = _mm512_castps_si512(x), odd = _mm512_srli_epi32(bits, 16);
-    __m512i up = _mm512_add_epi32(_mm512_and_si512(odd, _mm512_set1_epi32(1)),
-                                  _mm512_set1_epi32(0x7FFF));
+    __m512i up =
+        _mm512_add_epi32(_mm512_and_si512(odd, _mm512_set1_epi32(1)), _mm512_set1_epi32(0x7FFF));
     __m512i y = _mm512_srli_epi32(_mm512_add_epi32(bits, up), 16);
     __mmask16 is_nan = _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q);
     return _mm512_mask_or_epi32(y, is_nan, odd, _mm512_set1_epi32(0x40));
@@ -192,24 +173,6 @@ static void put_block(const Range *g, GemmWork *w, int64_t i, int64_t j) {
     }
 }
 
-// While block (i, j) is worked on: memory that will be wanted. The output of the block on its right,
-// or a part of what comes next along the contraction.
-static void fetch_block(const Range *g, int64_t i, int64_t j) {
-    int64_t nj = blocks(g->nn), n = blocks(g->mn) * nj;
-    if (!g->is_last) {
-        fetch(&g->a, i * nj + j, n);
-        fetch(&g->b, i * nj + j, n);
-        return;
-    }
-    if (++j == nj) return;
-    int64_t size = g->p->y.t == DT_BF16 ? 2 : 4, row = i * 2 * AMX_STRIP;
-    const char *y = (const char *)g->p->y.p +
-                    ((g->m0 + row) * g->p->y.ld + g->n0 + j * 2 * AMX_STRIP) * size;
-    for (int64_t r = 0; r < min_i64(2 * AMX_STRIP, g->mn - row); r++)
-        for (int64_t b = 0; b < 2 * AMX_STRIP * size; b += 64)
-            __builtin_prefetch(y + r * g->p->y.ld * size + b, 1);
-}
-
 static void run_e4m3(GemmWork *w, const Range *g) {
     Waiting waiting = {.h = 0};
     int at = 0;
@@ -218,7 +181,6 @@ static void run_e4m3(GemmWork *w, const Range *g) {
         int h = g->mn - i * 2 * AMX_STRIP > AMX_STRIP ? 2 : 1;
         for (int64_t j = 0; j < blocks(g->nn); j++) {
             const uint16_t *c = w->amx.columns + j * 2 * AMX_STRIP_ELEMS;
-            fetch_block(g, i, j);
             for (int64_t s = 0; s * TILE < g->kn; s++) {
                 int64_t skip = s * (TILE / AMX_STEP) * AMX_TILE;
                 int64_t steps = ceil_div(min_i64(TILE, g->kn - s * TILE), 64) * 2;
@@ -260,7 +222,6 @@ static void run_bf16(GemmWork *w, const Range *g) {
         for (int64_t j = 0; j < blocks(g->nn); j++) {
             const uint16_t *c = w->amx.columns + j * 2 * AMX_STRIP_ELEMS;
             float *sums = block_at(g, w, i, j);
-            fetch_block(g, i, j);
             if (g->mn - i * 2 * AMX_STRIP > AMX_STRIP)
                 run_block(2, g, r, c, sums);
             else
@@ -284,10 +245,8 @@ void gemm_tile_amx(const GemmProblem *p, int64_t m0, int64_t mn, int64_t n0, int
     }
     tiles_open();
     for (int64_t k0 = 0; k0 < p->k; k0 += GEMM_AMX_KB) {
-        int64_t kn = min_i64(GEMM_AMX_KB, p->k - k0), next = min_i64(GEMM_AMX_KB, p->k - k0 - kn);
-        Range g = {p,  m0, mn,      n0,        nn,
-                   k0, kn, k0 == 0, next == 0, ahead_of(&p->a, m0, mn, k0 + kn, next),
-                   ahead_of(&p->b, n0, nn, k0 + kn, next)};
+        int64_t kn = min_i64(GEMM_AMX_KB, p->k - k0);
+        Range g = {p, m0, mn, n0, nn, kn, k0 == 0, k0 + kn == p->k};
         amx_pack_rows(&p->a, m0, mn, k0, g.kn, w->amx.rows);
         amx_pack_columns(&p->b, n0, nn, k0, g.kn, w->amx.columns);
         __asm__ volatile("" : : : "memory"); // tile loads do not say what they read

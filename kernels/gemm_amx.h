@@ -13,11 +13,11 @@
 #include "gemm_engine.h"
 
 enum {
-    AMX_STRIP = 16,                                  // rows or columns of a register
-    AMX_STEP = 32,                                   // elements of the contraction of a register
-    AMX_TILE = AMX_STRIP * AMX_STEP,                 // BF16 values of a register
-    AMX_STRIP_ELEMS = AMX_STRIP * GEMM_AMX_KB,       // BF16 values of a strip of a panel
-    AMX_SLICES = GEMM_AMX_KB / TILE,                 // promotions per block of the contraction
+    AMX_STRIP = 16,                            // rows or columns of a register
+    AMX_STEP = 32,                             // elements of the contraction of a register
+    AMX_TILE = AMX_STRIP * AMX_STEP,           // BF16 values of a register
+    AMX_STRIP_ELEMS = AMX_STRIP * GEMM_AMX_KB, // BF16 values of a strip of a panel
+    AMX_SLICES = GEMM_AMX_KB / TILE,           // promotions per block of the contraction
 };
 
 // amx_pack_rows / amx_pack_columns: n rows (columns) from outer, elements [k0, k0 + kn) of the

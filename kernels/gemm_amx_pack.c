@@ -20,8 +20,8 @@
 #define ODD 0x80, 0x90, 0xA0, 0xB0, 0xC0, 0xD0, 0xE0, 0xF0
 #define ALL(x) x, x, x, x, x, x, x, x
 static const uint8_t low_half[128] __attribute__((aligned(64))) = {
-    0,   0,    0x80, 0xC0, 0,   0x20, 0x40, 0x60, ODD, EVEN, ODD, EVEN, ODD,  EVEN, ODD, EVEN,
-    ODD, EVEN, ODD,  EVEN, ODD, EVEN, 0x80, 0x90, 0xA0, 0xB0, 0xC0, 0xD0, 0xE0, 0xC0};
+    0,    0,   0x80, 0xC0, 0,    0x20, 0x40, 0x60, ODD,  EVEN, ODD,  EVEN, ODD,  EVEN, ODD,
+    EVEN, ODD, EVEN, ODD,  EVEN, ODD,  EVEN, 0x80, 0x90, 0xA0, 0xB0, 0xC0, 0xD0, 0xE0, 0xC0};
 static const uint8_t high_half[128] __attribute__((aligned(64))) = {
     0,         0x3B,      0x3B,      0x3B,      0x3C,      0x3C,      0x3C,      0x3C,
     ALL(0x3C), ALL(0x3D), ALL(0x3D), ALL(0x3E), ALL(0x3E), ALL(0x3F), ALL(0x3F), ALL(0x40),
@@ -33,8 +33,8 @@ INLINE void decode(__m512i x, uint16_t *dst) {
     const __m512i low = _mm512_set1_epi16(0x00FF);
     __m512i h = _mm512_permutex2var_epi8(_mm512_load_si512(high_half), x,
                                          _mm512_load_si512(high_half + 64));
-    __m512i l = _mm512_permutex2var_epi8(_mm512_load_si512(low_half), x,
-                                         _mm512_load_si512(low_half + 64));
+    __m512i l =
+        _mm512_permutex2var_epi8(_mm512_load_si512(low_half), x, _mm512_load_si512(low_half + 64));
     h = _mm512_ternarylogic_epi32(h, x, _mm512_set1_epi8((char)0x80), 0xF8); // h | (x & sign)
     _mm512_store_si512(dst, _mm512_ternarylogic_epi32(_mm512_slli_epi16(h, 8), l, low, 0xF8));
     _mm512_store_si512(dst + AMX_TILE, // (l >> 8) | (h & ~low)
@@ -54,7 +54,7 @@ INLINE __m512i load_words(const uint16_t *p, int64_t n) {
 
 // Each of 16 words as 32 bits.
 INLINE __m512i load_wide(const uint16_t *p, int64_t n) {
-    __m256i x = n >= 16  ? _mm256_loadu_si256((const __m256i *)p)
+    __m256i x = n >= 16 ? _mm256_loadu_si256((const __m256i *)p)
                 : n > 0 ? _mm256_maskz_loadu_epi16((__mmask16)(0xFFFFu >> (16 - n)), p)
                         : _mm256_setzero_si256();
     return _mm512_cvtepu16_epi32(x);
@@ -221,8 +221,7 @@ void amx_pack_columns(const GemmOperand *o, int64_t outer, int64_t n, int64_t k0
         columns_across_e4m3(q, o->ld, n, kn, dst);
     else
         columns_across_bf16(h, o->ld, n, kn, dst);
-    if (strips % 2)
-        memset(dst + strips * AMX_STRIP_ELEMS, 0, AMX_STRIP_ELEMS * sizeof *dst);
+    if (strips % 2) memset(dst + strips * AMX_STRIP_ELEMS, 0, AMX_STRIP_ELEMS * sizeof *dst);
 }
 #else
 void amx_pack_rows(const GemmOperand *o, int64_t outer, int64_t n, int64_t k0, int64_t kn,

@@ -38,7 +38,7 @@ enum {
     GEMM_LDC = GEMM_NB + 16, // row stride of the tile's sums: no power of two
     GEMM_NR_MAX = 64,        // columns of the widest panel of b
     GEMM_CUT_EVERY = 32,     // products of one cut sum; promotion intervals are multiples
-    GEMM_AMX_MB = 512,       // the same for tile registers: rows,
+    GEMM_AMX_MB = 256,       // the same for tile registers: rows,
     GEMM_AMX_NB = 512,       // columns,
     GEMM_AMX_KB = 256,       // elements of the contraction that are packed at a time
 };

@@ -47,7 +47,8 @@ Err ops_isa_select(const char *name) {
     for (int i = 0; gemm_isa_name(i); i++) is_known = is_known || !strcmp(name, gemm_isa_name(i));
     ops_isa_list(list, sizeof list);
     CHECK(is_known, E_USAGE, "no instruction set is called '%.40s'; there are %s", name, list);
-    CHECK(gemm_select(name), E_USAGE, "this processor or build lacks '%s'; there are %s", name, list);
+    CHECK(gemm_select(name), E_USAGE, "this processor or build lacks '%s'; there are %s", name,
+          list);
     // The quantiser has no loops of its own for what only products need.
     bool is_512 = !strncmp(name, "avx512", 6) || !strcmp(name, "amx");
     CHECK(quant_select(is_512 ? "avx512" : name), E_INTERNAL, "no quantiser for '%s'", name);

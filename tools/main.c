@@ -40,9 +40,10 @@ static void print_help(FILE *out) {
     for (int i = 0; i < COUNT_OF(commands); i++) {
         fprintf(out, "  %-10s  %s\n", commands[i].name, commands[i].help);
     }
-    fprintf(out, "\nEvery command takes --isa NAME: compute with this instruction set instead of the "
-                 "best here\n(amx, avx512-bf16, avx512, avx2, portable; 'tessera doctor' says which "
-                 "can run).\n");
+    fprintf(out,
+            "\nEvery command takes --isa NAME: compute with this instruction set instead of the "
+            "best here\n(amx, avx512-bf16, avx512, avx2, portable; 'tessera doctor' says which "
+            "can run).\n");
     fprintf(out,
             "\n'tessera COMMAND --help' lists a command's flags; 'tessera --version' versions.\n");
 }
@@ -55,8 +56,8 @@ static Err unknown_command(const char *word) {
     FAIL(E_USAGE, "unknown command '%.60s'; see 'tessera --help'", word);
 }
 
-// take_isa: obey `--isa NAME` or `--isa=NAME` wherever it stands before `--`, and take it out of the
-// command line: no command has to know it. The last one counts.
+// take_isa: obey `--isa NAME` or `--isa=NAME` wherever it stands before `--`, and take it out of
+// the command line: no command has to know it. The last one counts.
 static Err take_isa(int *argc, char **argv) {
     const char *name = NULL;
     int n = 1;

@@ -43,7 +43,8 @@ typedef enum GemmAccumulate {
     GEMM_PROMOTE128_HOPPER14,
 } GemmAccumulate;
 
-// gemm_isa: name of the instruction set chosen for this processor: "avx512-bf16", "avx512", "avx2", "portable".
+// gemm_isa: name of the instruction set chosen for this processor: "amx", "avx512-bf16", "avx512", "avx2",
+// "portable".
 const char *gemm_isa(void);
 
 // gemm_peak: floating-point operations per second that nthreads threads reach here with independent multiply-adds in

@@ -93,8 +93,9 @@ static void check_output(const Case *c, Mat y, const double *old) {
 }
 
 static const int64_t sizes[][3] = {
-    {0, 3, 5},     {5, 0, 7},     {7, 9, 0},     {1, 1, 1},     {2, 3, 127},     {12, 32, 128},
-    {13, 33, 389}, {1, 300, 130}, {300, 17, 64}, {65, 70, 257}, {257, 261, 133}, {17, 128, 576},
+    {0, 3, 5},       {5, 0, 7},      {7, 9, 0},      {1, 1, 1},     {2, 3, 127},
+    {12, 32, 128},   {13, 33, 389},  {1, 300, 130},  {300, 17, 64}, {65, 70, 257},
+    {257, 261, 133}, {17, 128, 576}, {33, 530, 300},
 };
 enum { SIZES = sizeof sizes / sizeof sizes[0] };
 
@@ -241,6 +242,27 @@ static void wrong_calls_are_refused(void **state) {
     assert_false(gemm_select("abacus"));
 }
 
+// What --isa does: products and quantiser change together, or nothing does.
+static void isa_is_chosen_by_name(void **state) {
+    (void)state;
+    const char *usual = ops_cpu()->isa;
+    char list[160];
+    ops_isa_list(list, sizeof list);
+    assert_string_equal(ops_cpu()->isa, usual);
+    assert_non_null(strstr(list, "portable"));
+    assert_null(strstr(list, "portable (not here)"));
+    assert_int_equal(ops_isa_select("abacus"), E_USAGE);
+    assert_string_equal(ops_cpu()->isa, usual);
+    for (int i = 0; gemm_isa_name(i); i++) {
+        bool is_usable = gemm_select(gemm_isa_name(i));
+        gemm_select(usual);
+        assert_int_equal(ops_isa_select(gemm_isa_name(i)), is_usable ? OK : E_USAGE);
+        assert_string_equal(ops_cpu()->isa, is_usable ? gemm_isa_name(i) : usual);
+        gemm_select(usual);
+    }
+    assert_int_equal(ops_isa_select(usual), OK);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(products_are_right),
@@ -248,6 +270,7 @@ int main(void) {
         cmocka_unit_test(nan_codes_are_not_hidden),
         cmocka_unit_test(every_code_is_decoded),
         cmocka_unit_test(wrong_calls_are_refused),
+        cmocka_unit_test(isa_is_chosen_by_name),
     };
     // Exactly what the header promises to be enough.
     if (arena_create(&cx.scratch, "scratch", gemm_scratch_bytes(3, 1), false) != OK) return 1;

@@ -153,12 +153,13 @@ int64_t matq_row_bytes(ScaleType st, int64_t cols) {
     return ceil_div(cols, 4) * 4 + ceil_div(scales, 4) * 4;
 }
 
-MatQ matq_wire(void *p, ScaleType st, int64_t rows, int64_t cols) {
+MatQ matq_wire(void *p, ScaleType st, CodeType ct, int64_t rows, int64_t cols) {
     int64_t row_bytes = matq_row_bytes(st, cols);
     MatQ m = {0};
     m.q = p;
     m.s = (char *)p + ceil_div(cols, 4) * 4;
     m.st = st;
+    m.ct = ct;
     m.rows = rows;
     m.cols = cols;
     m.ld = row_bytes;
@@ -169,15 +170,16 @@ MatQ matq_wire(void *p, ScaleType st, int64_t rows, int64_t cols) {
     return m;
 }
 
-Err arena_matq_rows(Arena *a, MatQ *m, ScaleType st, int64_t rows, int64_t cols, const char *what) {
+Err arena_matq_rows(Arena *a, MatQ *m, ScaleType st, CodeType ct, int64_t rows, int64_t cols,
+                    const char *what) {
     void *p = NULL;
     TRY(arena_push(a, &p, (size_t)(rows * matq_row_bytes(st, cols)), what));
-    *m = matq_wire(p, st, rows, cols);
+    *m = matq_wire(p, st, ct, rows, cols);
     return OK;
 }
 
-Err arena_matq_cols(Arena *a, MatQ *m, ScaleType st, int64_t channels, int64_t tokens, int64_t ngroups,
-                    const char *what) {
+Err arena_matq_cols(Arena *a, MatQ *m, ScaleType st, CodeType ct, int64_t channels, int64_t tokens,
+                    int64_t ngroups, const char *what) {
     int64_t tiles = ceil_div(tokens, TILE) + ngroups;
     memset(m, 0, sizeof *m);
     void *q = NULL;
@@ -187,6 +189,7 @@ Err arena_matq_cols(Arena *a, MatQ *m, ScaleType st, int64_t channels, int64_t t
     m->q = q;
     m->s = s;
     m->st = st;
+    m->ct = ct;
     m->rows = channels;
     m->cols = tokens;
     m->ld = tokens;

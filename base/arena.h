@@ -52,13 +52,14 @@ int64_t mem_count(void);
 // arena_mat: push a dense matrix.
 Err arena_mat(Arena *a, Mat *m, DType t, int64_t rows, int64_t cols, const char *what) MUST_CHECK;
 // arena_matq_rows: push a row-quantised activation [rows, cols], tiles 1x128, in the wire layout: each
-// row is its codes, then its scales (matq_row_bytes bytes in all). SCALE_F32 needs cols % 4 == 0.
-Err arena_matq_rows(Arena *a, MatQ *m, ScaleType st, int64_t rows, int64_t cols, const char *what) MUST_CHECK;
+// row is its codes, then its scales (matq_row_bytes bytes in all).
+Err arena_matq_rows(Arena *a, MatQ *m, ScaleType st, CodeType ct, int64_t rows, int64_t cols,
+                    const char *what) MUST_CHECK;
 // matq_row_bytes: bytes of one such row, a multiple of 4.
 int64_t matq_row_bytes(ScaleType st, int64_t cols);
-// matq_wire: view n contiguous wire rows at p as a row-quantised activation.
-MatQ matq_wire(void *p, ScaleType st, int64_t rows, int64_t cols);
+// matq_wire: view `rows` contiguous wire rows at p as a row-quantised activation of these formats.
+MatQ matq_wire(void *p, ScaleType st, CodeType ct, int64_t rows, int64_t cols);
 // arena_matq_cols: push a transposed activation [rows=channels, cols=tokens] for Wgrad; room for
 // ceil(tokens/128) + ngroups scales per channel; scale layout [tile][channel] (srow 1, scol rows).
-Err arena_matq_cols(Arena *a, MatQ *m, ScaleType st, int64_t channels, int64_t tokens, int64_t ngroups,
-                    const char *what) MUST_CHECK;
+Err arena_matq_cols(Arena *a, MatQ *m, ScaleType st, CodeType ct, int64_t channels, int64_t tokens,
+                    int64_t ngroups, const char *what) MUST_CHECK;

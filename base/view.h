@@ -1,7 +1,7 @@
 // view.h - views of memory. Views never own: arenas do.
 //
 // After batch and sequence are flattened everything in this trainer is a row-major matrix, so there are
-// two views: Mat (plain numbers) and MatQ (E4M3 codes with their scales, so that data and scale cannot
+// two views: Mat (plain numbers) and MatQ (FP8 codes with their scales, so that data and scale cannot
 // part). Both are passed by value.
 #pragma once
 #include "fail.h"
@@ -27,7 +27,12 @@ typedef enum ScaleType {
     SCALE_E8M0 // one byte per tile, value 2^(byte-127), never 0 or 255
 } ScaleType;
 
-// A matrix of E4M3 codes; value = code * scale of its tile.
+typedef enum CodeType {
+    CODE_E4M3, // largest finite 448
+    CODE_E5M2  // largest finite 57344; only gradients, and only if asked for
+} CodeType;
+
+// A matrix of FP8 codes; value = code * scale of its tile.
 //   Row-quantised activation  [rows=tokens, cols=channels]: tile_rows 1, tile_cols 128.
 //     scale of (r, c): s[r*srow + (c/128)*scol].
 //   Transposed for Wgrad      [rows=channels, cols=tokens]: tile_rows 1, tile_cols 128, and the tiles
@@ -39,6 +44,7 @@ typedef struct MatQ {
     uint8_t *q; // codes
     void *s;    // scales, float or uint8_t
     ScaleType st;
+    CodeType ct;
     int64_t rows, cols, ld;  // of one matrix; ld in codes
     int64_t srow, scol;      // scale strides, in scales
     int tile_rows;           // 1 or 128 (tile_cols is always 128)

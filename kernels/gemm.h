@@ -6,9 +6,9 @@
 //   gemm_nn: y [M,K] = a [M,N] b [N,K]          Dgrad
 //   gemm_tn: y [N,K] = a [M,N]^T b [M,K]        Wgrad
 //
-// FP8 products (gemm_fp8_*): both operands carry a scale every 128 elements of the contraction, in FP32 or as
-// powers of two, and sa * sb, rounded to FP32, is the scale of a product. How the products are summed is
-// OpCx.accumulate; see GemmAccumulate below.
+// FP8 products (gemm_fp8_*): either operand has codes of either format (E4M3 and E5M2 may meet) and a scale
+// every 128 elements of the contraction, in FP32 or as a power of two, and sa * sb, rounded to FP32, is the
+// scale of a product. How the products are summed is OpCx.accumulate; see GemmAccumulate below.
 //   gemm_fp8_fprop: y [M,N] = a [M,K] 1x128     w [N,K] 128x128 (weight_prepare), nmat 1
 //   gemm_fp8_dgrad: y [M,K] = a [M,N] 1x128     w [N,K] the same blocks, read transposed
 //   gemm_fp8_wgrad: y [N,K] = at [N,M] 1x128 along M,  bt [K,M] 1x128 along M (quant_tile_t)
@@ -43,7 +43,8 @@ typedef enum GemmAccumulate {
     GEMM_PROMOTE128_HOPPER14,
 } GemmAccumulate;
 
-// gemm_isa: name of the instruction set chosen for this processor: "avx512-bf16", "avx512", "avx2", "portable".
+// gemm_isa: name of the instruction set chosen for this processor: "amx", "avx512-bf16", "avx512", "avx2",
+// "portable".
 const char *gemm_isa(void);
 
 // gemm_peak: floating-point operations per second that nthreads threads reach here with independent multiply-adds in

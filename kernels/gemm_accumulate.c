@@ -115,14 +115,24 @@ static inline __attribute__((always_inline)) void slice_rows(const bool is_cut,
 }
 
 // rows x nk elements of an operand as floats: dst[row * row_step + k * k_step].
-static void decode(const GemmOperand *o, int64_t outer, int64_t rows, int64_t k0, int64_t nk,
-                   float *dst, int64_t row_step, int64_t k_step) {
+static inline __attribute__((always_inline)) void
+decode_as(const bool is_e5m2, const GemmOperand *o, int64_t outer, int64_t rows, int64_t k0,
+          int64_t nk, float *dst, int64_t row_step, int64_t k_step) {
     const uint8_t *q = o->p;
     int64_t outer_ld = o->is_k_contig ? o->ld : 1, k_ld = o->is_k_contig ? 1 : o->ld;
     for (int64_t r = 0; r < rows; r++)
-        for (int64_t k = 0; k < nk; k++)
-            dst[r * row_step + k * k_step] =
-                f32_from_e4m3(q[(outer + r) * outer_ld + (k0 + k) * k_ld]);
+        for (int64_t k = 0; k < nk; k++) {
+            uint8_t code = q[(outer + r) * outer_ld + (k0 + k) * k_ld];
+            dst[r * row_step + k * k_step] = is_e5m2 ? f32_from_e5m2(code) : f32_from_e4m3(code);
+        }
+}
+
+static void decode(const GemmOperand *o, int64_t outer, int64_t rows, int64_t k0, int64_t nk,
+                   float *dst, int64_t row_step, int64_t k_step) {
+    if (o->t == SRC_E5M2)
+        decode_as(true, o, outer, rows, k0, nk, dst, row_step, k_step);
+    else
+        decode_as(false, o, outer, rows, k0, nk, dst, row_step, k_step);
 }
 
 void GEMM_ACCUMULATE(const GemmProblem *p, int64_t m0, int64_t mn, int64_t n0, int64_t nn,

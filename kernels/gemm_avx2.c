@@ -55,6 +55,20 @@ static inline vf vlanes_e4m3(const void *p) {
     __m256i sign = _mm256_and_si256(x, _mm256_set1_epi32((int)0x80000000u));
     return _mm256_or_ps(v, _mm256_castsi256_ps(sign));
 }
+// Exact, infinity and NaN included, as above; exponent 31 becomes 255.
+static inline vf vlanes_e5m2(const void *p) {
+    const __m256 low = _mm256_setr_ps(0.0f, 0x1p-16f, 0x2p-16f, 0x3p-16f, 0, 0, 0, 0);
+    __m256i x = _mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)p));
+    __m256i mag = _mm256_and_si256(x, _mm256_set1_epi32(0x7F));
+    __m256i bits = _mm256_add_epi32(_mm256_slli_epi32(mag, 21), _mm256_set1_epi32(112 << 23));
+    __m256 is_low = _mm256_castsi256_ps(_mm256_cmpgt_epi32(_mm256_set1_epi32(4), mag));
+    __m256i is_end = _mm256_cmpgt_epi32(mag, _mm256_set1_epi32(0x7B));
+    bits = _mm256_or_si256(bits, _mm256_and_si256(is_end, _mm256_set1_epi32(255 << 23)));
+    __m256 v =
+        _mm256_blendv_ps(_mm256_castsi256_ps(bits), _mm256_permutevar8x32_ps(low, mag), is_low);
+    __m256i sign = _mm256_and_si256(x, _mm256_set1_epi32((int)0x80000000u));
+    return _mm256_or_ps(v, _mm256_castsi256_ps(sign));
+}
 static inline vf vunits_f32(const void *p) {
     return vlanes_f32(p);
 }
@@ -63,6 +77,9 @@ static inline vf vunits_bf16(const void *p) {
 }
 static inline vf vunits_e4m3(const void *p) {
     return vlanes_e4m3(p);
+}
+static inline vf vunits_e5m2(const void *p) {
+    return vlanes_e5m2(p);
 }
 static inline vf vjoin(vf even, vf odd) {
     (void)odd;

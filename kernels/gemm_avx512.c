@@ -24,6 +24,9 @@ static inline vf vunits_bf16(const void *p) {
 static inline vf vunits_e4m3(const void *p) {
     return vlanes_e4m3(p);
 }
+static inline vf vunits_e5m2(const void *p) {
+    return vlanes_e5m2(p);
+}
 static inline vf vjoin(vf even, vf odd) {
     (void)odd;
     return even;

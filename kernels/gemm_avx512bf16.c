@@ -1,9 +1,9 @@
 // gemm_avx512bf16.c - output tiles with AVX-512 BF16 (vdpbf16ps): pairs of products, 12 x 32.
 //
-// Every E4M3 value is a BF16 value, so FP8 products are exact here; sums are FP32. The instruction
-// reads BF16 subnormals as zero and flushes FP32 subnormals: below 2^-126, and of no weight in a
-// sum that matters. Compiled with its own flags and called only where the processor has them;
-// without the flags (another architecture) only names that are never called are left.
+// Every E4M3 or E5M2 value is a BF16 value, so FP8 products are exact here; sums are FP32. The
+// instruction reads BF16 subnormals as zero and flushes FP32 subnormals: below 2^-126, and of no
+// weight in a sum that matters. Compiled with its own flags and called only where the processor has
+// them; without the flags (another architecture) only names that are never called are left.
 #include "gemm_engine.h"
 
 #ifdef __AVX512BF16__
@@ -38,7 +38,21 @@ static inline vf vunits_e4m3(const void *p) {
     return _mm512_castsi512_ps(
         _mm512_ternarylogic_epi32(v, x, _mm512_set1_epi16((short)0x8000), 0xF8));
 }
-// The low halves of decoded BF16 and E4M3 values are zero.
+static inline vf vunits_e5m2(const void *p) {
+    static const uint16_t low[8] = {0, 0x3780, 0x3800, 0x3840}; // k * 2^-16
+    const __m512i table = _mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i *)low));
+    __m512i x = _mm512_cvtepi8_epi16(_mm256_loadu_si256((const __m256i *)p));
+    __m512i mag = _mm512_and_si512(x, _mm512_set1_epi16(0x7F));
+    __m512i v = _mm512_add_epi16(_mm512_slli_epi16(mag, 5), _mm512_set1_epi16(112 << 7));
+    __mmask32 is_low = _mm512_cmplt_epu16_mask(mag, _mm512_set1_epi16(4));
+    __mmask32 is_end = _mm512_cmpgt_epu16_mask(mag, _mm512_set1_epi16(0x7B));
+    v = _mm512_mask_permutexvar_epi16(v, is_low, mag, table);
+    v = _mm512_mask_mov_epi16(v, is_end,
+                              _mm512_or_si512(v, _mm512_set1_epi16(255 << 7))); // infinity and NaN
+    return _mm512_castsi512_ps(
+        _mm512_ternarylogic_epi32(v, x, _mm512_set1_epi16((short)0x8000), 0xF8));
+}
+// The low halves of decoded BF16 and FP8 values are zero.
 static inline vf vjoin(vf even, vf odd) {
     __m512i lo = _mm512_srli_epi32(_mm512_castps_si512(even), 16);
     return _mm512_castsi512_ps(_mm512_or_si512(lo, _mm512_castps_si512(odd)));

@@ -132,6 +132,9 @@ extern "C" Err gemm_cuda_run(OpCx *cx, const char *op, GemmCall c) {
     bool is_fp8 = c.p.a.t == SRC_E4M3;
     CHECK(c.p.m >= 0 && c.p.n >= 0 && c.p.k >= 0, E_INTERNAL, "%s: size %lld x %lld x %lld", op, (long long)c.p.m,
           (long long)c.p.n, (long long)c.p.k);
+    CHECK(c.p.a.t != SRC_E5M2 && c.p.b.t != SRC_E5M2, E_INTERNAL,
+          "%s: operands with %s and %s codes; the CUDA backend multiplies E4M3 by E4M3 only, the CPU backend both", op,
+          c.p.a.t == SRC_E5M2 ? "E5M2" : "E4M3", c.p.b.t == SRC_E5M2 ? "E5M2" : "E4M3");
     CHECK(is_fp8 == (c.p.b.t == SRC_E4M3), E_INTERNAL, "%s: one operand is FP8, the other is not", op);
     CHECK(c.p.y.t == DT_F32 || (c.p.y.t == DT_BF16 && !c.p.acc), E_INTERNAL, "%s: output type %s%s", op,
           dtype_name(c.p.y.t), c.p.acc ? " cannot be added to" : "");

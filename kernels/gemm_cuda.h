@@ -22,6 +22,6 @@ typedef struct GemmCall {
     int64_t b_step, bs_step; // elements and scales from one stacked b to the next (row groups)
 } GemmCall;
 
-// gemm_cuda_run: launch it. Errors: E_INTERNAL if types or sizes disagree or OpCx asks for a sum that only the CPU
-// has (hopper14, other promotion intervals).
+// gemm_cuda_run: launch it. Errors: E_INTERNAL if types or sizes disagree, codes are E5M2 or OpCx asks for a sum that
+// only the CPU has (hopper14, other promotion intervals).
 Err gemm_cuda_run(OpCx *cx, const char *op, GemmCall call) MUST_CHECK;

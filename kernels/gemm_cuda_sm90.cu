@@ -184,6 +184,13 @@ static Err check(const OpCx *cx, const Product &d, bool is_shape_ok) {
     return OK;
 }
 
+static Err check_codes(const char *op, MatQ a, MatQ b) {
+    CHECK(a.ct == CODE_E4M3 && b.ct == CODE_E4M3, E_INTERNAL,
+          "%s: operands with %s and %s codes; the CUDA backend multiplies E4M3 by E4M3 only, the CPU backend both", op,
+          a.ct == CODE_E5M2 ? "E5M2" : "E4M3", b.ct == CODE_E5M2 ? "E5M2" : "E4M3");
+    return OK;
+}
+
 // Columns of a tile: the fewer cycles for all waves of tiles. A block of the contraction costs what is slowest of the
 // tensor cores (4 cycles a column), shared memory at 128 bytes and L2 at 46 bytes a cycle; a tile costs some 1500
 // cycles besides. The counts of groups are not known here: all rows count.
@@ -245,6 +252,7 @@ static Groups no_groups(void) {
 }
 
 static Err fprop(OpCx *cx, const char *op, Mat y, MatQ a, MatQ w, Groups g, bool acc) {
+    TRY(check_codes(op, a, w));
     Product d = {op, false, codes(a), codes(w), scales(a), scales(w), y, 1, g, acc};
     TRY(check(cx, d,
               a.rows == y.rows && a.cols == w.cols && y.cols == w.rows && w.nmat == max_i64(1, g.n) &&
@@ -273,7 +281,9 @@ static Err dgrad_product(const OpCx *cx, Product *out, Mat y, MatQ a, MatQ w, co
     Scales sb = scales(w);
     sb.outer_step = w.scol; // the grid turned too
     sb.k_step = w.srow;
-    Product d = {g.n ? "ggemm_fp8_dgrad" : "gemm_fp8_dgrad", false, codes(a), b, scales(a), sb, y, 1, g, acc};
+    const char *op = g.n ? "ggemm_fp8_dgrad" : "gemm_fp8_dgrad";
+    TRY(check_codes(op, a, w));
+    Product d = {op, false, codes(a), b, scales(a), sb, y, 1, g, acc};
     TRY(check(cx, d,
               a.rows == y.rows && a.cols == w.rows && y.cols == w.cols && w.nmat == max_i64(1, g.n) &&
                   a.tile_rows == 1 && w.tile_rows == TILE));
@@ -301,6 +311,7 @@ static Err dgrad(OpCx *cx, Mat y, MatQ a, MatQ w, Groups g, bool acc) {
 }
 
 static Err wgrad(OpCx *cx, const char *op, Mat y, MatQ at, MatQ bt, Groups g, bool acc) {
+    TRY(check_codes(op, at, bt));
     int64_t mats = max_i64(1, g.n);
     Product d = {op, true, codes(at), codes(bt), scales(at), scales(bt), y, mats, g, acc};
     TRY(check(cx, d,

@@ -10,8 +10,8 @@
 // happens to be a multiple of 16. Dgrad reads the weight transposed: w is turned in scratch on every call, unless the
 // caller has it turned already (gemm_sm90_dgrad_turned). y is stored by TMA where it lies at a multiple of 16 bytes
 // with rows of such a multiple, else element by element.
-// Errors: E_INTERNAL if shapes disagree, a dimension passes 2^31 - 1, or OpCx asks for another sum; E_PEER if the
-// driver refuses.
+// Errors: E_INTERNAL if shapes disagree, codes are E5M2, a dimension passes 2^31 - 1, or OpCx asks for another sum;
+// E_PEER if the driver refuses.
 #pragma once
 #include "ops.h"
 

@@ -7,7 +7,7 @@
 #include "fp8.h"
 #include "gemm_engine.h"
 
-// The at-th scale of an E4M3 operand.
+// The at-th scale of an FP8 operand.
 static inline float scale_at(const GemmOperand *o, int64_t at) {
     return o->st == SCALE_F32 ? ((const float *)o->s)[at]
                               : f32_from_e8m0(((const uint8_t *)o->s)[at]);

@@ -5,14 +5,22 @@
 
 #include "gemm.h"
 
+static const GemmTiles vector_tiles = {GEMM_MB, GEMM_NB, 48, 64, 4};
+static const GemmTiles other_tiles = {GEMM_MB / 2, GEMM_NB, 48, 64, 4}; // of `sum`
+// Tile registers multiply so fast that packing decides: large tiles.
+static const GemmTiles register_tiles = {GEMM_AMX_MB, GEMM_AMX_NB, 64, 64, 2};
+
 static const GemmIsa isas[] = {
+    {"amx", gemm_tile_avx512, gemm_tile_amx, gemm_accumulate_avx512, gemm_peak_avx512,
+     gemm_peak_amx, &register_tiles, false},
     {"avx512-bf16", gemm_tile_avx512, gemm_tile_avx512bf16, gemm_accumulate_avx512,
-     gemm_peak_avx512, gemm_peak_avx512bf16},
+     gemm_peak_avx512, gemm_peak_avx512bf16, &vector_tiles, true},
     {"avx512", gemm_tile_avx512, gemm_tile_avx512, gemm_accumulate_avx512, gemm_peak_avx512,
-     gemm_peak_avx512},
-    {"avx2", gemm_tile_avx2, gemm_tile_avx2, gemm_accumulate_avx2, gemm_peak_avx2, gemm_peak_avx2},
+     gemm_peak_avx512, &vector_tiles, true},
+    {"avx2", gemm_tile_avx2, gemm_tile_avx2, gemm_accumulate_avx2, gemm_peak_avx2, gemm_peak_avx2,
+     &vector_tiles, true},
     {"portable", gemm_tile_portable, gemm_tile_portable, gemm_accumulate_portable,
-     gemm_peak_portable, gemm_peak_portable},
+     gemm_peak_portable, gemm_peak_portable, &vector_tiles, true},
 };
 enum { ISA_COUNT = sizeof isas / sizeof isas[0] };
 
@@ -25,9 +33,10 @@ static bool isa_is_usable(int i) {
                       __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
                       __builtin_cpu_supports("fma");
     switch (i) {
-    case 0: return has_avx512 && __builtin_cpu_supports("avx512bf16");
-    case 1: return has_avx512;
-    case 2: return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+    case 0: return has_avx512 && gemm_amx_permit();
+    case 1: return has_avx512 && __builtin_cpu_supports("avx512bf16");
+    case 2: return has_avx512;
+    case 3: return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
     }
     return true;
 #else
@@ -39,7 +48,7 @@ static bool isa_is_usable(int i) {
 // there.
 static bool isa_is_preferred(int i) {
 #if defined(__x86_64__)
-    return i != 0 || !__builtin_cpu_is("intel");
+    return i != 1 || !__builtin_cpu_is("intel");
 #else
     return true;
 #endif
@@ -77,6 +86,7 @@ GemmOperand gemm_operand_mat(Mat m, bool is_k_contig) {
 GemmOperand gemm_operand_q(MatQ m, bool is_k_contig) {
     GemmOperand o = {
         .p = m.q, .t = SRC_E4M3, .is_k_contig = is_k_contig, .ld = m.ld, .s = m.s, .st = m.st};
+    if (m.ct == CODE_E5M2) o.t = SRC_E5M2;
     o.s_tile = is_k_contig ? m.tile_rows : TILE;
     o.s_outer = is_k_contig ? m.srow : m.scol;
     o.s_k = is_k_contig ? m.scol : m.srow;
@@ -124,6 +134,12 @@ static Err sum_of(Sum *s, const OpCx *cx) {
     return OK;
 }
 
+// is_half: does the instruction set's tile function for 8 and 16 bits take this product?
+static bool is_half(const GemmIsa *isa, const GemmProblem *p) {
+    if (p->a.t == SRC_E5M2 || p->b.t == SRC_E5M2) return isa->is_half_e5m2;
+    return p->a.t == p->b.t && p->a.t != SRC_F32;
+}
+
 // The t-th tile of a product; tiles of a row or column of tiles differ by at most one row or column
 // multiple, so that no thread gets a sliver.
 static void run_tile(const GemmIsa *isa, const GemmProblem *p, int64_t t, int64_t mb, int64_t nb,
@@ -132,37 +148,40 @@ static void run_tile(const GemmIsa *isa, const GemmProblem *p, int64_t t, int64_
     int64_t i = t / tn, j = t % tn;
     int64_t m0 = p->m * i / tm, m1 = p->m * (i + 1) / tm;
     int64_t n0 = min_i64(j * nb, p->n), n1 = min_i64((j + 1) * nb, p->n);
-    if (p->a.t == SRC_E4M3 && sum->is_other) {
+    if (gemm_is_fp8(p->a.t) && sum->is_other) {
         isa->sum(p, m0, m1 - m0, n0, n1 - n0, w, sum->how, sum->every);
         return;
     }
-    bool is_half = p->a.t == p->b.t && p->a.t != SRC_F32;
-    (is_half ? isa->tile_half : isa->tile)(p, m0, m1 - m0, n0, n1 - n0, w);
+    (is_half(isa, p) ? isa->tile_half : isa->tile)(p, m0, m1 - m0, n0, n1 - n0, w);
 }
 
 Err gemm_run(OpCx *cx, const GemmProblem *problems, int64_t np) {
     const GemmIsa *isa = gemm_current();
     double flops = 0;
-    bool is_any_fp8 = false;
+    bool is_any_fp8 = false, is_all_half = true;
     Sum sum;
     TRY(sum_of(&sum, cx));
     for (int64_t i = 0; i < np; i++) {
         const GemmProblem *p = &problems[i];
-        bool is_fp8 = p->a.t == SRC_E4M3;
+        bool is_fp8 = gemm_is_fp8(p->a.t);
         CHECK(p->m >= 0 && p->n >= 0 && p->k >= 0, E_INTERNAL, "gemm: size %lld x %lld x %lld",
               (long long)p->m, (long long)p->n, (long long)p->k);
-        CHECK(is_fp8 == (p->b.t == SRC_E4M3), E_INTERNAL,
+        CHECK(is_fp8 == gemm_is_fp8(p->b.t), E_INTERNAL,
               "gemm: one operand is FP8, the other is not");
         CHECK(p->y.t == DT_F32 || (p->y.t == DT_BF16 && !p->acc), E_INTERNAL,
               "gemm: output type %s%s", dtype_name(p->y.t), p->acc ? " cannot be added to" : "");
         is_any_fp8 = is_any_fp8 || is_fp8;
+        is_all_half = is_all_half && is_half(isa, p);
         flops += 2.0 * (double)p->m * (double)p->n * (double)(p->k + 1);
     }
     // Below this a second thread costs more than it brings.
     int nthreads = flops < 1e5 || cx->nthreads < 1 ? 1 : cx->nthreads;
-    int64_t mb = is_any_fp8 && sum.is_other ? GEMM_MB / 2 : GEMM_MB, nb = GEMM_NB;
-    while (nthreads > 1 && count_tiles(problems, np, mb, nb) < 4 * nthreads &&
-           (mb > 48 || nb > 64)) {
+    const GemmTiles *tiles = is_any_fp8 && sum.is_other ? &other_tiles
+                             : is_all_half              ? isa->tiles_half
+                                                        : &vector_tiles;
+    int64_t mb = tiles->rows, nb = tiles->columns;
+    while (nthreads > 1 && count_tiles(problems, np, mb, nb) < tiles->per_thread * nthreads &&
+           (mb > tiles->rows_least || nb > tiles->columns_least)) {
         if (mb >= nb)
             mb /= 2;
         else

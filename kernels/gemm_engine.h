@@ -10,7 +10,11 @@
 #pragma once
 #include "ops.h"
 
-typedef enum GemmSrc { SRC_F32, SRC_BF16, SRC_E4M3 } GemmSrc;
+typedef enum GemmSrc { SRC_F32, SRC_BF16, SRC_E4M3, SRC_E5M2 } GemmSrc;
+
+static inline bool gemm_is_fp8(GemmSrc t) {
+    return t == SRC_E4M3 || t == SRC_E5M2;
+}
 
 // One operand: element (outer, k), outer = row i of a or column j of b.
 typedef struct GemmOperand {
@@ -18,13 +22,13 @@ typedef struct GemmOperand {
     GemmSrc t;        // type in memory
     bool is_k_contig; // k is the contiguous index; else outer is
     int64_t ld;       // elements between two values of the other index
-    const void *s;    // E4M3: scale of (outer, k) = s[(outer / s_tile) * s_outer + (k / 128) * s_k]
+    const void *s;    // FP8: scale of (outer, k) = s[(outer / s_tile) * s_outer + (k / 128) * s_k]
     ScaleType st;     // type of s
     int s_tile;       // 1 or 128
     int64_t s_outer, s_k;
 } GemmOperand;
 
-// One product. Both operands E4M3 (with promotion every 128), or none.
+// One product. Both operands FP8, of either format (with promotion every 128), or none.
 typedef struct GemmProblem {
     GemmOperand a, b;
     int64_t m, n, k;
@@ -38,20 +42,35 @@ enum {
     GEMM_LDC = GEMM_NB + 16, // row stride of the tile's sums: no power of two
     GEMM_NR_MAX = 64,        // columns of the widest panel of b
     GEMM_CUT_EVERY = 32,     // products of one cut sum; promotion intervals are multiples
+    GEMM_AMX_MB = 256,       // the same for tile registers: rows,
+    GEMM_AMX_NB = 512,       // columns,
+    GEMM_AMX_KB = 256,       // elements of the contraction that are packed at a time
 };
 
 // What one thread works in; 64-byte aligned, contents undefined.
-typedef struct GemmWork {
-    float a[GEMM_MB * TILE];
-    float b[GEMM_NR_MAX * TILE];
-    float c[GEMM_MB * GEMM_LDC];
-    float sa[GEMM_MB];
-    float sb[GEMM_NR_MAX];
+typedef union GemmWork {
+    struct {
+        float a[GEMM_MB * TILE];
+        float b[GEMM_NR_MAX * TILE];
+        float c[GEMM_MB * GEMM_LDC];
+        float sa[GEMM_MB];
+        float sb[GEMM_NR_MAX];
+    };
+    struct {
+        uint16_t rows[GEMM_AMX_MB * GEMM_AMX_KB], columns[GEMM_AMX_NB * GEMM_AMX_KB];
+        float sums[GEMM_AMX_MB * GEMM_AMX_NB];
+        float parts[2 * 4 * 256];
+        float row_scales[GEMM_AMX_KB / TILE][GEMM_AMX_MB];
+        float column_scales[GEMM_AMX_KB / TILE][GEMM_AMX_NB];
+    } amx;
 } GemmWork;
 
-// One output tile: rows [m0, m0+mn), columns [n0, n0+nn), mn <= GEMM_MB, nn <= GEMM_NB.
+// One output tile: rows [m0, m0+mn), columns [n0, n0+nn), at most as large as the instruction set
+// takes (GEMM_MB x GEMM_NB, or GEMM_AMX_MB x GEMM_AMX_NB).
 typedef void (*GemmTileFn)(const GemmProblem *p, int64_t m0, int64_t mn, int64_t n0, int64_t nn,
                            GemmWork *w);
+void gemm_tile_amx(const GemmProblem *p, int64_t m0, int64_t mn, int64_t n0, int64_t nn,
+                   GemmWork *w);
 void gemm_tile_avx512bf16(const GemmProblem *p, int64_t m0, int64_t mn, int64_t n0, int64_t nn,
                           GemmWork *w);
 void gemm_tile_avx512(const GemmProblem *p, int64_t m0, int64_t mn, int64_t n0, int64_t nn,
@@ -75,18 +94,34 @@ void gemm_accumulate_portable(const GemmProblem *p, int64_t m0, int64_t mn, int6
 // registers and returns the floating-point operations done; *sink keeps the compiler from dropping
 // them.
 typedef double (*GemmPeakFn)(int64_t n, float *sink);
+double gemm_peak_amx(int64_t n, float *sink);
 double gemm_peak_avx512bf16(int64_t n, float *sink);
 double gemm_peak_avx512(int64_t n, float *sink);
 double gemm_peak_avx2(int64_t n, float *sink);
 double gemm_peak_portable(int64_t n, float *sink);
 
+// gemm_amx_permit: the compiler, the processor and the kernel allow tile registers to this process; asks
+// the kernel for the permission, once. gemm_permit.c.
+bool gemm_amx_permit(void);
+// gemm_amx_is_built: gemm_amx.c was compiled for tile registers.
+bool gemm_amx_is_built(void);
+
+// Output tiles of a tile function.
+typedef struct GemmTiles {
+    int64_t rows, columns;             // the largest
+    int64_t rows_least, columns_least; // no smaller tile is made to keep a thread busy
+    int64_t per_thread;                // as many are wanted, so that threads end together
+} GemmTiles;
+
 typedef struct GemmIsa {
     const char *name;
     GemmTileFn tile;      // any types
-    GemmTileFn tile_half; // products of E4M3 x E4M3 and BF16 x BF16
-    GemmSumFn sum;        // products of E4M3 x E4M3, any accumulation
+    GemmTileFn tile_half; // products of FP8 x FP8 and BF16 x BF16
+    GemmSumFn sum;        // products of FP8 x FP8, any accumulation
     GemmPeakFn peak;      // of `tile`
     GemmPeakFn peak_half; // of `tile_half`
+    const GemmTiles *tiles_half; // of `tile_half`
+    bool is_half_e5m2;    // `tile_half` takes E5M2 codes; else `tile` does
 } GemmIsa;
 
 // gemm_run: compute np products; the sizes may differ. Uses cx->scratch for gemm_scratch_bytes().

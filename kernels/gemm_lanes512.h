@@ -49,6 +49,20 @@ static inline vf vlanes_e4m3(const void *p) {
         _mm512_castps_si512(v), x, _mm512_set1_epi32((int)0x80000000u), 0xF8));
 }
 
+// E5M2 the same way; exponent 31 (infinity, NaN) becomes 255.
+static inline vf vlanes_e5m2(const void *p) {
+    const __m512 low = _mm512_castps128_ps512(_mm_setr_ps(0.0f, 0x1p-16f, 0x2p-16f, 0x3p-16f));
+    __m512i x = _mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)p));
+    __m512i mag = _mm512_and_si512(x, _mm512_set1_epi32(0x7F));
+    __m512i bits = _mm512_add_epi32(_mm512_slli_epi32(mag, 21), _mm512_set1_epi32(112 << 23));
+    __mmask16 is_low = _mm512_cmplt_epu32_mask(mag, _mm512_set1_epi32(4));
+    __mmask16 is_end = _mm512_cmpgt_epu32_mask(mag, _mm512_set1_epi32(0x7B));
+    bits = _mm512_mask_or_epi32(bits, is_end, bits, _mm512_set1_epi32(255 << 23));
+    __m512 v = _mm512_mask_permutexvar_ps(_mm512_castsi512_ps(bits), is_low, mag, low);
+    return _mm512_castsi512_ps(_mm512_ternarylogic_epi32(
+        _mm512_castps_si512(v), x, _mm512_set1_epi32((int)0x80000000u), 0xF8));
+}
+
 // Swap bit s of the register's index with bit s of the lane's index, for every pair of registers.
 #define SWAP_LANES(s, ...)                                                                         \
     {                                                                                              \

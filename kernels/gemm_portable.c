@@ -45,6 +45,11 @@ static inline vf vlanes_e4m3(const void *p) {
     memcpy(c, p, sizeof c);
     return (vf){f32_from_e4m3(c[0]), f32_from_e4m3(c[1]), f32_from_e4m3(c[2]), f32_from_e4m3(c[3])};
 }
+static inline vf vlanes_e5m2(const void *p) {
+    uint8_t c[VW];
+    memcpy(c, p, sizeof c);
+    return (vf){f32_from_e5m2(c[0]), f32_from_e5m2(c[1]), f32_from_e5m2(c[2]), f32_from_e5m2(c[3])};
+}
 static inline vf vunits_f32(const void *p) {
     return vlanes_f32(p);
 }
@@ -53,6 +58,9 @@ static inline vf vunits_bf16(const void *p) {
 }
 static inline vf vunits_e4m3(const void *p) {
     return vlanes_e4m3(p);
+}
+static inline vf vunits_e5m2(const void *p) {
+    return vlanes_e5m2(p);
 }
 static inline vf vjoin(vf even, vf odd) {
     (void)odd;

@@ -2,9 +2,9 @@
 //
 // The including file defines the vector: vf (VW floats), VW, and
 //   vload vstore vset1 vmul vadd, vdot(a, b, c) = c + the products of one unit of a and b per lane,
-//   vlanes_{f32,bf16,e4m3}(p): VW consecutive elements as floats,
-//   vunits_{f32,bf16,e4m3}(p): VW consecutive units along the contraction, vjoin(even, odd): lanes
-//   to units, vtranspose(vf r[VW]);
+//   vlanes_{f32,bf16,e4m3,e5m2}(p): VW consecutive elements as floats,
+//   vunits_{f32,bf16,e4m3,e5m2}(p): VW consecutive units along the contraction, vjoin(even, odd):
+//   lanes to units, vtranspose(vf r[VW]);
 // a unit being KU consecutive elements of the contraction in 32 bits (1 float, or 2 BF16). And it
 // defines the micro-kernel's tile, MR rows x NV vectors, and GEMM_TILE, the name of the function
 // made here.
@@ -27,11 +27,17 @@ INLINE int64_t src_bytes(GemmSrc t) {
 }
 
 INLINE vf decode_lanes(GemmSrc t, const void *p) {
-    return t == SRC_F32 ? vlanes_f32(p) : t == SRC_BF16 ? vlanes_bf16(p) : vlanes_e4m3(p);
+    return t == SRC_F32    ? vlanes_f32(p)
+           : t == SRC_BF16 ? vlanes_bf16(p)
+           : t == SRC_E4M3 ? vlanes_e4m3(p)
+                           : vlanes_e5m2(p);
 }
 
 INLINE vf decode_units(GemmSrc t, const void *p) {
-    return t == SRC_F32 ? vunits_f32(p) : t == SRC_BF16 ? vunits_bf16(p) : vunits_e4m3(p);
+    return t == SRC_F32    ? vunits_f32(p)
+           : t == SRC_BF16 ? vunits_bf16(p)
+           : t == SRC_E4M3 ? vunits_e4m3(p)
+                           : vunits_e5m2(p);
 }
 
 // VW lanes of which only n exist in memory; the others are zero.
@@ -132,6 +138,10 @@ INLINE void pack_b_as(GemmSrc t, bool is_k_contig, const GemmOperand *o, int64_t
             pack_as(SRC_E4M3, true, o, __VA_ARGS__);                                               \
         else if ((o)->t == SRC_E4M3)                                                               \
             pack_as(SRC_E4M3, false, o, __VA_ARGS__);                                              \
+        else if ((o)->t == SRC_E5M2 && (o)->is_k_contig)                                           \
+            pack_as(SRC_E5M2, true, o, __VA_ARGS__);                                               \
+        else if ((o)->t == SRC_E5M2)                                                               \
+            pack_as(SRC_E5M2, false, o, __VA_ARGS__);                                              \
         else if ((o)->t == SRC_BF16 && (o)->is_k_contig)                                           \
             pack_as(SRC_BF16, true, o, __VA_ARGS__);                                               \
         else if ((o)->t == SRC_BF16)                                                               \
@@ -224,7 +234,7 @@ KERNEL(12)
 static const KernelFn kernels[2][MR + 1] = {{ROWS(kernel_plain_)}, {ROWS(kernel_fp8_)}};
 
 void GEMM_TILE(const GemmProblem *p, int64_t m0, int64_t mn, int64_t n0, int64_t nn, GemmWork *w) {
-    bool is_fp8 = p->a.t == SRC_E4M3;
+    bool is_fp8 = gemm_is_fp8(p->a.t);
     int64_t strips = ceil_div(mn, MR);
     for (int64_t r = 0; r < mn; r++)
         memset(w->c + r * GEMM_LDC, 0, (size_t)(ceil_div(nn, NR) * NR) * sizeof *w->c);

@@ -1,7 +1,11 @@
 // ops.c - the tables that ops.def generates.
 #include "ops.h"
 
+#include <string.h>
+
 #include "gemm.h"
+#include "gemm_engine.h"
+#include "quant_lanes.h"
 
 #pragma GCC diagnostic push
 #pragma GCC diagnostic ignored "-Wunused-parameter"
@@ -20,8 +24,35 @@ const Ops *ops_cpu(void) {
 #include "ops.def"
 #undef OP
     };
-    if (!table.isa) table.isa = gemm_isa();
+    table.isa = gemm_isa();
     return &table;
+}
+
+void ops_isa_list(char *out, size_t n) {
+    const char *usual = gemm_isa();
+    size_t at = 0;
+    for (int i = 0; gemm_isa_name(i) && at < n; i++) {
+        const char *name = gemm_isa_name(i);
+        bool is_usable = gemm_select(name);
+        int more = snprintf(out + at, n - at, "%s%s%s", i ? ", " : "", name,
+                            is_usable ? "" : " (not here)");
+        at += more > 0 ? (size_t)more : 0;
+    }
+    gemm_select(usual);
+}
+
+Err ops_isa_select(const char *name) {
+    char list[160];
+    bool is_known = false;
+    for (int i = 0; gemm_isa_name(i); i++) is_known = is_known || !strcmp(name, gemm_isa_name(i));
+    ops_isa_list(list, sizeof list);
+    CHECK(is_known, E_USAGE, "no instruction set is called '%.40s'; there are %s", name, list);
+    CHECK(gemm_select(name), E_USAGE, "this processor or build lacks '%s'; there are %s", name,
+          list);
+    // The quantiser has no loops of its own for what only products need.
+    bool is_512 = !strncmp(name, "avx512", 6) || !strcmp(name, "amx");
+    CHECK(quant_select(is_512 ? "avx512" : name), E_INTERNAL, "no quantiser for '%s'", name);
+    return OK;
 }
 
 const Ops *ops_null(void) {

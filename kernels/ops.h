@@ -38,13 +38,18 @@ typedef struct Ops {
 #include "ops.def"
 #undef OP
 
-// ops_cpu: the CPU backend, its GEMM chosen once for this processor.
-const Ops *ops_cpu(void);
 // ops_cuda: the CUDA backend, on the device that device_cuda_open chose; NULL if it is not built in. Operations return
 // when their kernels are issued; every pointer they get, Groups' and counters' included, is memory of the device.
 // What only the device can see to be wrong (tokens, targets, groups) is returned by its next to_host, to_device or
 // sync (device.h).
 const Ops *ops_cuda(void);
+// ops_cpu: the CPU backend, its GEMM chosen once for this processor, or by ops_isa_select.
+// ops_isa_select: products and quantiser use this instruction set from now on. Errors: E_USAGE, and nothing
+// changed, if it is unknown or cannot run here; the message lists all. Not thread-safe.
+// ops_isa_list: their names, best first, and which of them cannot run here.
+const Ops *ops_cpu(void);
+Err ops_isa_select(const char *name) MUST_CHECK;
+void ops_isa_list(char *out, size_t n);
 // ops_null: every operation returns OK and touches nothing; the backend of measure mode.
 const Ops *ops_null(void);
 // ops_count / ops_name / ops_class: the list itself, for tests and reports.

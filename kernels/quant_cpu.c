@@ -7,6 +7,8 @@
 #include "quant_core.h"
 #include "quant_lanes.h"
 
+#define INLINE static inline __attribute__((always_inline))
+
 enum { CHANNELS = 64 }; // channels of one transposed piece of work; divides TILE
 
 static const QuantLanes *chosen;
@@ -39,43 +41,49 @@ static int threads_for(const OpCx *cx, int64_t n) {
     return n < 8192 || cx->nthreads < 1 ? 1 : cx->nthreads;
 }
 
-static void add_counts(QuantCount *to, const QuantCount *from) {
+// What one thread found; merged under a lock.
+typedef struct Tally {
+    QuantCount count;
+    QuantFound found;
+} Tally;
+
+static void add_tally(QuantCount *to, Tally *t) {
     if (!to) return;
+    t->count.saturated = t->found.saturated;
+    t->count.underflow = t->found.underflow;
 #pragma omp critical(quant_count)
-    {
-        to->values += from->values;
-        to->saturated += from->saturated;
-        to->underflow += from->underflow;
-        to->tiles += from->tiles;
-        to->nonfinite_tiles += from->nonfinite_tiles;
-    }
+    quant_count_add(to, &t->count);
 }
 
-static void load_rounded(const QuantLanes *l, float *dst, Mat x, int64_t r, int64_t c, int64_t n) {
-    if (x.t == DT_F32)
-        l->round_f32(dst, mat_at(x, r, c), n);
-    else
-        l->round_bf16(dst, mat_at(x, r, c), n);
+static Err check_rule(const char *op, QuantRule rule) {
+    CHECK(rule.scope >= SCOPE_TILE && rule.scope <= SCOPE_STATIC, E_INTERNAL,
+          "%s: no scope has the number %d", op, (int)rule.scope);
+    CHECK(rule.scope != SCOPE_STATIC || (rule.amax >= 0 && rule.amax <= 0x1.fffffep127f),
+          E_INTERNAL, "%s: a fixed scale for an amax of %g", op, (double)rule.amax);
+    return OK;
 }
 
-// The scale of a tile with this amax, and its inverse if that gives the same bits as dividing (else
-// 0).
+// The scale of an amax, and its inverse if that gives the same bits as dividing (else 0).
 typedef struct Scale {
     float s, inv;
     uint8_t e8m0;
 } Scale;
 
-static Scale scale_for(ScaleType st, int32_t amax_bits) {
-    float amax = f32_from_bits((uint32_t)amax_bits);
+INLINE Scale scale_for(ScaleType st, CodeType ct, float amax) {
     Scale k = {0};
+    bool is_e5m2 = ct == CODE_E5M2;
     if (st == SCALE_F32) {
-        k.s = tile_scale_f32(amax);
+        k.s = is_e5m2 ? tile_scale_e5m2_f32(amax) : tile_scale_f32(amax);
         return k;
     }
-    k.e8m0 = tile_scale_e8m0(amax);
+    k.e8m0 = is_e5m2 ? tile_scale_e5m2_e8m0(amax) : tile_scale_e8m0(amax);
     k.s = f32_from_e8m0(k.e8m0);
     k.inv = f32_from_e8m0((uint8_t)(254 - k.e8m0));
     return k;
+}
+
+INLINE Scale scale_for_bits(MatQ y, int32_t amax) {
+    return scale_for(y.st, y.ct, f32_from_bits((uint32_t)amax));
 }
 
 static void store_scale(MatQ y, int64_t at, Scale k) {
@@ -90,122 +98,235 @@ static float load_scale(MatQ x, int64_t r, int64_t c) {
     return x.st == SCALE_F32 ? ((const float *)x.s)[at] : f32_from_e8m0(((const uint8_t *)x.s)[at]);
 }
 
-Err quant_tile_cpu(OpCx *cx, MatQ y, Mat x, QuantCount *n) {
+// Where the values of a quantisation come from: a matrix, or codes.
+typedef struct Source {
+    Mat x; // x.p NULL: q
+    MatQ q;
+} Source;
+
+// Columns [c, c+n) of a row, rounded to BF16, none beyond c's tile.
+INLINE void load_rounded(const QuantLanes *l, float *dst, const Source *from, int64_t r, int64_t c,
+                         int64_t n) {
+    if (!from->x.p) {
+        MatQ q = from->q;
+        float s = load_scale(q, r, c);
+        // A power of two keeps the 3 or 4 significant bits, except deep in the subnormals.
+        bool is_exact = q.st == SCALE_E8M0 && s >= 0x1p-112f;
+        (is_exact ? l->decode : l->decode_round)[q.ct](dst, q.q + r * q.ld + c, s, n);
+    } else if (from->x.t == DT_F32) {
+        l->round_f32(dst, mat_at(from->x, r, c), n);
+    } else {
+        l->round_bf16(dst, mat_at(from->x, r, c), n);
+    }
+}
+
+// --- what shares a scale ---
+
+// The largest finite magnitude of columns [c0, c0+nc), c0 at the start of a tile, of some rows:
+// bits.
+static int32_t amax_of(const QuantLanes *l, const Source *from, int64_t r0, int64_t nr, int64_t c0,
+                       int64_t nc) {
+    int32_t most = 0;
+    bool is_bad = false;
+    float v[TILE];
+    for (int64_t r = r0; r < r0 + nr; r++)
+        for (int64_t c = c0; c < c0 + nc; c += TILE) {
+            int64_t n = min_i64(TILE, c0 + nc - c);
+            load_rounded(l, v, from, r, c, n);
+            int32_t m = l->amax(v, n, &is_bad);
+            most = m > most ? m : most;
+        }
+    return most;
+}
+
+// The scale of all rows inside groups, or of rule.amax; false if the rule shares less than that.
+static bool scale_of_all(Scale *k, OpCx *cx, MatQ y, const Source *from, int64_t cols, Groups g,
+                         QuantRule rule) {
+    if (rule.scope == SCOPE_STATIC) *k = scale_for(y.st, y.ct, rule.amax);
+    if (rule.scope != SCOPE_TENSOR) return rule.scope == SCOPE_STATIC;
+    const QuantLanes *l = lanes();
+    int32_t most = 0;
+    for (int64_t e = 0; e < g.n; e++) {
+        int nthreads = threads_for(cx, g.count[e] * cols);
+#pragma omp parallel for reduction(max : most) num_threads(nthreads) if (nthreads > 1)
+        for (int64_t r = g.start[e]; r < g.start[e] + g.count[e]; r++) {
+            int32_t m = amax_of(l, from, r, 1, 0, cols);
+            most = m > most ? m : most;
+        }
+    }
+    *k = scale_for_bits(y, most);
+    return true;
+}
+
+// --- rows ---
+
+// The tiles of rows [r0, r0+nr) and columns [c0, c0+nc); shared = their scale, NULL = each its own.
+static void code_tiles(const QuantLanes *l, MatQ y, const Source *from, int64_t r0, int64_t nr,
+                       int64_t c0, int64_t nc, const Scale *shared, Tally *t) {
+    for (int64_t r = r0; r < r0 + nr; r++) {
+        for (int64_t c = c0; c < c0 + nc; c += TILE) {
+            float v[TILE];
+            int64_t w = min_i64(TILE, c0 + nc - c);
+            bool is_bad = false;
+            load_rounded(l, v, from, r, c, w);
+            int32_t most = l->amax(v, w, &is_bad);
+            Scale k = shared ? *shared : scale_for_bits(y, most);
+            l->encode[y.ct](y.q + r * y.ld + c, v, k.s, k.inv, w, &t->found);
+            store_scale(y, r * y.srow + c / TILE * y.scol, k);
+            t->count.values += w;
+            quant_tile_counted(&t->count, most, is_bad, k.s);
+        }
+    }
+}
+
+Err quant_tile_cpu(OpCx *cx, MatQ y, Mat x, QuantRule rule, QuantCount *n) {
     CHECK(y.rows == x.rows && y.cols == x.cols && y.tile_rows == 1, E_INTERNAL,
           "quant_tile: shapes disagree");
+    TRY(check_rule("quant_tile", rule));
     const QuantLanes *l = lanes();
     int nthreads = threads_for(cx, x.rows * x.cols);
+    Source from = {.x = x};
+    int64_t start = 0;
+    Scale whole = {0};
+    scale_of_all(&whole, cx, y, &from, x.cols, (Groups){&start, &x.rows, 1}, rule);
+    // A piece shares a scale, or every tile in it has its own.
+    int64_t pr = rule.scope == SCOPE_BLOCK ? TILE : 1;
+    int64_t pc = rule.scope == SCOPE_BLOCK ? TILE : max_i64(x.cols, 1),
+            across = ceil_div(x.cols, pc);
 #pragma omp parallel num_threads(nthreads) if (nthreads > 1)
     {
-        QuantCount count = {0};
-        QuantFound found = {0};
+        Tally t = {0};
 #pragma omp for schedule(static)
-        for (int64_t r = 0; r < x.rows; r++) {
-            for (int64_t c = 0; c < x.cols; c += TILE) {
-                float v[TILE];
-                int64_t w = min_i64(TILE, x.cols - c);
-                bool is_bad = false;
-                load_rounded(l, v, x, r, c, w);
-                Scale k = scale_for(y.st, l->amax(v, w, &is_bad));
-                l->encode(y.q + r * y.ld + c, v, k.s, k.inv, w, &found);
-                store_scale(y, r * y.srow + c / TILE * y.scol, k);
-                count.values += w;
-                count.tiles++;
-                count.nonfinite_tiles += is_bad;
-            }
+        for (int64_t i = 0; i < ceil_div(x.rows, pr) * across; i++) {
+            int64_t r0 = i / across * pr, c0 = i % across * pc;
+            int64_t nr = min_i64(pr, x.rows - r0), nc = min_i64(pc, x.cols - c0);
+            Scale k = whole;
+            if (rule.scope == SCOPE_BLOCK || rule.scope == SCOPE_ROW)
+                k = scale_for_bits(y, amax_of(l, &from, r0, nr, c0, nc));
+            code_tiles(l, y, &from, r0, nr, c0, nc, rule.scope == SCOPE_TILE ? NULL : &k, &t);
         }
-        count.saturated = found.saturated;
-        count.underflow = found.underflow;
-        add_counts(n, &count);
+        add_tally(n, &t);
     }
     return OK;
 }
 
-// Where the values of a transposed quantisation come from: a matrix, or codes.
-typedef struct TokenSource {
-    Mat x; // x.p NULL: q
-    MatQ q;
-} TokenSource;
+// --- the transposed form ---
+
+// A quantisation along the tokens.
+typedef struct Turn {
+    const QuantLanes *l;
+    MatQ y;
+    Source from;
+    QuantScope scope;
+    const Scale *whole; // the scale of everything; NULL: the scope shares less
+} Turn;
 
 // Tokens [m0, m0+m) x channels [c0, c0+w) of the source, w <= CHANNELS, as one 128x1 tile per
-// channel.
-static void token_tile(const QuantLanes *l, MatQ y, const TokenSource *from, int64_t m0, int64_t m,
-                       int64_t c0, int64_t w, int64_t tile, QuantCount *count, QuantFound *found) {
+// channel. Channel c has the scale shared[c * step], or with shared NULL its own.
+static void token_tile(const Turn *u, int64_t m0, int64_t m, int64_t c0, int64_t w, int64_t tile,
+                       const Scale *shared, int64_t step, Tally *t) {
     float v[TILE][CHANNELS], s[CHANNELS], inv[CHANNELS];
     uint8_t codes[TILE][CHANNELS];
     int32_t most[CHANNELS] = {0}, bad[CHANNELS] = {0};
+    MatQ y = u->y;
     for (int64_t i = 0; i < m; i++) {
-        if (from->x.p) {
-            load_rounded(l, v[i], from->x, m0 + i, c0, w);
-        } else {
-            MatQ q = from->q;
-            float scale = load_scale(q, m0 + i, c0);
-            // A power of two keeps 4 significant bits, except deep in the subnormals.
-            bool is_exact = q.st == SCALE_E8M0 && scale >= 0x1p-120f;
-            (is_exact ? l->decode : l->decode_round)(v[i], q.q + (m0 + i) * q.ld + c0, scale, w);
-        }
-        l->amax_each(most, bad, v[i], w);
+        load_rounded(u->l, v[i], &u->from, m0 + i, c0, w);
+        u->l->amax_each(most, bad, v[i], w);
     }
     for (int64_t c = 0; c < w; c++) {
-        Scale k = scale_for(y.st, most[c]);
+        Scale k = shared ? shared[c * step] : scale_for_bits(y, most[c]);
         s[c] = k.s;
         inv[c] = k.inv;
         store_scale(y, (c0 + c) * y.srow + tile * y.scol, k);
-        count->nonfinite_tiles += bad[c];
+        quant_tile_counted(&t->count, most[c], bad[c] != 0, k.s);
     }
     for (int64_t i = 0; i < m; i++)
-        l->encode_each(codes[i], v[i], s, y.st == SCALE_E8M0 ? inv : NULL, w, found);
-    l->transpose(y.q + c0 * y.ld + m0, y.ld, codes[0], CHANNELS, m, w);
-    count->values += m * w;
-    count->tiles += w;
+        u->l->encode_each[y.ct](codes[i], v[i], s, y.st == SCALE_E8M0 ? inv : NULL, w, &t->found);
+    u->l->transpose(y.q + c0 * y.ld + m0, y.ld, codes[0], CHANNELS, m, w);
+    t->count.values += m * w;
 }
 
-// Every tile of every group; threads take every nthreads-th piece.
-static Err quant_tokens(OpCx *cx, const char *op, MatQ y, const TokenSource *from, int64_t rows,
-                        int64_t cols, Groups g, QuantCount *n) {
+// Raises most[c] to the largest finite magnitude of channel c0 + c over tokens [m0, m0+m).
+static void channel_amax(const Turn *u, int64_t m0, int64_t m, int64_t c0, int64_t w,
+                         int32_t *most) {
+    float v[CHANNELS];
+    int32_t bad[CHANNELS] = {0};
+    for (int64_t i = 0; i < m; i++) {
+        load_rounded(u->l, v, &u->from, m0 + i, c0, w);
+        u->l->amax_each(most, bad, v, w);
+    }
+}
+
+// Tokens [m0, m0+m) x channels [c0, c0+w), of which `tile` is the first tile, with the scales that
+// the scope makes of them: BLOCK one (m, w <= 128), ROW one per channel (w <= CHANNELS, m a whole
+// group).
+static void token_piece(const Turn *u, int64_t m0, int64_t m, int64_t c0, int64_t w, int64_t tile,
+                        Tally *t) {
+    Scale own[CHANNELS];
+    const Scale *shared = u->whole;
+    if (u->scope == SCOPE_BLOCK || u->scope == SCOPE_ROW) {
+        int32_t most[CHANNELS] = {0};
+        for (int64_t c = 0; c < w; c += CHANNELS)
+            channel_amax(u, m0, m, c0 + c, min_i64(CHANNELS, w - c), most);
+        if (u->scope == SCOPE_BLOCK)
+            for (int64_t c = 1; c < CHANNELS; c++) most[0] = most[c] > most[0] ? most[c] : most[0];
+        for (int64_t c = 0; c < CHANNELS; c++) own[c] = scale_for_bits(u->y, most[c]);
+        shared = own;
+    }
+    for (int64_t i = 0; i < m; i += TILE, tile++)
+        for (int64_t c = 0; c < w; c += CHANNELS)
+            token_tile(u, m0 + i, min_i64(TILE, m - i), c0 + c, min_i64(CHANNELS, w - c), tile,
+                       shared, u->scope == SCOPE_ROW, t);
+}
+
+// Every tile of every group. Threads share out pieces: a tile of tokens, or with scales of whole
+// channels a group, by some channels.
+static Err quant_tokens(OpCx *cx, const char *op, MatQ y, const Source *from, int64_t rows,
+                        int64_t cols, Groups g, QuantRule rule, QuantCount *n) {
     CHECK(y.rows == cols && y.cols == rows && y.tile_rows == 1, E_INTERNAL, "%s: shapes disagree",
           op);
+    TRY(check_rule(op, rule));
     int64_t whole_start = 0;
     if (g.n == 0) g = (Groups){&whole_start, &rows, 1};
     for (int64_t e = 0; e < g.n; e++)
         CHECK(g.start[e] >= 0 && g.count[e] >= 0 && g.start[e] + g.count[e] <= rows, E_INTERNAL,
               "%s: group %lld has rows %lld..%lld of %lld", op, (long long)e, (long long)g.start[e],
               (long long)(g.start[e] + g.count[e]), (long long)rows);
-    const QuantLanes *l = lanes();
     int nthreads = threads_for(cx, rows * cols);
-    int64_t pieces = groups_tiles(g, rows) * ceil_div(cols, CHANNELS);
+    Scale whole = {0};
+    bool is_whole = scale_of_all(&whole, cx, y, from, cols, g, rule);
+    bool is_row = rule.scope == SCOPE_ROW;
+    Turn u = {lanes(), y, *from, rule.scope, is_whole ? &whole : NULL};
+    int64_t width = rule.scope == SCOPE_BLOCK ? TILE : CHANNELS, strips = ceil_div(cols, width);
+    int64_t pieces = (is_row ? g.n : groups_tiles(g, rows)) * strips;
 #pragma omp parallel num_threads(nthreads) if (nthreads > 1)
     {
-        QuantCount count = {0};
-        QuantFound found = {0};
-        int64_t e = 0,
-                first = 0; // group e begins with tile `first`; pieces come in ascending order
+        Tally t = {0};
+        // Group e begins with tile `first`; pieces come in ascending order.
+        int64_t e = 0, first = 0;
 #pragma omp for schedule(static)
         for (int64_t i = 0; i < pieces; i++) {
-            int64_t tile = i / ceil_div(cols, CHANNELS),
-                    c0 = i % ceil_div(cols, CHANNELS) * CHANNELS;
-            while (tile >= first + ceil_div(g.count[e], TILE))
+            int64_t span = i / strips, c0 = i % strips * width;
+            while (is_row ? e < span : span >= first + ceil_div(g.count[e], TILE))
                 first += ceil_div(g.count[e++], TILE);
-            int64_t i0 = (tile - first) * TILE;
-            token_tile(l, y, from, g.start[e] + i0, min_i64(TILE, g.count[e] - i0), c0,
-                       min_i64(CHANNELS, cols - c0), tile, &count, &found);
+            int64_t tile = is_row ? first : span, i0 = (tile - first) * TILE;
+            token_piece(&u, g.start[e] + i0, is_row ? g.count[e] : min_i64(TILE, g.count[e] - i0),
+                        c0, min_i64(width, cols - c0), tile, &t);
         }
-        count.saturated = found.saturated;
-        count.underflow = found.underflow;
-        add_counts(n, &count);
+        add_tally(n, &t);
     }
     return OK;
 }
 
-Err quant_tile_t_cpu(OpCx *cx, MatQ y, Mat x, Groups g, QuantCount *n) {
-    TokenSource from = {.x = x};
-    TRY(quant_tokens(cx, "quant_tile_t", y, &from, x.rows, x.cols, g, n));
+Err quant_tile_t_cpu(OpCx *cx, MatQ y, Mat x, Groups g, QuantRule rule, QuantCount *n) {
+    Source from = {.x = x};
+    TRY(quant_tokens(cx, "quant_tile_t", y, &from, x.rows, x.cols, g, rule, n));
     return OK;
 }
 
-Err requant_tile_t_cpu(OpCx *cx, MatQ y, MatQ x, Groups g, QuantCount *n) {
-    TokenSource from = {.q = x};
-    TRY(quant_tokens(cx, "requant_tile_t", y, &from, x.rows, x.cols, g, n));
+Err requant_tile_t_cpu(OpCx *cx, MatQ y, MatQ x, Groups g, QuantRule rule, QuantCount *n) {
+    Source from = {.q = x};
+    TRY(quant_tokens(cx, "requant_tile_t", y, &from, x.rows, x.cols, g, rule, n));
     return OK;
 }
 
@@ -218,25 +339,27 @@ Err dequant_cpu(OpCx *cx, Mat y, MatQ x) {
         for (int64_t c = 0; c < x.cols; c += TILE) {
             int64_t w = min_i64(TILE, x.cols - c);
             float v[TILE];
-            l->decode(y.t == DT_F32 ? mat_at(y, r, c) : v, x.q + r * x.ld + c, load_scale(x, r, c),
-                      w);
+            l->decode[x.ct](y.t == DT_F32 ? mat_at(y, r, c) : v, x.q + r * x.ld + c,
+                            load_scale(x, r, c), w);
             if (y.t != DT_F32) l->store_bf16(mat_at(y, r, c), v, w);
         }
     }
     return OK;
 }
 
+// --- weights ---
+
 static int64_t weight_code_bytes(int64_t nmat, int64_t N, int64_t K) {
     return ceil_div(nmat * N * K, ARENA_ALIGN) * ARENA_ALIGN;
 }
 
-size_t weight_bytes(int64_t nmat, int64_t N, int64_t K) {
+size_t weight_bytes(int64_t nmat, int64_t N, int64_t K, ScaleType st) {
     return (size_t)(weight_code_bytes(nmat, N, K) +
-                    nmat * ceil_div(N, TILE) * ceil_div(K, TILE) * 4);
+                    nmat * ceil_div(N, TILE) * ceil_div(K, TILE) * (st == SCALE_F32 ? 4 : 1));
 }
 
-MatQ weight_view(void *p, int64_t nmat, int64_t N, int64_t K) {
-    MatQ w = {.q = p, .s = (char *)p + weight_code_bytes(nmat, N, K), .st = SCALE_F32};
+MatQ weight_view(void *p, int64_t nmat, int64_t N, int64_t K, ScaleType st) {
+    MatQ w = {.q = p, .s = (char *)p + weight_code_bytes(nmat, N, K), .st = st};
     w.rows = N;
     w.cols = K;
     w.ld = K;
@@ -249,48 +372,61 @@ MatQ weight_view(void *p, int64_t nmat, int64_t N, int64_t K) {
     return w;
 }
 
-// The block of w (one matrix) at (r0, c0); x is the same matrix in BF16 or F32.
+// The block of w (one matrix) at (r0, c0); x is the same matrix. shared: its scale, NULL = its own.
 static void weight_block(const QuantLanes *l, MatQ w, Mat x, int64_t r0, int64_t c0,
-                         QuantCount *count, QuantFound *found) {
+                         const Scale *shared, Tally *t) {
     int64_t rows = min_i64(TILE, w.rows - r0), cols = min_i64(TILE, w.cols - c0);
+    Source from = {.x = x};
     int32_t most = 0;
     bool is_bad = false;
     float v[TILE];
     for (int64_t r = 0; r < rows; r++) {
-        load_rounded(l, v, x, r0 + r, c0, cols);
+        load_rounded(l, v, &from, r0 + r, c0, cols);
         int32_t m = l->amax(v, cols, &is_bad);
         if (m > most) most = m;
     }
-    Scale k = scale_for(w.st, most);
+    Scale k = shared ? *shared : scale_for_bits(w, most);
     store_scale(w, r0 / TILE * w.srow + c0 / TILE * w.scol, k);
     for (int64_t r = 0; r < rows; r++) {
-        load_rounded(l, v, x, r0 + r, c0, cols);
-        l->encode(w.q + (r0 + r) * w.ld + c0, v, k.s, k.inv, cols, found);
+        load_rounded(l, v, &from, r0 + r, c0, cols);
+        l->encode[w.ct](w.q + (r0 + r) * w.ld + c0, v, k.s, k.inv, cols, &t->found);
     }
-    count->values += rows * cols;
-    count->tiles++;
-    count->nonfinite_tiles += is_bad;
+    t->count.values += rows * cols;
+    quant_tile_counted(&t->count, most, is_bad, k.s);
 }
 
-Err weight_prepare_cpu(OpCx *cx, MatQ w, Mat x, QuantCount *n) {
-    CHECK(x.rows == w.nmat * w.rows && x.cols == w.cols && w.tile_rows == TILE, E_INTERNAL,
-          "weight_prepare: shapes disagree");
+static void code_weights(OpCx *cx, MatQ w, Mat x, const Scale *shared, QuantCount *n) {
     const QuantLanes *l = lanes();
     int nthreads = threads_for(cx, x.rows * x.cols);
     int64_t brows = ceil_div(w.rows, TILE), bcols = ceil_div(w.cols, TILE);
 #pragma omp parallel num_threads(nthreads) if (nthreads > 1)
     {
-        QuantCount count = {0};
-        QuantFound found = {0};
+        Tally t = {0};
 #pragma omp for schedule(static)
         for (int64_t i = 0; i < w.nmat * brows * bcols; i++) {
             int64_t e = i / (brows * bcols), r = i / bcols % brows, c = i % bcols;
             weight_block(l, matq_mat(w, e), mat_rows(x, e * w.rows, w.rows), r * TILE, c * TILE,
-                         &count, &found);
+                         shared, &t);
         }
-        count.saturated = found.saturated;
-        count.underflow = found.underflow;
-        add_counts(n, &count);
+        add_tally(n, &t);
+    }
+}
+
+Err weight_prepare_cpu(OpCx *cx, MatQ w, Mat x, QuantRule rule, QuantCount *n) {
+    CHECK(x.rows == w.nmat * w.rows && x.cols == w.cols && w.tile_rows == TILE, E_INTERNAL,
+          "weight_prepare: shapes disagree");
+    TRY(check_rule("weight_prepare", rule));
+    if (rule.scope == SCOPE_TILE || rule.scope == SCOPE_BLOCK) {
+        code_weights(cx, w, x, NULL, n);
+        return OK;
+    }
+    if (rule.scope == SCOPE_ROW) rule.scope = SCOPE_TENSOR;
+    Source from = {.x = x};
+    for (int64_t e = 0; e < w.nmat; e++) {
+        int64_t start = e * w.rows;
+        Scale k = {0};
+        scale_of_all(&k, cx, w, &from, w.cols, (Groups){&start, &w.rows, 1}, rule);
+        code_weights(cx, matq_mat(w, e), mat_rows(x, start, w.rows), &k, n);
     }
     return OK;
 }

@@ -10,6 +10,22 @@
 #define TILES_PER_BLOCK 8 // warps of a block, one tile each
 #define CHANNELS 32       // channels of one block of the transposed form
 
+// The GPU has the framework's own recipe; the baselines of the literature are the CPU's.
+static Err check_recipe(const char *op, MatQ y, QuantRule rule) {
+    static const char *const scopes[] = {"tile", "block", "row", "tensor", "static"};
+    CHECK(rule.scope >= SCOPE_TILE && rule.scope <= SCOPE_STATIC, E_INTERNAL, "%s: no scope has the number %d", op,
+          (int)rule.scope);
+    CHECK(rule.scope == SCOPE_TILE && y.ct == CODE_E4M3, E_INTERNAL,
+          "%s: scope '%s' with %s codes and %s scales is not there on the CUDA backend; it quantises with scope 'tile' "
+          "into E4M3 codes with FP32 or E8M0 scales; the CPU backend has the others",
+          op, scopes[rule.scope], y.ct == CODE_E4M3 ? "E4M3" : "E5M2", y.st == SCALE_F32 ? "FP32" : "E8M0");
+    return OK;
+}
+static Err check_source(const char *op, MatQ x) {
+    CHECK(x.ct == CODE_E4M3, E_INTERNAL, "%s: the CUDA backend reads E4M3 codes only, these are E5M2", op);
+    return OK;
+}
+
 // What one thread has counted; added up per warp, then to the counters.
 typedef struct QuantPart {
     int saturated, underflow;
@@ -50,7 +66,7 @@ DEV float load_scale(MatQ x, int64_t r, int64_t c) {
 DEV uint8_t encode(float x, QuantScale k, QuantPart *part) {
     float v = k.inv != 0.0f ? x * k.inv : x / k.s;
     int32_t m = (int32_t)(f32_bits(v) & 0x7FFFFFFFu);
-    uint32_t code = (quant_code(v) & 0x7Fu) | ((f32_bits(x) >> 24) & 0x80u);
+    uint32_t code = (quant_code(v, x) & 0x7Fu) | ((f32_bits(x) >> 24) & 0x80u);
     part->saturated += m > 0x43E00000 && m < F32_INF_BITS; // 448
     part->underflow += (code & 0x7Fu) == 0 && (f32_bits(x) & 0x7FFFFFFFu) != 0;
     return (uint8_t)code;
@@ -76,6 +92,13 @@ DEV void add_parts(QuantCount *n, QuantPart part, int64_t values, int64_t tiles,
     count_add(&n->nonfinite_tiles, bad);
 }
 
+// One tile is done: one thread of it says so. amax: quant_magnitude of its largest value.
+DEV void add_scale(QuantCount *n, int32_t amax, QuantScale k) {
+    if (!n) return;
+    count_add(&n->scales[quant_scale_bin(k.s)], amax != 0);
+    count_most(&n->amax_bits, amax);
+}
+
 static __global__ void quant_tile_kernel(MatQ y, Mat x, QuantCount *n) {
     int64_t per_row = (x.cols + TILE - 1) / TILE;
     int64_t tile = (int64_t)blockIdx.x * TILES_PER_BLOCK + threadIdx.x / 32;
@@ -92,18 +115,23 @@ static __global__ void quant_tile_kernel(MatQ y, Mat x, QuantCount *n) {
         most = m > most ? m : most;
         bad |= is_nonfinite(v[k]);
     }
-    QuantScale s = scale_for(y.st, warp_max(most));
+    most = warp_max(most);
+    QuantScale s = scale_for(y.st, most);
     QuantPart part = {0, 0};
     for (int k = 0; k < TILE / 32; k++) {
         int i = lane + 32 * k;
         if (i < w) y.q[r * y.ld + c0 + i] = encode(v[k], s, &part);
     }
-    if (lane == 0) store_scale(y, r * y.srow + c0 / TILE * y.scol, s);
+    if (lane == 0) {
+        store_scale(y, r * y.srow + c0 / TILE * y.scol, s);
+        add_scale(n, most, s);
+    }
     add_parts(n, part, w, 1, warp_max(bad));
 }
 
-extern "C" Err quant_tile_cuda(OpCx *cx, MatQ y, Mat x, QuantCount *n) {
+extern "C" Err quant_tile_cuda(OpCx *cx, MatQ y, Mat x, QuantRule rule, QuantCount *n) {
     (void)cx;
+    TRY(check_recipe("quant_tile", y, rule));
     CHECK(y.rows == x.rows && y.cols == x.cols && y.tile_rows == 1, E_INTERNAL, "quant_tile: shapes disagree");
     int64_t tiles = x.rows * ceil_div(x.cols, TILE);
     if (tiles == 0) return OK;
@@ -157,7 +185,10 @@ static __global__ void quant_tokens_kernel(MatQ y, TokenSource from, int64_t row
         }
         QuantScale s = scale_for(y.st, all);
         for (int i = lane; i < at.rows; i += 32) y.q[(c0 + j) * y.ld + at.row + i] = encode(v[i][j], s, &part);
-        if (lane == 0) store_scale(y, (c0 + j) * y.srow + (int64_t)blockIdx.x * y.scol, s);
+        if (lane == 0) {
+            store_scale(y, (c0 + j) * y.srow + (int64_t)blockIdx.x * y.scol, s);
+            add_scale(n, all, s);
+        }
         bad_tiles += is_bad;
         tiles++;
     }
@@ -165,7 +196,8 @@ static __global__ void quant_tokens_kernel(MatQ y, TokenSource from, int64_t row
 }
 
 static Err quant_tokens(const char *op, MatQ y, TokenSource from, int64_t rows, int64_t cols, Groups g,
-                        QuantCount *n) {
+                        QuantRule rule, QuantCount *n) {
+    TRY(check_recipe(op, y, rule));
     CHECK(y.rows == cols && y.cols == rows && y.tile_rows == 1, E_INTERNAL, "%s: shapes disagree", op);
     if (rows == 0 || cols == 0) return OK;
     dim3 grid((unsigned)group_tiles_most(g, rows, TILE), (unsigned)ceil_div(cols, CHANNELS));
@@ -175,19 +207,20 @@ static Err quant_tokens(const char *op, MatQ y, TokenSource from, int64_t rows, 
     return OK;
 }
 
-extern "C" Err quant_tile_t_cuda(OpCx *cx, MatQ y, Mat x, Groups g, QuantCount *n) {
+extern "C" Err quant_tile_t_cuda(OpCx *cx, MatQ y, Mat x, Groups g, QuantRule rule, QuantCount *n) {
     (void)cx;
     TokenSource from = {};
     from.x = x;
-    TRY(quant_tokens("quant_tile_t", y, from, x.rows, x.cols, g, n));
+    TRY(quant_tokens("quant_tile_t", y, from, x.rows, x.cols, g, rule, n));
     return OK;
 }
 
-extern "C" Err requant_tile_t_cuda(OpCx *cx, MatQ y, MatQ x, Groups g, QuantCount *n) {
+extern "C" Err requant_tile_t_cuda(OpCx *cx, MatQ y, MatQ x, Groups g, QuantRule rule, QuantCount *n) {
     (void)cx;
     TokenSource from = {};
     from.q = x;
-    TRY(quant_tokens("requant_tile_t", y, from, x.rows, x.cols, g, n));
+    TRY(check_source("requant_tile_t", x));
+    TRY(quant_tokens("requant_tile_t", y, from, x.rows, x.cols, g, rule, n));
     return OK;
 }
 
@@ -200,6 +233,7 @@ static __global__ void dequant_kernel(Mat y, MatQ x) {
 
 extern "C" Err dequant_cuda(OpCx *cx, Mat y, MatQ x) {
     (void)cx;
+    TRY(check_source("dequant", x));
     CHECK(y.rows == x.rows && y.cols == x.cols, E_INTERNAL, "dequant: shapes disagree");
     if (x.rows * x.cols == 0) return OK;
     LAUNCH(dequant_kernel, blocks_for(x.rows * x.cols, ROW_THREADS), dim3(ROW_THREADS), 0, STREAM, y, x);
@@ -222,19 +256,24 @@ static __global__ void weight_kernel(MatQ w, Mat x, QuantCount *n) {
             most = m > most ? m : most;
             bad |= is_nonfinite(v);
         }
-    QuantScale s = scale_for(w.st, block_max(most, room));
+    most = block_max(most, room);
+    QuantScale s = scale_for(w.st, most);
     bad = block_max(bad, room);
     QuantPart part = {0, 0};
     for (int64_t r = warp; r < rows; r += ROW_THREADS / 32)
         for (int64_t c = lane; c < cols; c += 32)
             w.q[e * w.qstep + (r0 + r) * w.ld + c0 + c] =
                 encode(quant_round(row_value(x, e * w.rows + r0 + r, c0 + c)), s, &part);
-    if (threadIdx.x == 0) store_scale(w, e * w.sstep + r0 / TILE * w.srow + c0 / TILE * w.scol, s);
+    if (threadIdx.x == 0) {
+        store_scale(w, e * w.sstep + r0 / TILE * w.srow + c0 / TILE * w.scol, s);
+        add_scale(n, most, s);
+    }
     add_parts(n, part, warp == 0 ? rows * cols : 0, warp == 0, warp == 0 ? bad : 0);
 }
 
-extern "C" Err weight_prepare_cuda(OpCx *cx, MatQ w, Mat x, QuantCount *n) {
+extern "C" Err weight_prepare_cuda(OpCx *cx, MatQ w, Mat x, QuantRule rule, QuantCount *n) {
     (void)cx;
+    TRY(check_recipe("weight_prepare", w, rule));
     CHECK(x.rows == w.nmat * w.rows && x.cols == w.cols && w.tile_rows == TILE, E_INTERNAL,
           "weight_prepare: shapes disagree");
     int64_t blocks = w.nmat * ceil_div(w.rows, TILE) * ceil_div(w.cols, TILE);

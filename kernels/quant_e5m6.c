@@ -36,10 +36,9 @@ ROW_CLONES static uint8_t encode_tile(uint8_t *dst, const float *x, int64_t w, Q
         dst[3 * i + 2] = (uint8_t)(q >> 4);
     }
     n->values += w;
-    n->tiles++;
     n->saturated += saturated;
     n->underflow += underflow;
-    n->nonfinite_tiles += bad;
+    quant_tile_counted(n, most, bad != 0, f32_from_e8m0(b));
     return b;
 }
 
@@ -83,20 +82,9 @@ Err quant_e5m6_cpu(OpCx *cx, Mat y, Mat x, QuantCount *n) {
             }
         }
 #pragma omp critical(quant_count)
-        {
-            all.values += count.values;
-            all.saturated += count.saturated;
-            all.underflow += count.underflow;
-            all.tiles += count.tiles;
-            all.nonfinite_tiles += count.nonfinite_tiles;
-        }
+        quant_count_add(&all, &count);
     }
-    if (!n) return OK;
-    n->values += all.values;
-    n->saturated += all.saturated;
-    n->underflow += all.underflow;
-    n->tiles += all.tiles;
-    n->nonfinite_tiles += all.nonfinite_tiles;
+    if (n) quant_count_add(n, &all);
     return OK;
 }
 

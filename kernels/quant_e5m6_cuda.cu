@@ -33,7 +33,8 @@ static __global__ void quant_e5m6_kernel(Mat y, Mat x, QuantCount *n) {
         int32_t m = quant_magnitude(v[k]);
         most = m > most ? m : most;
     }
-    uint8_t b = tile_scale_e5m6(f32_from_bits((uint32_t)warp_max(most)));
+    most = warp_max(most);
+    uint8_t b = tile_scale_e5m6(f32_from_bits((uint32_t)most));
     float inverse = f32_from_e8m0((uint8_t)(254 - b));
     int saturated = 0, underflow = 0, bad = 0;
     uint32_t code[4];
@@ -56,6 +57,8 @@ static __global__ void quant_e5m6_kernel(Mat y, Mat x, QuantCount *n) {
     count_add(&n->underflow, underflow);
     count_add(&n->tiles, 1);
     count_add(&n->nonfinite_tiles, bad);
+    count_add(&n->scales[quant_scale_bin(f32_from_e8m0(b))], most != 0);
+    count_most(&n->amax_bits, most);
 }
 
 static __global__ void dequant_e5m6_kernel(Mat y, Mat x) {

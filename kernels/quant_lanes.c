@@ -13,13 +13,17 @@ static void round_bf16(float *restrict dst, const uint16_t *restrict src, int64_
     for (int64_t i = 0; i < n; i++) dst[i] = f32_from_bf16(src[i]);
 }
 
-static void decode(float *restrict dst, const uint8_t *restrict src, float scale, int64_t n) {
-    for (int64_t i = 0; i < n; i++) dst[i] = quant_value(src[i]) * scale;
-}
-
-static void decode_round(float *restrict dst, const uint8_t *restrict src, float scale, int64_t n) {
-    for (int64_t i = 0; i < n; i++) dst[i] = quant_round(quant_value(src[i]) * scale);
-}
+#define DECODE(name, value)                                                                        \
+    static void decode_##name(float *restrict dst, const uint8_t *restrict src, float scale,       \
+                              int64_t n) {                                                         \
+        for (int64_t i = 0; i < n; i++) dst[i] = value(src[i]) * scale;                            \
+    }                                                                                              \
+    static void decode_round_##name(float *restrict dst, const uint8_t *restrict src, float scale, \
+                                    int64_t n) {                                                   \
+        for (int64_t i = 0; i < n; i++) dst[i] = quant_round(value(src[i]) * scale);               \
+    }
+DECODE(e4m3, quant_value)
+DECODE(e5m2, quant_value_e5m2)
 
 static void store_bf16(uint16_t *restrict dst, const float *restrict src, int64_t n) {
     for (int64_t i = 0; i < n; i++) dst[i] = (uint16_t)(f32_bits(quant_round(src[i])) >> 16);
@@ -48,38 +52,63 @@ static void amax_each(int32_t *restrict most, int32_t *restrict bad, const float
     }
 }
 
-// The code of quotient v of value x, and what it adds to the counters.
-static inline uint8_t count_code(float v, float x, int32_t *saturated, int32_t *underflow) {
-    int32_t m = (int32_t)(f32_bits(v) & 0x7FFFFFFFu);
-    uint32_t code = quant_code(v);
-    *saturated += m > 0x43E00000 && m < F32_INF_BITS; // 448
-    *underflow += (code & 0x7Fu) == 0 && (f32_bits(x) & 0x7FFFFFFFu) != 0;
-    return (uint8_t)code;
+#define INLINE static inline __attribute__((always_inline))
+
+// What a value whose quotient is v adds to the counters.
+INLINE void count_one(const bool is_e5m2, uint8_t code, float v, float x, QuantFound *found) {
+    int32_t m = (int32_t)(f32_bits(v) & 0x7FFFFFFFu), mx = (int32_t)(f32_bits(x) & 0x7FFFFFFFu);
+    found->saturated += mx < F32_INF_BITS && m > (is_e5m2 ? 0x47600000 : 0x43E00000); // 57344, 448
+    found->underflow += mx != 0 && (code & 0x7F) == 0;
 }
 
-static void encode(uint8_t *restrict q, const float *restrict x, float s, float inv, int64_t n,
-                   QuantFound *found) {
-    int32_t saturated = 0, underflow = 0;
+// The code of quotient v of value x. *most rises above EDGE if v can add to the counters: if it is at
+// most half the smallest code (a zero, then), above the largest or not finite. One subtraction and one
+// maximum: counting each value here would cost a third more, and few tiles have anything to count.
+#define EDGE_LOW(is_e5m2) ((is_e5m2) ? 0x37000001u : 0x3A800001u) // 2^-17, 2^-10
+#define EDGE(is_e5m2) (((is_e5m2) ? 0x47600000u : 0x43E00000u) - EDGE_LOW(is_e5m2))
+INLINE uint8_t watched_code(const bool is_e5m2, float v, float x, uint32_t *most) {
+    uint32_t above = (f32_bits(v) & 0x7FFFFFFFu) - EDGE_LOW(is_e5m2); // wraps around below
+    *most = above > *most ? above : *most;
+    return (uint8_t)(is_e5m2 ? quant_code_e5m2(v, x) : quant_code(v, x));
+}
+
+INLINE void encode(const bool is_e5m2, uint8_t *restrict q, const float *restrict x, float s,
+                   float inv, int64_t n, QuantFound *found) {
+    uint32_t most = 0;
     if (inv != 0.0f)
-        for (int64_t i = 0; i < n; i++) q[i] = count_code(x[i] * inv, x[i], &saturated, &underflow);
+        for (int64_t i = 0; i < n; i++) q[i] = watched_code(is_e5m2, x[i] * inv, x[i], &most);
     else
-        for (int64_t i = 0; i < n; i++) q[i] = count_code(x[i] / s, x[i], &saturated, &underflow);
-    found->saturated += saturated;
-    found->underflow += underflow;
+        for (int64_t i = 0; i < n; i++) q[i] = watched_code(is_e5m2, x[i] / s, x[i], &most);
+    if (most <= EDGE(is_e5m2)) return;
+    for (int64_t i = 0; i < n; i++)
+        count_one(is_e5m2, q[i], inv != 0.0f ? x[i] * inv : x[i] / s, x[i], found);
 }
 
-static void encode_each(uint8_t *restrict q, const float *restrict x, const float *restrict s,
-                        const float *restrict inv, int64_t n, QuantFound *found) {
-    int32_t saturated = 0, underflow = 0;
+INLINE void encode_each(const bool is_e5m2, uint8_t *restrict q, const float *restrict x,
+                        const float *restrict s, const float *restrict inv, int64_t n,
+                        QuantFound *found) {
+    uint32_t most = 0;
     if (inv)
-        for (int64_t i = 0; i < n; i++)
-            q[i] = count_code(x[i] * inv[i], x[i], &saturated, &underflow);
+        for (int64_t i = 0; i < n; i++) q[i] = watched_code(is_e5m2, x[i] * inv[i], x[i], &most);
     else
-        for (int64_t i = 0; i < n; i++)
-            q[i] = count_code(x[i] / s[i], x[i], &saturated, &underflow);
-    found->saturated += saturated;
-    found->underflow += underflow;
+        for (int64_t i = 0; i < n; i++) q[i] = watched_code(is_e5m2, x[i] / s[i], x[i], &most);
+    if (most <= EDGE(is_e5m2)) return;
+    for (int64_t i = 0; i < n; i++)
+        count_one(is_e5m2, q[i], inv ? x[i] * inv[i] : x[i] / s[i], x[i], found);
 }
+
+#define ENCODE(name, is_e5m2)                                                                      \
+    static void encode_##name(uint8_t *restrict q, const float *restrict x, float s, float inv,    \
+                              int64_t n, QuantFound *found) {                                      \
+        encode(is_e5m2, q, x, s, inv, n, found);                                                   \
+    }                                                                                              \
+    static void encode_each_##name(uint8_t *restrict q, const float *restrict x,                   \
+                                   const float *restrict s, const float *restrict inv, int64_t n,  \
+                                   QuantFound *found) {                                            \
+        encode_each(is_e5m2, q, x, s, inv, n, found);                                              \
+    }
+ENCODE(e4m3, false)
+ENCODE(e5m2, true)
 
 typedef uint8_t Bytes16 __attribute__((vector_size(16)));
 
@@ -122,12 +151,12 @@ const QuantLanes QUANT_LANES = {
     .name = QUANT_LANES_NAME,
     .round_f32 = round_f32,
     .round_bf16 = round_bf16,
-    .decode = decode,
-    .decode_round = decode_round,
+    .decode = {decode_e4m3, decode_e5m2},
+    .decode_round = {decode_round_e4m3, decode_round_e5m2},
     .store_bf16 = store_bf16,
     .amax = amax,
     .amax_each = amax_each,
-    .encode = encode,
-    .encode_each = encode_each,
+    .encode = {encode_e4m3, encode_e5m2},
+    .encode_each = {encode_each_e4m3, encode_each_e5m2},
     .transpose = transpose,
 };

@@ -136,3 +136,7 @@ static inline int64_t group_tiles_most(Groups g, int64_t rows, int64_t size) {
 DEV void count_add(int64_t *counter, int64_t n) {
     if (n) atomicAdd((unsigned long long *)counter, (unsigned long long)n);
 }
+// count_most: raise a counter to n, n >= 0.
+DEV void count_most(int32_t *counter, int32_t n) {
+    if (n) atomicMax((int *)counter, (int)n);
+}

@@ -5,7 +5,7 @@
 #include <string.h>
 
 // For each piece of x that fits a chunk: gather it from all ranks into scratch, then fold in rank
-// order.
+// order. Integers do without where the backend adds them itself.
 typedef enum Fold { FOLD_SUM_F64, FOLD_SUM_I64, FOLD_MAX_I64 } Fold;
 
 static void fold_piece(Fold how, void *x, const void *all, int n, int nranks) {
@@ -31,6 +31,7 @@ static Err fold(Comm *c, Fold how, void *x, int n) {
     CHECK(n >= 0 && n <= 65536, E_INTERNAL, "comm %s: a sum of %d numbers; the most is 65536",
           c->name, n);
     if (c->is_null || c->nranks == 1) return OK;
+    if (how != FOLD_SUM_F64 && c->reduce_i64) return c->reduce_i64(c, x, n, how == FOLD_MAX_I64);
     const int step = COMM_CHUNK / 8; // numbers are 8 bytes
     for (int i = 0; i < n; i += step) {
         int m = n - i < step ? n - i : step;

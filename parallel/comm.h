@@ -2,9 +2,9 @@
 // tables.
 //
 // A Comm is a group of ranks (the world, the expert-parallel group, the ranks that hold the same
-// experts). All data are bytes: sums are done by the callers in rank order, because MPI's own
-// reduction order is not a promise. Every call is Collective over the group and must be entered by
-// all its ranks in the same order.
+// experts). All data are bytes: floating-point sums are done by the callers in rank order, because
+// MPI's own reduction order is not a promise; integers may be summed in any order. Every call is
+// Collective over the group and must be entered by all its ranks in the same order.
 #pragma once
 #include "view.h"
 
@@ -36,6 +36,10 @@ struct Comm {
                         size_t row_bytes);
     // broadcast: bytes from rank `root` to all. Collective over the group.
     Err (*broadcast)(Comm *c, void *buf, size_t bytes, int root);
+    // reduce_i64: x[i] = the sum (modulo 2^64) or the maximum over the ranks, on all of them; any
+    // order of the ranks gives the same integers. NULL: the sums below gather instead. Collective
+    // over the group.
+    Err (*reduce_i64)(Comm *c, int64_t *x, int n, bool is_max);
     void (*destroy)(Comm *c);
 };
 
@@ -51,7 +55,8 @@ void comm_destroy(Comm **c);
 
 // comm_sum: x[i] = sum over ranks in rank order, in double. Collective over the group. n <= 65536.
 Err comm_sum(Comm *c, double *x, int n) MUST_CHECK;
-// comm_sum_i64 / comm_max_i64: exact integer sum and maximum, in place. Collective over the group.
+// comm_sum_i64 / comm_max_i64: exact integer sum (modulo 2^64) and maximum, in place. The cost does
+// not grow with the ranks where the backend has reduce_i64. Collective over the group. n <= 65536.
 Err comm_sum_i64(Comm *c, int64_t *x, int n) MUST_CHECK;
 Err comm_max_i64(Comm *c, int64_t *x, int n) MUST_CHECK;
 // comm_agree: every rank passes its own result; all return the worst (the largest code), so that

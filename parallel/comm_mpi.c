@@ -143,6 +143,15 @@ static Err mpi_broadcast(Comm *c, void *buf, size_t bytes, int root) {
     return OK;
 }
 
+static Err mpi_reduce_i64(Comm *c, int64_t *x, int n, bool is_max) {
+    MpiGroup *g = c->impl;
+    if (n == 0) return OK;
+    // Unsigned: a sum that wraps around is defined.
+    MPI_Datatype type = is_max ? MPI_INT64_T : MPI_UINT64_T;
+    TRY_MPI(MPI_Allreduce(MPI_IN_PLACE, x, n, type, is_max ? MPI_MAX : MPI_SUM, g->comm));
+    return OK;
+}
+
 static void mpi_destroy(Comm *c) {
     MpiGroup *g = c->impl;
     if (!g) return;
@@ -188,6 +197,7 @@ Err comm_mpi(Comm **out, const char *name, MPI_Comm group, int world_rank) {
     c->all_to_all = mpi_all_to_all;
     c->all_to_all_v = mpi_all_to_all_v;
     c->broadcast = mpi_broadcast;
+    c->reduce_i64 = mpi_reduce_i64;
     TRY_OR(fill_group(c), failed);
     *out = c;
     return OK;

@@ -24,10 +24,7 @@ typedef struct Side {
 
 static double side_code(const Side *s, int64_t outer, int64_t k) {
     uint8_t code = s->is_turned ? s->m.q[k * s->m.ld + outer] : s->m.q[outer * s->m.ld + s->k0 + k];
-    int e = code >> 3 & 15, f = code & 7;
-    if ((code & 0x7F) == 0x7F) return NAN;
-    double v = e ? ldexp(1.0 + f / 8.0, e - 7) : ldexp(f / 8.0, -6);
-    return code & 0x80 ? -v : v;
+    return ref_code_value(code, s->m.ct);
 }
 
 static double side_scale(const Side *s, int64_t outer, int64_t k) {
@@ -130,15 +127,17 @@ static Err dense(Op op, Mat y, MatQ a, MatQ b, bool acc) {
                          : gemm_fp8_wgrad_cpu(&cx, y, a, b, acc);
 }
 
-// y [m, n] from a contraction of K.
-static void check_dense(Op op, int64_t m, int64_t n, int64_t K, ScaleType st, Scales scales,
-                        DType t, bool acc) {
+// y [m, n] from a contraction of K; bits of e5m2: which operands.
+static void check_dense(Op op, int64_t m, int64_t n, int64_t K, ScaleType st, int e5m2,
+                        Scales scales, DType t, bool acc) {
     int64_t tiles = ceil_div(K, TILE);
     double *old = NULL;
     Side a = {.m = ref_matq(st, 1, 1, m, K, tiles, op == WGRAD)}, b = {.is_turned = op == DGRAD};
     b.m = op == FPROP   ? ref_matq(SCALE_F32, TILE, 1, n, K, tiles, false)
           : op == DGRAD ? ref_matq(SCALE_F32, TILE, 1, K, n, ceil_div(n, TILE), false)
                         : ref_matq(st, 1, 1, n, K, tiles, true);
+    if (e5m2 & 1) ref_make_e5m2(&a.m);
+    if (e5m2 & 2) ref_make_e5m2(&b.m);
     spread_codes(a.m);
     set_scales(a.m, scales);
     set_scales(b.m, scales);
@@ -181,11 +180,12 @@ static void dense_products_are_the_model(void **state) {
             for (int op = 0; op < OP_COUNT; op++) {
                 for (int k = 0; k < (int)(sizeof ks / sizeof ks[0]); k++)
                     check_dense((Op)op, 5 + k, 37 - k, ks[k], (k + op) % 2 ? SCALE_F32 : SCALE_E8M0,
-                                k % 3 == 1 ? SCALES_TINY : SCALES_USUAL,
+                                (k / 2 + i) % 4, k % 3 == 1 ? SCALES_TINY : SCALES_USUAL,
                                 (k + i) % 2 ? DT_F32 : DT_BF16, k % 4 == 2);
-                check_dense((Op)op, 7, 18, 300, SCALE_F32, SCALES_WIDE, DT_F32, false);
+                check_dense((Op)op, 7, 18, 300, SCALE_F32, i % 4, SCALES_WIDE, DT_F32, false);
             }
-            check_dense((Op)(i % OP_COUNT), 131, 270, 45, SCALE_E8M0, SCALES_USUAL, DT_F32, false);
+            check_dense((Op)(i % OP_COUNT), 131, 270, 45, SCALE_E8M0, 3 - i % 4, SCALES_USUAL,
+                        DT_F32, false);
         }
     }
     gemm_select(NULL);
@@ -208,6 +208,7 @@ static void grouped_products_are_the_model(void **state) {
                               : ref_matq(SCALE_E8M0, 1, 1, R, kin, ceil_div(kin, TILE), false);
             MatQ b = is_wgrad ? ref_matq(SCALE_F32, 1, 1, K, R, tiles, true)
                               : ref_matq(SCALE_F32, TILE, L, N, K, ceil_div(K, TILE), false);
+            if (op != FPROP && i % 2) ref_make_e5m2(&a); // gradients of the hybrid recipe
             Mat y = is_wgrad ? ref_mat(DT_F32, L * N, K, &old) : ref_mat(DT_F32, R, nout, &old);
             assert_int_equal(op == FPROP   ? ggemm_fp8_fprop_cpu(&cx, y, a, b, g, false)
                              : op == DGRAD ? ggemm_fp8_dgrad_cpu(&cx, y, a, b, g, false)

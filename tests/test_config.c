@@ -121,8 +121,9 @@ static const char every_key[] =
     "30,\n"
     "    beta_slow: 2, mscale: 0.707, mscale_all_dim: 0.1}}\n"
     "precision: {mode: bf16}\n"
-    "fp8: {scaling: tile, scale_format: fp32, accumulate: hopper14, cache_attn_out: codes, "
-    "cache_swiglu: bf16}\n"
+    "fp8: {scaling: static, scale_format: fp32, weight_scale_format: pow2, grad_scale_format: pow2,\n"
+    "  grad_tile: 128x128, grad_format: e5m2, static_steps: 7, static_margin: 1.5, accumulate: hopper14,\n"
+    "  cache_attn_out: codes, cache_swiglu: bf16, shadow_every: 50}\n"
     "recompute: {norm: false, mla_up: false, swiglu: false}\n"
     "parallel: {ep: 2, comm: mpi}\n"
     "train:\n"
@@ -159,16 +160,14 @@ static void test_all_keys_round_trip(void **state) {
     char *dump = NULL;
     assert_int_equal(config_dump(a, &dump), OK);
     Config *b = load_ok(dump, NULL, 0);
-    static const char *const one_value = "fp8.scaling"; // a choice of one so far
     for (int i = 0; i < keys_count(); i++) {
         const Key *k = keys_at(i);
         const char *name = keys_name(k).s;
         char *x = key_text(a, k);
         char *y = key_text(b, k);
         char *d = key_text(&defaults, k);
-        bool is_single = !strcmp(name, one_value);
         if (strcmp(x, y) != 0) fail_msg("%s: %s became %s", name, x, y);
-        if (!is_single && !strcmp(x, d))
+        if (!strcmp(x, d))
             fail_msg("%s: this test does not change the default %s", name, d);
         if (k->kind == KEY_REAL) {
             assert_memory_equal(keys_value(a, k), keys_value(b, k), sizeof(double));
@@ -364,7 +363,9 @@ static void test_rules(void **state) {
     refused(config_load(&c, file, no_eval, 2), c, "eval.every (5) needs data.eval");
     const char *fp32_scales[] = {"fp8.scale_format=fp32", "model.kv_lora_rank=30"};
     refused(config_load(&c, file, fp32_scales, 2), c,
-            "model.kv_lora_rank (30) is not a multiple of 4");
+            "model.kv_lora_rank (30) is not a multiple of 4, which fp8.scale_format fp32 needs");
+    const char *fp32_gradients[] = {"fp8.grad_scale_format=fp32", "model.kv_lora_rank=30"};
+    refused(config_load(&c, file, fp32_gradients, 2), c, "which fp8.grad_scale_format fp32 needs");
     const char *groups[] = {"model.n_group=8", "model.topk_group=8"};
     refused(config_load(&c, file, groups, 2), c, "8 / 8 = 1");
     const char *greedy[] = {"model.n_group=2", "model.topk_method=greedy", "balance.method=none"};

@@ -125,6 +125,9 @@ static void check_rows(Mat x, int nthreads) {
             uint8_t b = row[(K + 1) / 2 * 3 + t / 128];
             assert_int_equal(b, tile_scale_e5m6(amax));
             double s = (double)f32_from_e8m0(b);
+            int bin = ilogb(s) - SCALE_BIN_LOW;
+            want.scales[bin < 0 ? 0 : bin >= SCALE_BINS ? SCALE_BINS - 1 : bin] += amax > 0;
+            if ((int32_t)f32_bits(amax) > want.amax_bits) want.amax_bits = (int32_t)f32_bits(amax);
             for (int64_t c = t; c < end; c++) {
                 float value = v[c - t];
                 double q = fabs((double)value) / s;

@@ -16,6 +16,7 @@
 #include "attention.h"
 #include "e5m6.h"
 #include "fp8.h"
+#include "layer_reference.h"
 #include "log.h"
 #include "moe.h"
 #include "must.h"
@@ -43,13 +44,24 @@ enum { SETS = sizeof sets / sizeof sets[0], KEPT_SETS = sizeof kept_sets / sizeo
 static bool is_pow2;
 // Cached formats: the backward's operands are others than the forward's.
 static bool is_cached;
+// A baseline: its settings, and what its classes share scales over.
 typedef struct Variant {
-    bool is_pow2, is_cached;
+    bool is_pow2, is_cached, is_pow2_weight, is_pow2_gradient, is_e5m2_gradient;
+    const char *more[3]; // settings
+    int all, gradients;  // Scaling.what, of gradients if it differs (else 0)
 } Variant;
+static const Variant *variant;
 static void choose(void **state) {
-    const Variant *v = *state;
+    const Variant *v = variant = *state;
     is_pow2 = v->is_pow2;
     is_cached = v->is_cached;
+    for (int c = 0; c < CLASS_COUNT; c++) scaling[c] = (Scaling){v->all, is_pow2, false};
+    if (v->all == ROWS) scaling[CLASS_WEIGHT].what = WHOLE;
+    if (v->gradients) scaling[CLASS_GRADIENT].what = v->gradients;
+    scaling[CLASS_WEIGHT].is_pow2 = v->is_pow2_weight;
+    if (v->is_pow2_gradient) scaling[CLASS_GRADIENT].is_pow2 = true;
+    scaling[CLASS_GRADIENT].is_e5m2 = v->is_e5m2_gradient;
+    scaling[CLASS_CACHE] = (Scaling){TILES, true, false};
 }
 
 typedef struct Rig {
@@ -71,18 +83,24 @@ static void fill(Mat m, uint64_t stream, double scale, bool uneven) {
 }
 
 static void rig_open(Rig *r) {
-    const char *all[SETS + KEPT_SETS + 1];
+    const char *all[SETS + KEPT_SETS + 4];
     int n = SETS;
     memset(r, 0, sizeof *r);
     memcpy(all, sets, sizeof sets);
     all[n++] = is_pow2 ? "fp8.scale_format=pow2" : "fp8.scale_format=fp32";
     for (int i = 0; i < KEPT_SETS && !is_cached; i++) all[n++] = kept_sets[i];
+    for (int i = 0; i < 3 && variant->more[i]; i++) all[n++] = variant->more[i];
     MUST_OK(config_load(&r->config, NULL, all, n));
-    MUST_OK(solo_open(&r->solo, r->config, true, 2));
+    MUST_OK(solo_open(&r->solo, r->config, true, variant->more[0] ? 1 : 2));
     r->s = &r->solo.shape;
     r->cx = &r->solo.cx;
     r->p = model_params(r->solo.model);
     params_init(r->p, r->s, r->cx);
+    Calibration *c = r->cx->calibration;
+    assert_true((c != NULL) == (scaling[0].what == FIXED));
+    for (int64_t i = 0; c && i < c->nblocks * SITE_COUNT; i++)
+        c->amax[i] = fixed_amax[site_class((Site)(i % SITE_COUNT))];
+    if (c) c->steps = 1000;
     MUST_OK(solo_publish(&r->solo));
     MUST_OK(params_zero_grad(r->p, r->cx));
     MUST_OK(arena_create(&r->own, "test", (size_t)64 << 20, false));
@@ -98,102 +116,12 @@ static void rig_close(Rig *r) {
     config_free(r->config);
 }
 
-// ---- references in double ---------------------------------------------------------------------
-
-typedef struct Real {
-    double *v; // [rows, cols]
-    int64_t rows, cols;
-} Real;
-
-static Real real_new(int64_t rows, int64_t cols) {
-    Real r = {calloc((size_t)(rows * cols) + 1, sizeof *r.v), rows, cols};
-    return r;
-}
-static void real_free(Real *r) {
-    free(r->v);
-    r->v = NULL;
-}
-
-// real_mat: rows [r0, r0+n) of a plain matrix. real_codes: of row-quantised codes.
-static Real real_mat(Mat m, int64_t r0, int64_t n) {
-    Real r = real_new(n, m.cols);
-    for (int64_t i = 0; i < n * m.cols; i++) {
-        const void *at = mat_at(m, r0 + i / m.cols, i % m.cols);
-        r.v[i] = m.t == DT_F32 ? (double)*(const float *)at : (double)f32_from_bf16(*(const uint16_t *)at);
-    }
-    return r;
-}
-static Real real_codes(MatQ m, int64_t r0, int64_t n) {
-    Real r = real_new(n, m.cols);
-    for (int64_t i = 0; i < n; i++) {
-        const uint8_t *q = m.q + (r0 + i) * m.ld;
-        for (int64_t c = 0; c < m.cols; c++) {
-            int64_t at = (r0 + i) * m.srow + c / TILE * m.scol;
-            float s = m.st == SCALE_F32 ? ((const float *)m.s)[at] : f32_from_e8m0(((const uint8_t *)m.s)[at]);
-            r.v[i * m.cols + c] = (double)(f32_from_e4m3(q[c]) * s);
-        }
-    }
-    return r;
-}
-// real_weight: matrix e of a prepared weight.
-static Real real_weight(const Param *p, int64_t e) {
-    Real r = real_new(p->rows, p->cols);
-    MatQ w = matq_mat(p->q, e);
-    const float *s = w.s;
-    for (int64_t i = 0; i < w.rows; i++) {
-        for (int64_t c = 0; c < w.cols; c++)
-            r.v[i * w.cols + c] = (double)f32_from_e4m3(w.q[i * w.ld + c]) *
-                                  (double)s[i / TILE * w.srow + c / TILE * w.scol];
-    }
-    return r;
-}
-
-// tiles: x through the quantiser, in tiles of 128 along the rows (128x1) or the columns (1x128). In place.
-static void tiles(Real x, bool along_rows) {
-    int64_t outer = along_rows ? x.cols : x.rows, inner = along_rows ? x.rows : x.cols;
-    int64_t so = along_rows ? 1 : x.cols, si = along_rows ? x.cols : 1;
-    for (int64_t o = 0; o < outer; o++) {
-        for (int64_t t = 0; t < inner; t += TILE) {
-            float amax = 0.0f;
-            int64_t end = min_i64(inner, t + TILE);
-            for (int64_t i = t; i < end; i++) amax = fmaxf(amax, fabsf(bf16_round((float)x.v[o * so + i * si])));
-            float scale = is_pow2 ? f32_from_e8m0(tile_scale_e8m0(amax)) : tile_scale_f32(amax);
-            for (int64_t i = t; i < end; i++) {
-                double *v = &x.v[o * so + i * si];
-                *v = (double)(f32_from_e4m3(e4m3_from_f32(bf16_round((float)*v) / scale)) * scale);
-            }
-        }
-    }
-}
-
-// product: c [M,N] += a [M,K] b with b [N,K] transposed, or b [K,N].
-static void product(Real c, Real a, Real b, bool b_transposed) {
-    for (int64_t m = 0; m < c.rows; m++) {
-        for (int64_t k = 0; k < a.cols; k++) {
-            double v = a.v[m * a.cols + k];
-            for (int64_t n = 0; n < c.cols; n++)
-                c.v[m * c.cols + n] += v * (b_transposed ? b.v[n * b.cols + k] : b.v[k * b.cols + n]);
-        }
-    }
-}
-
-static double distance(Real a, Real b) {
-    double diff = 0.0, norm = 0.0;
-    assert_int_equal(a.rows * a.cols, b.rows * b.cols);
-    for (int64_t i = 0; i < a.rows * a.cols; i++) {
-        diff += (a.v[i] - b.v[i]) * (a.v[i] - b.v[i]);
-        norm += b.v[i] * b.v[i];
-    }
-    assert_true(norm > 0);
-    return sqrt(diff / norm);
-}
-
 // ---- checks -----------------------------------------------------------------------------------
 
 // The gradient of matrix e of p is dy^T x, both in 128x1 tiles that begin at their row 0. Frees dy and x.
 static void check_wgrad(const Param *p, int64_t e, Real dy, Real x) {
-    tiles(dy, true);
-    tiles(x, true);
+    tiles(dy, true, CLASS_GRADIENT);
+    tiles(x, true, CLASS_ACTIVATION);
     Real want = real_new(p->rows, p->cols), got = real_mat(p->grad, e * p->rows, p->rows);
     for (int64_t t = 0; t < dy.rows; t++) {
         for (int64_t n = 0; n < p->rows; n++) {
@@ -224,21 +152,43 @@ static void check_rounded(const char *what, Mat m, int64_t r0, Real want) {
 }
 
 // codes are those of the BF16 matrix m: the quantiser's own result, bit for bit.
-static void check_codes(const char *what, MatQ codes, Mat m) {
+static void check_codes(const char *what, MatQ codes, Mat m, TensorClass c) {
     Real want = real_mat(m, 0, m.rows), got = real_codes(codes, 0, codes.rows);
-    tiles(want, false);
+    tiles(want, false, c);
     if (distance(got, want) != 0.0) fail_msg("%s: codes differ", what);
     real_free(&want);
     real_free(&got);
 }
 
-// check_cache: codes of a cached matrix; their scales are powers of two whatever the others are.
+// check_site: the largest magnitude that a site of this block has seen is that of the matrix.
+static void check_site(const Rig *r, Site site, Mat m) {
+    Real all = real_mat(m, 0, m.rows);
+    float seen = f32_from_bits((uint32_t)r->cx->health[r->cx->layer * SITE_COUNT + site].amax_bits);
+    if (seen != all.amax) fail_msg("%s: saw %g, expected %g", site_name(site), (double)seen, (double)all.amax);
+    real_free(&all);
+}
+// check_sites: pairs of sites, the form for Fprop or Dgrad and the one for Wgrad, of the same matrix.
+static void check_sites(const Rig *r, Site site, Site turned, Mat m) {
+    check_site(r, site, m);
+    check_site(r, turned, m);
+}
+
+// check_cache: codes of a cached matrix; their scales are powers of two of tiles whatever the others are.
 static void check_cache(const char *what, MatQ codes, Mat m) {
-    bool is_others = is_pow2;
     assert_int_equal(codes.st, SCALE_E8M0);
-    is_pow2 = true;
-    check_codes(what, codes, m);
-    is_pow2 = is_others;
+    check_codes(what, codes, m, CLASS_CACHE);
+}
+
+// check_weight: codes of every matrix of a weight.
+static void check_weight(const Param *p) {
+    assert_int_equal(p->q.st, scaling[CLASS_WEIGHT].is_pow2 ? SCALE_E8M0 : SCALE_F32);
+    for (int64_t e = 0; e < p->nmat; e++) {
+        Real want = real_mat(mat_rows(p->w, e * p->rows, p->rows), 0, p->rows), got = real_weight(p, e);
+        tiles(want, false, CLASS_WEIGHT);
+        if (distance(got, want) != 0.0) fail_msg("%s: codes of matrix %lld differ", p->name, (long long)e);
+        real_free(&want);
+        real_free(&got);
+    }
 }
 
 // check_same: two BF16 matrices are the same to the bit.
@@ -260,11 +210,12 @@ static void check_fprop(const char *what, Mat m, int64_t r0, int64_t n, MatQ x, 
     real_free(&want);
 }
 
-// add_dgrad: sum += dy W, dy in fresh 1x128 tiles.
+// add_dgrad: sum += rows of dy W from r0 on, dy coded afresh.
 static void add_dgrad(Real sum, Mat dy, int64_t r0, const Param *p, int64_t e) {
-    Real a = real_mat(dy, r0, sum.rows), w = real_weight(p, e);
-    tiles(a, false);
-    product(sum, a, w, false);
+    Real a = real_mat(dy, 0, dy.rows), w = real_weight(p, e);
+    tiles(a, false, CLASS_GRADIENT);
+    Real part = {a.v + r0 * a.cols, sum.rows, a.cols, 0.0f};
+    product(sum, part, w, false);
     real_free(&a);
     real_free(&w);
 }
@@ -315,8 +266,8 @@ static MatQ mid_codes(const Rig *r, Mat g, Mat u, const float *gate) {
     Mat h = bf16_new(r, g.rows, g.cols);
     Operand o;
     MUST_OK(r->cx->ops->swiglu_fwd(&r->cx->op, h, g, u, gate));
-    MUST_OK(operand_make(r->s, r->cx, &o, r->own, h, false));
-    check_codes("input of down", o.q, h);
+    MUST_OK(operand_make(r->s, r->cx, &o, r->own, h, SITE_FFN_DOWN_X, false));
+    check_codes("input of down", o.q, h, CLASS_ACTIVATION);
     return o.q;
 }
 
@@ -357,14 +308,23 @@ static void dense_layer(void **state) {
     choose(state);
     Rig r;
     rig_open(&r);
+    r.cx->layer = 0;
     DenseParams p = dense_params(r.p, 0);
     DenseSaved a;
     MUST_OK(dense_fwd(r.s, r.cx, &p, &a, r.y, r.x));
     MUST_OK(dense_bwd_input(r.s, r.cx, &p, &a, r.dx, r.dy));
     MUST_OK(dense_bwd_weight(r.s, r.cx, &p, &a));
+    check_sites(&r, SITE_FFN_OUT_DY, SITE_FFN_DOWN_DY_T, r.dy);
+    check_sites(&r, SITE_FFN_GATE_DY, SITE_FFN_GATE_DY_T, a.dg);
+    check_sites(&r, SITE_FFN_UP_DY, SITE_FFN_UP_DY_T, a.du);
+    check_site(&r, SITE_FFN_GATE_W, p.gate->w);
+    check_site(&r, SITE_FFN_UP_W, p.up->w);
+    check_site(&r, SITE_FFN_DOWN_W, p.down->w);
     Operand dyq;
-    MUST_OK(operand_make(r.s, r.cx, &dyq, r.own, r.dy, false));
+    MUST_OK(operand_make(r.s, r.cx, &dyq, r.own, r.dy, SITE_FFN_OUT_DY, false));
     Mid m = mid_of(&r, &a.mid, &a.n, &p, groups_none(), &dyq, a.dg, a.du);
+    check_weight(p.down);
+    check_codes("output gradient", dyq.q, r.dy, CLASS_GRADIENT);
     check_fprop("gate", m.g, 0, TOKENS, a.n.q, p.gate, 0);
     check_fprop("up", m.u, 0, TOKENS, a.n.q, p.up, 0);
     check_wgrad(p.down, 0, real_mat(r.dy, 0, TOKENS), real_codes(m.h_bwd, 0, TOKENS));
@@ -404,12 +364,12 @@ static Real check_core(const Rig *r, const AttentionParams *p, const AttentionSa
         check_same("q", a->q, q);
         check_same("kv", a->kv, kv);
         check_same("o", a->o_x, o);
-        check_codes("input of o", a->o.q, o);
+        check_codes("input of o", a->o.q, o, CLASS_ACTIVATION);
     }
     Mat dout = bf16_new(r, TOKENS, s->H * s->Dv), dq = bf16_new(r, TOKENS, q.cols);
     Mat dkv = bf16_new(r, TOKENS, kv.cols), dkr = bf16_new(r, TOKENS, s->Dr);
     Operand dyq;
-    MUST_OK(operand_make(s, r->cx, &dyq, r->own, r->dy, false));
+    MUST_OK(operand_make(s, r->cx, &dyq, r->own, r->dy, SITE_O_DY, false));
     MUST_OK(linear_dgrad(s, r->cx, dout, &dyq, p->o, groups_none(), false));
     MUST_OK(ops->attn_bwd(op, dq, dkv, dkr, dout, o, lse, q, kv, kr, shape, NULL));
     MUST_OK(ops->rope(op, dq, heads, rope, true));
@@ -423,6 +383,7 @@ static void attention_layer(void **state) {
     choose(state);
     Rig r;
     rig_open(&r);
+    r.cx->layer = 0;
     AttentionParams p = attention_params(r.p, 0);
     AttentionSaved a;
     float *rope = malloc((size_t)(r.s->S * r.s->Dr) * sizeof *rope);
@@ -430,6 +391,12 @@ static void attention_layer(void **state) {
     MUST_OK(attention_fwd(r.s, r.cx, &p, &a, r.y, r.x, 2, r.s->S, rope, NULL));
     MUST_OK(attention_bwd_input(r.s, r.cx, &p, &a, r.dx, r.dy));
     MUST_OK(attention_bwd_weight(r.s, r.cx, &p, &a));
+    check_sites(&r, SITE_O_DY, SITE_O_DY_T, r.dy);
+    check_sites(&r, SITE_Q_B_DY, SITE_Q_B_DY_T, a.dq);
+    check_sites(&r, SITE_Q_A_DY, SITE_Q_A_DY_T, a.dcq_raw);
+    check_sites(&r, SITE_KV_B_DY, SITE_KV_B_DY_T, a.dkv);
+    check_sites(&r, SITE_KV_A_DY, SITE_KV_A_DY_T, a.dkva);
+    if (!is_cached) check_site(&r, SITE_O_X, a.o_x);
     check_fprop("q_a", a.cq_raw, 0, TOKENS, a.n.q, p.q_a, 0);
     Real o = check_core(&r, &p, &a, rope);
     check_wgrad(p.o, 0, real_mat(r.dy, 0, TOKENS), o);
@@ -483,14 +450,14 @@ static void check_expert(const Rig *r, const MoeParams *p, const MoeSaved *a, co
 
 // check_rows: pair rows hold exactly the codes of their tokens, in token order inside an expert.
 static void check_rows(const char *what, const ExPlan *plan, MatQ pairs, MatQ tokens) {
+    Real got = real_codes(pairs, 0, plan->npair), want = real_codes(tokens, 0, tokens.rows);
     for (int64_t i = 0; i < plan->npair; i++) {
         int64_t t = plan->send_tok[plan->pair_recv[i]];
-        Real got = real_codes(pairs, i, 1), want = real_codes(tokens, t, 1);
-        if (memcmp(got.v, want.v, (size_t)got.cols * sizeof *got.v) != 0)
+        if (memcmp(got.v + i * got.cols, want.v + t * want.cols, (size_t)got.cols * sizeof *got.v) != 0)
             fail_msg("%s: pair row %lld is not token %lld", what, (long long)i, (long long)t);
-        real_free(&got);
-        real_free(&want);
     }
+    real_free(&got);
+    real_free(&want);
 }
 
 static void moe_layer(void **state) {
@@ -499,17 +466,28 @@ static void moe_layer(void **state) {
     int64_t count[5] = {0};
     double balance = 0.0;
     rig_open(&r);
+    r.cx->layer = 1;
     MoeParams p = moe_params(r.p, 1, count);
     MoeSaved a;
     MUST_OK(moe_fwd(r.s, r.cx, &p, &a, r.y, r.x, 2, r.s->S, true, &balance));
     MUST_OK(moe_bwd_input(r.s, r.cx, &p, &a, r.dx, r.dy, 1e-6));
     MUST_OK(moe_bwd_weight(r.s, r.cx, &p, &a));
+    check_site(&r, SITE_FFN_OUT_DY, r.dy);
+    check_site(&r, SITE_FFN_DOWN_DY_T, r.dy);
+    check_sites(&r, SITE_EXPERT_GATE_DY, SITE_EXPERT_GATE_DY_T, a.dg);
+    check_sites(&r, SITE_EXPERT_UP_DY, SITE_EXPERT_UP_DY_T, a.du);
+    check_sites(&r, SITE_FFN_GATE_DY, SITE_FFN_GATE_DY_T, a.shared.dg);
+    check_sites(&r, SITE_FFN_UP_DY, SITE_FFN_UP_DY_T, a.shared.du);
+    check_site(&r, SITE_EXPERT_GATE_W, p.gate->w);
+    check_site(&r, SITE_EXPERT_UP_W, p.up->w);
+    check_site(&r, SITE_EXPERT_DOWN_W, p.down->w);
     Mat n = bf16_new(&r, TOKENS, r.s->D);
     MUST_OK(r.cx->ops->norm_rms_fwd(&r.cx->op, n, NULL, r.x, p.norm->w.p, r.s->eps));
-    check_codes("normalised input", a.nq.q, n);
+    check_codes("normalised input", a.nq.q, n, CLASS_ACTIVATION);
+    check_weight(p.gate);
     check_rows("inputs", &a.plan, a.xe.q, a.nq.q);
     Operand dyq;
-    MUST_OK(operand_make(r.s, r.cx, &dyq, r.own, r.dy, false));
+    MUST_OK(operand_make(r.s, r.cx, &dyq, r.own, r.dy, SITE_FFN_OUT_DY, false));
     check_rows("output gradients", &a.plan, a.dye.q, dyq.q);
     DenseParams experts = {NULL, p.gate, p.up, p.down};
     Groups g = {a.plan.start, a.plan.count, a.plan.L};
@@ -545,29 +523,37 @@ static void moe_layer(void **state) {
         double want = x.v[i] + out.v[i], bound = 0x1.04p-8 * (fabs(want) + fabs(out.v[i]) + parts[0].v[i]) + 1e-5;
         if (!(fabs(y.v[i] - want) <= bound)) fail_msg("y: %g, expected %g +- %g", y.v[i], want, bound);
     }
-    real_free(&parts[0]);
-    real_free(&parts[1]);
-    real_free(&out);
-    real_free(&dn);
-    real_free(&hs);
-    real_free(&ws);
-    real_free(&dl);
-    real_free(&wr);
-    real_free(&x);
-    real_free(&y);
+    Real *all[] = {&parts[0], &parts[1], &out, &dn, &hs, &ws, &dl, &wr, &x, &y};
+    for (int i = 0; i < 10; i++) real_free(all[i]);
     rig_close(&r);
 }
 
 int main(void) {
     log_init(1, 2); // no lines
-    Variant v[] = {{true, false}, {false, false}, {true, true}, {false, true}};
-    const struct CMUnitTest tests[] = {
-        cmocka_unit_test_prestate(dense_layer, &v[0]),     cmocka_unit_test_prestate(dense_layer, &v[1]),
-        cmocka_unit_test_prestate(dense_layer, &v[2]),     cmocka_unit_test_prestate(dense_layer, &v[3]),
-        cmocka_unit_test_prestate(attention_layer, &v[0]), cmocka_unit_test_prestate(attention_layer, &v[1]),
-        cmocka_unit_test_prestate(attention_layer, &v[2]), cmocka_unit_test_prestate(attention_layer, &v[3]),
-        cmocka_unit_test_prestate(moe_layer, &v[0]),       cmocka_unit_test_prestate(moe_layer, &v[1]),
-        cmocka_unit_test_prestate(moe_layer, &v[2]),       cmocka_unit_test_prestate(moe_layer, &v[3]),
+    static const Variant v[] = {
+        {.is_pow2 = true},
+        {.is_pow2 = false},
+        {.is_pow2 = true, .is_cached = true},
+        {.is_pow2 = false, .is_cached = true},
+        // baselines, with scales that show what shared them
+        {.more = {"fp8.scaling=row"}, .all = ROWS},
+        {.more = {"fp8.scaling=tensor"}, .is_cached = true, .all = WHOLE},
+        {.more = {"fp8.scaling=static", "fp8.static_steps=1000"}, .is_cached = true, .all = FIXED},
+        {.more = {"fp8.grad_tile=128x128"}, .gradients = BLOCKS},
+        {.more = {"fp8.grad_format=e5m2", "fp8.grad_scale_format=pow2", "fp8.weight_scale_format=pow2"},
+         .is_cached = true, .is_pow2_weight = true, .is_pow2_gradient = true, .is_e5m2_gradient = true},
     };
+    enum { N = sizeof v / sizeof v[0] };
+    static void (*const layers[])(void **) = {dense_layer, attention_layer, moe_layer};
+    static const char *const names[] = {"dense", "attention", "moe"};
+    static char name[3 * N][64];
+    struct CMUnitTest tests[3 * N];
+    for (int i = 0; i < 3 * N; i++) {
+        const Variant *a = &v[i % N];
+        snprintf(name[i], sizeof name[i], "%s %s%s %s", names[i / N], a->is_pow2 ? "pow2" : "fp32",
+                 a->is_cached ? " cached" : "", a->more[0] ? a->more[0] : "");
+        struct CMUnitTest t = {.name = name[i], .test_func = layers[i / N], .initial_state = (void *)a};
+        tests[i] = t;
+    }
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

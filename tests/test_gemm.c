@@ -14,7 +14,8 @@ static OpCx cx;
 
 typedef enum Op { NT, NN, TN, FPROP, DGRAD, WGRAD, OP_COUNT } Op;
 
-// The operands of one product of M x N outputs over K, however its operation stores them.
+// The operands of one product of M x N outputs over K, however its operation stores them; FP8 codes
+// are E4M3, or E5M2 by the bits of e5m2.
 typedef struct Case {
     Op op;
     int64_t M, N, K;
@@ -25,7 +26,7 @@ typedef struct Case {
 } Case;
 
 static void case_make(Case *c, Op op, int64_t M, int64_t N, int64_t K, DType ta, DType tb,
-                      ScaleType st) {
+                      ScaleType st, int e5m2) {
     *c = (Case){.op = op, .M = M, .N = N, .K = K, .ai = K, .ak = 1, .bj = K, .bk = 1};
     if (op == NN || op == TN || op == DGRAD) c->bj = 1, c->bk = N;
     if (op == TN) c->ai = 1, c->ak = M;
@@ -36,13 +37,16 @@ static void case_make(Case *c, Op op, int64_t M, int64_t N, int64_t K, DType ta,
         return;
     }
     bool is_wgrad = op == WGRAD;
+    ScaleType sw = (M + N) % 2 ? st : SCALE_F32; // of a weight
     c->qa = ref_matq(st, 1, 1, M, K, ceil_div(K, TILE), is_wgrad);
     if (is_wgrad)
         c->qb = ref_matq(st, 1, 1, N, K, ceil_div(K, TILE), true);
     else if (is_b_across)
-        c->qb = ref_matq(SCALE_F32, TILE, 1, K, N, ceil_div(N, TILE), false);
+        c->qb = ref_matq(sw, TILE, 1, K, N, ceil_div(N, TILE), false);
     else
-        c->qb = ref_matq(SCALE_F32, TILE, 1, N, K, ceil_div(K, TILE), false);
+        c->qb = ref_matq(sw, TILE, 1, N, K, ceil_div(K, TILE), false);
+    if (e5m2 & 1) ref_make_e5m2(&c->qa);
+    if (e5m2 & 2) ref_make_e5m2(&c->qb);
     c->va = ref_values(c->qa);
     c->vb = ref_values(c->qb);
 }
@@ -89,8 +93,9 @@ static void check_output(const Case *c, Mat y, const double *old) {
 }
 
 static const int64_t sizes[][3] = {
-    {0, 3, 5},     {5, 0, 7},     {7, 9, 0},     {1, 1, 1},     {2, 3, 127},     {12, 32, 128},
-    {13, 33, 389}, {1, 300, 130}, {300, 17, 64}, {65, 70, 257}, {257, 261, 133}, {17, 128, 576},
+    {0, 3, 5},       {5, 0, 7},      {7, 9, 0},      {1, 1, 1},     {2, 3, 127},
+    {12, 32, 128},   {13, 33, 389},  {1, 300, 130},  {300, 17, 64}, {65, 70, 257},
+    {257, 261, 133}, {17, 128, 576}, {33, 530, 300},
 };
 enum { SIZES = sizeof sizes / sizeof sizes[0] };
 
@@ -108,7 +113,7 @@ static void products_are_right(void **state) {
                 bool acc = mix % 3 == 1;
                 Case c;
                 case_make(&c, op, sizes[i][0], sizes[i][1], sizes[i][2], ta, tb,
-                          mix % 2 ? SCALE_F32 : SCALE_E8M0);
+                          mix % 2 ? SCALE_F32 : SCALE_E8M0, (i / 2 + op) % 4);
                 double *old;
                 Mat y = make_output(&c, ty, acc, &old);
                 cx.nthreads = 1 + mix % 3;
@@ -128,7 +133,8 @@ static void threads_and_place_change_nothing(void **state) {
         if (!gemm_select(gemm_isa_name(isa))) continue;
         for (int op = 0; op < OP_COUNT; op++) {
             Case c;
-            case_make(&c, op, 301, 203, 300, DT_BF16, op == NN ? DT_F32 : DT_BF16, SCALE_E8M0);
+            case_make(&c, op, 301, 203, 300, DT_BF16, op == NN ? DT_F32 : DT_BF16, SCALE_E8M0,
+                      op % 4);
             Mat y[3];
             double *old;
             for (int t = 0; t < 3; t++) {
@@ -163,7 +169,7 @@ static void nan_codes_are_not_hidden(void **state) {
         if (!gemm_select(gemm_isa_name(isa))) continue;
         for (int op = FPROP; op < OP_COUNT; op++) {
             Case c;
-            case_make(&c, op, 20, 40, 200, DT_F32, DT_F32, SCALE_F32);
+            case_make(&c, op, 20, 40, 200, DT_F32, DT_F32, SCALE_F32, isa % 4);
             c.qa.q[3 * c.qa.ld + 150] = isa % 2 ? 0x7F : 0xFF;
             double *old;
             Mat y = make_output(&c, DT_F32, false, &old);
@@ -172,6 +178,52 @@ static void nan_codes_are_not_hidden(void **state) {
                 for (int64_t j = 0; j < c.N; j++) assert_true(isnan(ref_get(y, i, j)) == (i == 3));
             free(y.p), free(old);
             case_free(&c);
+        }
+    }
+    gemm_select(NULL);
+}
+
+// Every code of both formats, wherever the contraction lies in memory and at several places of it:
+// the product with 1 is its value, infinity and NaN included.
+static void every_code_is_decoded(void **state) {
+    (void)state;
+    enum { K = 37 };
+    static const int places[] = {0, 1, 17, 36};
+    float scale[256], y[256];
+    for (int i = 0; i < 256; i++) scale[i] = 1.0f;
+    for (int at = 0; at < 4 * 3 * 2 * 8; at++) {
+        Op op = (Op)(FPROP + at / 4 % 3);
+        CodeType ct = at / 12 % 2, other = at % 2 ? CODE_E4M3 : CODE_E5M2;
+        const char *isa = gemm_isa_name(at / 24);
+        if (!isa || !gemm_select(isa)) continue;
+#ifdef TESTS_CUDA // it has E4M3 only
+        if (ct != CODE_E4M3 || other != CODE_E4M3) continue;
+#endif
+        static uint8_t codes[256 * K], ones[K];
+        bool is_across = op == DGRAD; // codes [K, 256], else [256, K]
+        memset(codes, 0, sizeof codes);
+        memset(ones, other == CODE_E4M3 ? 0x38 : 0x3C, sizeof ones);
+        for (int c = 0; c < 256; c++)
+            codes[is_across ? places[at % 4] * 256 + c : c * K + places[at % 4]] = (uint8_t)c;
+        MatQ all = {.q = codes, .s = scale, .ct = ct, .tile_rows = 1, .nmat = 1, .srow = 1};
+        all.scol = 256;
+        all.rows = is_across ? K : 256;
+        all.cols = all.ld = is_across ? 256 : K;
+        MatQ one = {.q = ones, .s = scale, .ct = other, .rows = 1, .cols = K, .ld = K};
+        one.tile_rows = 1, one.nmat = 1, one.srow = 1, one.scol = 1;
+        if (is_across) all.tile_rows = TILE, all.srow = 2, all.scol = 1;
+        Mat row = mat(y, DT_F32, 1, 256), column = mat(y, DT_F32, 256, 1);
+        cx.nthreads = 1;
+        assert_int_equal(op == FPROP   ? gemm_fp8_wgrad_cpu(&cx, column, all, one, false)
+                         : op == DGRAD ? gemm_fp8_dgrad_cpu(&cx, row, one, all, false)
+                                       : gemm_fp8_wgrad_cpu(&cx, row, one, all, false),
+                         OK);
+        for (int c = 0; c < 256; c++) {
+            double want = ref_code_value((uint8_t)c, ct);
+            bool is_same = isnan(want) ? isnan(y[c]) : (double)y[c] == want;
+            if (!is_same)
+                fail_msg("%s op %d format %d place %d: code %02x is %g", isa, op, ct,
+                         places[at % 4], (unsigned)c, (double)y[c]);
         }
     }
     gemm_select(NULL);
@@ -195,12 +247,35 @@ static void wrong_calls_are_refused(void **state) {
     assert_false(gemm_select("abacus"));
 }
 
+// What --isa does: products and quantiser change together, or nothing does.
+static void isa_is_chosen_by_name(void **state) {
+    (void)state;
+    const char *usual = ops_cpu()->isa;
+    char list[160];
+    ops_isa_list(list, sizeof list);
+    assert_string_equal(ops_cpu()->isa, usual);
+    assert_non_null(strstr(list, "portable"));
+    assert_null(strstr(list, "portable (not here)"));
+    assert_int_equal(ops_isa_select("abacus"), E_USAGE);
+    assert_string_equal(ops_cpu()->isa, usual);
+    for (int i = 0; gemm_isa_name(i); i++) {
+        bool is_usable = gemm_select(gemm_isa_name(i));
+        gemm_select(usual);
+        assert_int_equal(ops_isa_select(gemm_isa_name(i)), is_usable ? OK : E_USAGE);
+        assert_string_equal(ops_cpu()->isa, is_usable ? gemm_isa_name(i) : usual);
+        gemm_select(usual);
+    }
+    assert_int_equal(ops_isa_select(usual), OK);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(products_are_right),
         cmocka_unit_test(threads_and_place_change_nothing),
         cmocka_unit_test(nan_codes_are_not_hidden),
+        cmocka_unit_test(every_code_is_decoded),
         cmocka_unit_test(wrong_calls_are_refused),
+        cmocka_unit_test(isa_is_chosen_by_name),
     };
     // Exactly what the header promises to be enough.
     if (arena_create(&cx.scratch, "scratch", gemm_scratch_bytes(3, 1), false) != OK) return 1;

@@ -63,6 +63,7 @@ static void check_rows(Op op, Groups g, int64_t R, DType t, bool acc) {
         qa = ref_matq(t == DT_F32 ? SCALE_F32 : SCALE_E8M0, 1, 1, R, kin, ceil_div(kin, TILE),
                       false);
         w = ref_matq(SCALE_F32, TILE, L, N, K, ceil_div(K, TILE), false);
+        if (acc) ref_make_e5m2(&qa);
         va = ref_values(qa);
         vb = malloc(L * N * K * sizeof *vb);
         for (int64_t e = 0; e < L; e++) {
@@ -107,6 +108,7 @@ static void check_weights(Op op, Groups g, int64_t R, DType t, bool acc) {
         ScaleType st = t == DT_F32 ? SCALE_F32 : SCALE_E8M0;
         at = ref_matq(st, 1, 1, N, R, tiles, true);
         bt = ref_matq(st, 1, 1, K, R, tiles, true);
+        if (!acc) ref_make_e5m2(&at);
         va = calloc((size_t)(N * R), sizeof *va);
         vb = calloc((size_t)(K * R), sizeof *vb);
         ai = bj = R, ak = bk = 1;

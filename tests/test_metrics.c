@@ -14,6 +14,7 @@
 #include <unistd.h>
 
 #include <cmocka.h>
+#include <jansson.h>
 
 #include "log.h"
 #include "metrics.h"
@@ -61,8 +62,8 @@ static StepMetrics sample(int64_t step) {
     s.a2a_dispatch_bytes = 9007199254740993; // 2^53 + 1: must not go through a double
     s.a2a_combine_bytes = 22;
     s.a2a_meta_bytes = 33;
-    s.fp8_saturated = 0.0001;
-    s.fp8_underflow = 0.0123;
+    s.fp8.saturated = 0.0001;
+    s.fp8.underflow = 0.0123;
     s.rss_bytes = 3.5e9;
     s.global_batch = 8;
     s.eta_s = 3700;
@@ -107,6 +108,92 @@ static void test_keys(void **state) {
     assert_non_null(strstr(second, "\"mfu\":0.455,"));
     assert_non_null(strstr(second, ",\"state_hash\":\"00fedcba98765432\"}\n"));
     assert_null(strchr(second, '\n')[1] ? second : NULL);
+}
+
+// The rows of a made-up model: block and site of row k are (k / 3, k % 3 + 5).
+enum { BLOCKS = 400, ROWS = 3 * BLOCKS };
+
+static Health *made_up_health(void) {
+    static HealthRow row[ROWS];
+    static Health h = {.n = ROWS, .row = row, .nrows = ROWS};
+    for (int k = 0; k < ROWS; k++) {
+        HealthRow r = {site_label(k / 3, (Site)(k % 3 + 5)), k * 1e-7, 1.0 / (k + 3), k % 2,
+                       0x1p-48, ldexp(1.0, k % 60 - 50), 0x1p7, k * 0.25};
+        if (k == 7) r.scale_min = r.scale_median = r.scale_max = NAN;
+        row[k] = r;
+    }
+    return &h;
+}
+
+static Shadow *made_up_shadow(int n) {
+    static ShadowRow row[5];
+    static double packed[15];
+    static Shadow h = {.n = 15, .packed = packed, .row = row};
+    h.nrows = n;
+    for (int k = 0; k < n; k++) {
+        ShadowRow r = {{"L0.o.fprop"}, k == 3 ? 0.0875 : 0.01 * k};
+        r.gemm.s[1] = (char)('0' + k);
+        row[k] = r;
+    }
+    return &h;
+}
+
+static json_t *array_of(json_t *object, const char *key, size_t n) {
+    json_t *a = json_object_get(object, key);
+    if (!json_is_array(a) || json_array_size(a) != n)
+        fail_msg("%s: not an array of %zu but of %zu", key, n, json_array_size(a));
+    return a;
+}
+
+// The objects are JSON whatever their length, arrays in step, and only where they belong.
+static void test_arrays(void **state) {
+    (void)state;
+    Metrics *m = open_at(0);
+    for (int i = 1; i <= 4; i++) {
+        StepMetrics s = sample(i);
+        if (i == 2 || i == 3) s.health = made_up_health();
+        if (i == 3 || i == 4) s.shadow = made_up_shadow(5);
+        assert_int_equal(metrics_step(m, &s, 200, false), OK);
+    }
+    metrics_close(&m);
+    static char text[2000000];
+    read_all("metrics.jsonl", text, sizeof text);
+    char *line = text;
+    for (int i = 1; i <= 4; i++, line = strchr(line, '\n') + 1) {
+        json_error_t why;
+        json_t *all = json_loads(line, JSON_DISABLE_EOF_CHECK | JSON_REJECT_DUPLICATES, &why);
+        if (!all) fail_msg("step %d, column %d: %s", i, why.column, why.text);
+        assert_int_equal(json_integer_value(json_object_get(all, "step")), i);
+        json_t *h = json_object_get(all, "fp8_health"), *g = json_object_get(all, "fp8_shadow");
+        assert_int_equal(h != NULL, i == 2 || i == 3);
+        assert_int_equal(g != NULL, i == 3 || i == 4);
+        if (h) {
+            static const char *const keys[] = {"site",      "saturated",    "underflow", "nonfinite_tiles",
+                                               "scale_min", "scale_median", "scale_max", "amax"};
+            assert_int_equal(json_object_size(h), 8);
+            for (int k = 0; k < 8; k++) array_of(h, keys[k], ROWS);
+            const HealthRow *want = made_up_health()->row;
+            for (size_t k = 0; k < ROWS; k++) {
+                assert_string_equal(json_string_value(json_array_get(array_of(h, "site", ROWS), k)), want[k].site.s);
+                double got[7];
+                for (int j = 1; j < 8; j++) {
+                    json_t *v = json_array_get(json_object_get(h, keys[j]), k);
+                    assert_true(json_is_number(v) || (json_is_null(v) && k == 7 && j >= 4 && j <= 6));
+                    got[j - 1] = json_number_value(v);
+                }
+                assert_true(fabs(got[0] - want[k].saturated) <= 1e-5 * want[k].saturated);
+                assert_true(fabs(got[1] - want[k].underflow) <= 1e-5 * want[k].underflow);
+                assert_true(got[2] == (double)want[k].nonfinite_tiles && got[6] == want[k].amax);
+                assert_true(k == 7 || fabs(got[4] / want[k].scale_median - 1) < 1e-5);
+            }
+        }
+        if (g) {
+            assert_string_equal(json_string_value(json_array_get(array_of(g, "gemm", 5), 4)), "L4.o.fprop");
+            assert_true(json_number_value(json_array_get(array_of(g, "error", 5), 3)) == 0.0875);
+        }
+        json_decref(all);
+    }
+    assert_int_equal(*line, '\0');
 }
 
 // %.9g of a float reads back as the same float.
@@ -289,6 +376,7 @@ static void test_tensorboard(void **state) {
     for (int i = 401; i <= 403; i++) {
         StepMetrics s = sample(i);
         s.grad_norm = i * 0.5;
+        if (i == 402) s.health = made_up_health();
         assert_int_equal(metrics_step(m, &s, 500, false), OK);
     }
     metrics_close(&m);
@@ -328,6 +416,8 @@ static void test_tensorboard(void **state) {
         if (records >= 2) {
             assert_int_equal(step, next++);
             assert_true(value == (float)step * 0.5f);
+            bool has_worst = event_scalar(event, size, "fp8/worst_underflow", &value) == step;
+            assert_true(has_worst == (step == 402) && (!has_worst || value == 1.0f / 3.0f));
         }
         at += size + 16;
     }
@@ -346,20 +436,46 @@ static void test_line(void **state) {
     s.tokens_per_s = 3.27e6;
     s.rss_bytes = 61.2 * 1024 * 1024 * 1024;
     s.eta_s = 12.5 * 86400;
+    HealthRow row[3] = {{site_label(3, SITE_O_DY), 1e-4, 0.0, 0, 1, 1, 1, 1},
+                        {site_label(61, SITE_EXPERT_DOWN_X_T), 0.0, 0.01234, 0, 1, 1, 1, 1},
+                        {site_label(2, SITE_Q_W), 1e-4, 0.01, 0, 1, 1, 1, 1}};
+    Health health = {.n = 3, .row = row, .nrows = 3};
+    s.health = &health;
+    assert_int_equal(metrics_step(m, &s, 235000, true), OK);
+    row[0].saturated = row[2].saturated = 0.0;
+    row[1].underflow = row[2].underflow = 1.0; // the first of equals
+    row[0].nonfinite_tiles = 3;
+    row[2].nonfinite_tiles = 12;
+    s.step++;
+    assert_int_equal(metrics_step(m, &s, 235000, true), OK);
+    s.step++; // nothing was quantised; the shadow speaks without being asked for a line
+    s.health = NULL;
+    s.shadow = made_up_shadow(5);
+    assert_int_equal(metrics_step(m, &s, 235000, false), OK);
+    s.step++;
+    health.nrows = 0;
+    s.health = &health;
+    s.shadow = made_up_shadow(0);
     assert_int_equal(metrics_step(m, &s, 235000, true), OK);
     metrics_close(&m);
     log_close();
     size_t n = read_all("train.log", text, sizeof text);
+#define REST                                                                                       \
+    "/235000 eta 12d12h | loss 10.8343 lm 8.3341 mtp 8.3324 | gnorm 1.25 lr 1.0e-04 | 3.27M tok/s " \
+    "MFU 42.1% | MaxVio 0.75 dead 3.1% | "
     assert_string_equal(
-        text, "step 120000/235000 eta 12d12h | loss 10.8343 lm 8.3341 mtp 8.3324 | gnorm 1.25 lr "
-              "1.0e-04 | 3.27M tok/s MFU 42.1% | MaxVio 0.75 dead 3.1% | fp8 sat 0.01% uf 1.23% "
-              "| 61.2 GiB\n");
-    assert_true(n <= 175);
+        text, "step 120000" REST "fp8 sat 0.01% (L3.o.dy) uf 1.23% (L61.expert.down.x_t) | 61.2 GiB\n"
+              "step 120001" REST "fp8 sat 0% uf 100% (L61.expert.down.x_t) NaN tiles 12 (L2.q.w) | 61.2 GiB\n"
+              "fp8 shadow step 120002: largest error of a product against BF16 8.75% (L3.o.fprop), median 2.00%, "
+              "5 products\n"
+              "step 120003" REST "61.2 GiB\n");
+    assert_true(n <= 700);
 }
 
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup_teardown(test_keys, scratch_setup, scratch_teardown),
+        cmocka_unit_test_setup_teardown(test_arrays, scratch_setup, scratch_teardown),
         cmocka_unit_test_setup_teardown(test_floats_round_trip, scratch_setup, scratch_teardown),
         cmocka_unit_test_setup_teardown(test_cut_on_open, scratch_setup, scratch_teardown),
         cmocka_unit_test_setup_teardown(test_events, scratch_setup, scratch_teardown),

@@ -506,7 +506,7 @@ static void nonfinite_is_refused(void **state) {
     MUST_OK(optimizer_hash(model_params(r.model), &r.cx, &before));
     uint16_t *w = down->w.p;
     for (int64_t i = 0; i < down->w.rows * down->w.cols; i++) w[i] = 0x7FC0;
-    MUST_OK(r.cx.ops->weight_prepare(&r.cx.op, down->q, down->w, NULL));
+    MUST_OK(r.cx.ops->weight_prepare(&r.cx.op, down->q, down->w, (QuantRule){0}, NULL));
     StepInput in = {.config = r.config, .loader = train, .step = 7, .tokens = r.tokens, .doc_start = r.doc_start};
     StepOutput out;
     assert_int_equal(step_train(r.model, &r.cx, &in, &out), E_NUMERIC);

@@ -108,6 +108,28 @@ static double number_of(int rank, int i) {
                                                           // shows
 }
 
+// Integers that wrap around, by the backend's own reduction and by gathering: the same.
+static void integers_both_ways(Comm *c) {
+    enum { N = 3000 };
+    Err (*reduce)(Comm *c, int64_t *x, int n, bool is_max) = c->reduce_i64;
+    EXPECT(c->nranks == 1 || reduce);
+    int64_t *x = zeroed(2 * N * 8);
+    for (int way = 0; way < 2; way++) {
+        int64_t *v = x + way * N;
+        for (int i = 0; i < N; i++) {
+            uint64_t high = draw(41, (uint64_t)(i * 64 + boot.rank));
+            v[i] = (int64_t)(high << 32 | draw(42, (uint64_t)(i * 64 + boot.rank)));
+        }
+        c->reduce_i64 = way == 0 ? reduce : NULL;
+        MUST(comm_sum_i64(c, v, 2 * N / 3));
+        MUST(comm_max_i64(c, v + 2 * N / 3, N / 3));
+        MUST(comm_sum_i64(c, v, 0));
+    }
+    c->reduce_i64 = reduce;
+    EXPECT(memcmp(x, x + N, N * 8) == 0);
+    free(x);
+}
+
 static void test_sums(void) {
     enum { N = 65536 };
     double *x = zeroed(N * 8);
@@ -136,6 +158,13 @@ static void test_sums(void) {
             is_same = is_same && memcmp(&sum, &x[i], 8) == 0 && v[i] == isum && w[i] == top;
         }
         EXPECT(is_same);
+    }
+    for (int ep = 1; ep <= boot.nranks; ep++) {
+        if (boot.nranks % ep != 0) continue;
+        groups(ep);
+        integers_both_ways(boot.world);
+        integers_both_ways(boot.ep);
+        integers_both_ways(boot.edp);
     }
     EXPECT(comm_sum(boot.world, x, N + 1) == E_INTERNAL);
     fail_clear();

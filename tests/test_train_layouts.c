@@ -7,6 +7,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include <jansson.h>
+
 #include "drive.h"
 
 #define STEPS 50
@@ -99,6 +101,51 @@ static void test_modes(void **state) {
     steps_free(&c);
 }
 
+// first_health: fp8_health of step 1 of a layout's run; the caller's to json_decref.
+static json_t *first_health(const Layout *l) {
+    Steps s = train(l);
+    json_t *all = json_loads(s.line[0], 0, NULL);
+    assert_non_null(all);
+    json_t *h = json_incref(json_object_get(all, "fp8_health"));
+    assert_int_equal(json_object_size(h), 8);
+    json_decref(all);
+    assert_null(strstr(s.line[1], "fp8_health")); // log.every is 10
+    assert_non_null(strstr(s.line[9], "fp8_health"));
+    steps_free(&s);
+    return h;
+}
+
+// FP8 health counts what all ranks quantise: until the first experts' sums step 1 is the same in every layout, and so
+// are the numbers of its sites whose tiles lie along channels.
+static void test_health(void **state) {
+    (void)state;
+    static const char *const sites[] = {
+        "L0.attn_in.x", "L0.q_b.x", "L0.kv_b.x", "L0.o.x", "L0.ffn_in.x", "L0.ffn.gate.kept", "L0.ffn.up.kept",
+        "L0.ffn.down.x", "L1.attn_in.x", "L1.q_b.x", "L1.kv_b.x", "L1.o.x", "L1.ffn_in.x", "L1.ffn.gate.kept",
+        "L1.expert.gate.kept", "L1.expert.up.kept", "L1.expert.down.x"};
+    Layout layouts[] = {{"fp8", false, 1, 1}, {"fp8", false, 2, 2}, {"fp8", false, 4, 2}, {"fp8", false, 8, 8}};
+    json_t *one = first_health(&layouts[0]);
+    for (int l = 1; l < 4; l++) {
+        json_t *other = first_health(&layouts[l]), *names = json_object_get(one, "site"), *values;
+        const char *key;
+        assert_true(json_equal(names, json_object_get(other, "site")));
+        size_t seen = 0;
+        for (size_t i = 0; i < json_array_size(names); i++) {
+            const char *name = json_string_value(json_array_get(names, i));
+            if (seen == sizeof sites / sizeof sites[0] || strcmp(name, sites[seen]) != 0) continue;
+            seen++;
+            json_object_foreach(one, key, values) {
+                assert_int_equal(json_array_size(values), json_array_size(names));
+                if (!json_equal(json_array_get(values, i), json_array_get(json_object_get(other, key), i)))
+                    fail_msg("%s: %s differs on %d ranks with ep %d", name, key, layouts[l].ranks, layouts[l].ep);
+            }
+        }
+        assert_int_equal(seen, sizeof sites / sizeof sites[0]);
+        json_decref(other);
+    }
+    json_decref(one);
+}
+
 #define LAYOUT(name, ...)                                                                          \
     static Layout name = {__VA_ARGS__};
 
@@ -123,7 +170,7 @@ int main(int argc, char **argv) {
     const struct CMUnitTest tests[] = {
         CASE(fp32_2_2), CASE(fp32_4_2),  CASE(fp32_8_1),  CASE(fp32_8_8), CASE(short_2_1), CASE(short_4_1),
         CASE(short_4_4), CASE(short_8_2), CASE(short_8_4), CASE(bf16_2_2), CASE(bf16_8_8),
-        CASE(fp8_2_2),  CASE(fp8_4_2),   CASE(fp8_8_8),   cmocka_unit_test(test_modes),
+        CASE(fp8_2_2),  CASE(fp8_4_2),   CASE(fp8_8_8),   cmocka_unit_test(test_modes), cmocka_unit_test(test_health),
     };
     drive_init(argc, argv);
     return drive_done(cmocka_run_group_tests_name("train_layouts", tests, NULL, NULL));

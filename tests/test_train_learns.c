@@ -11,6 +11,7 @@
 
 #include "drive.h"
 #include "evaluate.h"
+#include "tensorfile.h"
 #include "tokens.h"
 
 #define COPY_LEN 64
@@ -153,23 +154,33 @@ static void test_bytes(void **state) {
     assert_true(fabs(a - b) < 0.1 * b);
 }
 
-// Every way of summing FP8 products trains; the recipe is printed, stored, and may change on resume.
-static void test_accumulations(void **state) {
+// Every way of summing and scaling FP8 products trains; the recipe is printed, stored, and may change on resume.
+static void test_recipes(void **state) {
     (void)state;
-    static const char *const names[] = {"promote128", "fp32", "hopper14", "promote128_hopper14"};
-    for (int i = 0; i < 4; i++) {
-        const char *dir = path_of("sum-%s", names[i]);
+    static const struct {
+        const char *dir, *key, *value, *says; // says: in the printed recipe
+    } all[] = {
+        {"sum-promote128", "accumulate", "promote128", "gradients 1x128 pow2 e4m3; accumulate promote128\n"},
+        {"sum-fp32", "accumulate", "fp32", "accumulate fp32\n"},
+        {"sum-hopper14", "accumulate", "hopper14", "accumulate hopper14\n"},
+        {"sum-promoted14", "accumulate", "promote128_hopper14", "accumulate promote128_hopper14\n"},
+        {"row", "scaling", "row", "activations row pow2 e4m3, weights tensor fp32 e4m3, gradients row pow2 e4m3;"},
+        {"tensor", "scaling", "tensor", "activations tensor pow2 e4m3, weights tensor fp32 e4m3, gradients tensor"},
+        {"block", "grad_tile", "128x128", "gradients 128x128 pow2 e4m3;"},
+        {"e5m2", "grad_format", "e5m2", "gradients 1x128 pow2 e5m2;"},
+    };
+    for (size_t i = 0; i < sizeof all / sizeof all[0]; i++) {
+        const char *dir = path_of("%s", all[i].dir);
+        char line[128];
         Job j;
         size_t n = 0;
         assert_int_equal(run(&j, 1, "train --config %s/configs/tiny.yaml --run-dir %s --steps 2 --threads 1 "
-                                    "--set train.seq_len=64 --set fp8.accumulate=%s",
-                             drive_source(), dir, names[i]),
+                                    "--set train.seq_len=64 --set fp8.%s=%s",
+                             drive_source(), dir, all[i].key, all[i].value),
                          0);
-        char line[128];
-        snprintf(line, sizeof line, "scaling tile, scales pow2, accumulate %s\n", names[i]);
-        assert_says(&j, line);
-        char *stored = read_file(path_of("sum-%s/config.yaml", names[i]), &n);
-        snprintf(line, sizeof line, "  accumulate: %s\n", names[i]);
+        assert_says(&j, all[i].says);
+        char *stored = read_file(path_of("%s/config.yaml", all[i].dir), &n);
+        snprintf(line, sizeof line, "  %s: %s\n", all[i].key, all[i].value);
         assert_non_null(strstr(stored, line));
         free(stored);
         Steps s = steps_read(dir);
@@ -177,6 +188,10 @@ static void test_accumulations(void **state) {
             assert_true(fabs(atof(step_text(&s, step, "lm_loss")) - log(512.0)) < 0.3);
         steps_free(&s);
     }
+    Job dry;
+    assert_int_equal(
+        run(&dry, 1, "train --config %s/configs/tiny.yaml --dry-run --set fp8.scaling=row", drive_source()), 0);
+    assert_says(&dry, all[4].says);
     Job j;
     assert_int_equal(run(&j, 1, "train --config %s/configs/tiny.yaml --run-dir %s --resume auto --steps 3 --threads 1 "
                                 "--set train.seq_len=64 --set fp8.accumulate=promote128",
@@ -185,13 +200,60 @@ static void test_accumulations(void **state) {
     assert_says(&j, "fp8.accumulate changed: hopper14 -> promote128");
 }
 
+// amax_of: the table of static scales in a run's checkpoint of step 5; returns the number of its values.
+static int64_t amax_of(const char *name, float **out) {
+    TensorFile *f = NULL;
+    TensorInfo info;
+    assert_int_equal(tensorfile_open(&f, path_of("%s/checkpoints/step_00000005/index.h5", name)), OK);
+    assert_int_equal(tensorfile_info(f, "fp8.static_amax", &info), OK);
+    int64_t n = info.shape[0] * info.shape[1];
+    *out = malloc((size_t)n * sizeof **out);
+    assert_int_equal(tensorfile_read(f, "fp8.static_amax", DT_F32, n, *out), OK);
+    assert_int_equal(tensorfile_close(&f, false), OK);
+    return n;
+}
+
+// Static scales: fixed after two steps of calibration; a run that is resumed, on other ranks too, goes on with them.
+static void test_static(void **state) {
+    (void)state;
+    static const char *const words = "--threads 1 --set train.seq_len=64 --set fp8.scaling=static "
+                                     "--set fp8.static_steps=2 --set checkpoint.every=2 --set checkpoint.keep_last=9 "
+                                     "--set debug.state_hash=true";
+    Job j;
+    char base[512];
+    snprintf(base, sizeof base, "train --config %s/configs/tiny.yaml %s", drive_source(), words);
+    assert_int_equal(run(&j, 1, "%s --run-dir %s --steps 5", base, path_of("static")), 0);
+    assert_says(&j, "gradients static pow2 e4m3; calibrated in 2 steps per tensor, margin 2; accumulate promote128\n");
+    assert_says(&j, "calibration of 2 steps is done: the scales of ");
+    run_ok(1, "%s --run-dir %s --resume %s@2 --steps 5", base, path_of("static-1"), path_of("static"));
+    run_ok(2, "%s --run-dir %s --resume %s@4 --steps 5 --set parallel.ep=2", base, path_of("static-2"),
+           path_of("static"));
+    Steps a = steps_read(path_of("static")), b = steps_read(path_of("static-1")), c = steps_read(path_of("static-2"));
+    assert_same_steps(&a, &b, 3, 5, "loss grad_norm state_hash");
+    assert_true(fabs(atof(step_text(&a, 5, "lm_loss")) - atof(step_text(&c, 5, "lm_loss"))) < 5e-3);
+    steps_free(&a);
+    steps_free(&b);
+    steps_free(&c);
+    float *x = NULL, *y = NULL;
+    int64_t n = amax_of("static", &x), seen = 0;
+    assert_int_equal(amax_of("static-2", &y), n);
+    assert_memory_equal(x, y, (size_t)n * sizeof *x);
+    for (int64_t i = 0; i < n; i++) seen += x[i] > 0;
+    assert_true(seen > 100 && seen < n);
+    free(x);
+    free(y);
+    run_ok(1, "eval --checkpoint %s --data %s/data/samples/tiny.heldout.h5 --threads 1", path_of("static"),
+           drive_source());
+}
+
 int main(int argc, char **argv) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_loss_falls),
         cmocka_unit_test(test_copy),
         cmocka_unit_test(test_copy_untrained),
         cmocka_unit_test(test_bytes),
-        cmocka_unit_test(test_accumulations),
+        cmocka_unit_test(test_recipes),
+        cmocka_unit_test(test_static),
     };
     drive_init(argc, argv);
     return drive_done(cmocka_run_group_tests_name("train_learns", tests, NULL, NULL));

@@ -99,7 +99,8 @@ void args_help(const Command *c, FILE *out) {
         if (n > width && n <= HELP_COLUMN) width = n;
     }
     for (int i = 0; i < c->nflags; i++) put_flag(&c->flags[i], width, out);
-    fprintf(out, "  --help%*s  this text\n", width - (int)strlen("help"), "");
+    fprintf(out, "  --help%*s  this text; --isa, of every command: 'tessera --help'\n",
+            width - (int)strlen("help"), "");
 }
 
 // Is `text` one of the words of "a|b|c"? A word in capitals stands for any text.

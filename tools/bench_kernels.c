@@ -151,24 +151,24 @@ static Err make_case(Bench *b, GemmCase *c) {
         TRY(make_plain(b, c, &c->b, L * c->n, c->k));
     } else if (c->kind == FP8_WGRAD) {
         Mat x;
-        TRY(arena_matq_cols(b->arena, &c->qa, SCALE_E8M0, c->m, R, L, "bench operand"));
-        TRY(arena_matq_cols(b->arena, &c->qb, SCALE_E8M0, c->n, R, L, "bench operand"));
+        TRY(arena_matq_cols(b->arena, &c->qa, SCALE_E8M0, CODE_E4M3, c->m, R, L, "bench operand"));
+        TRY(arena_matq_cols(b->arena, &c->qb, SCALE_E8M0, CODE_E4M3, c->n, R, L, "bench operand"));
         TRY(make_f32(b->arena, &x, R, c->m));
-        TRY(quant_tile_t_cpu(&c->cx, c->qa, x, c->g, NULL));
+        TRY(quant_tile_t_cpu(&c->cx, c->qa, x, c->g, (QuantRule){0}, NULL));
         TRY(make_f32(b->arena, &x, R, c->n));
-        TRY(quant_tile_t_cpu(&c->cx, c->qb, x, c->g, NULL));
+        TRY(quant_tile_t_cpu(&c->cx, c->qb, x, c->g, (QuantRule){0}, NULL));
     } else {
         bool is_dgrad = c->kind == FP8_DGRAD;
         int64_t wrows = is_dgrad ? c->k : c->n, wcols = is_dgrad ? c->n : c->k;
         Mat x;
         void *p = NULL;
-        TRY(arena_matq_rows(b->arena, &c->qa, SCALE_E8M0, R, c->k, "bench operand"));
-        TRY(arena_push(b->arena, &p, weight_bytes(L, wrows, wcols), "bench weights"));
-        c->qb = weight_view(p, L, wrows, wcols);
+        TRY(arena_matq_rows(b->arena, &c->qa, SCALE_E8M0, CODE_E4M3, R, c->k, "bench operand"));
+        TRY(arena_push(b->arena, &p, weight_bytes(L, wrows, wcols, SCALE_F32), "bench weights"));
+        c->qb = weight_view(p, L, wrows, wcols, SCALE_F32);
         TRY(make_f32(b->arena, &x, R, c->k));
-        TRY(quant_tile_cpu(&c->cx, c->qa, x, NULL));
+        TRY(quant_tile_cpu(&c->cx, c->qa, x, (QuantRule){0}, NULL));
         TRY(make_f32(b->arena, &x, L * wrows, wcols));
-        TRY(weight_prepare_cpu(&c->cx, c->qb, x, NULL));
+        TRY(weight_prepare_cpu(&c->cx, c->qb, x, (QuantRule){0}, NULL));
     }
     return OK;
 }
@@ -236,6 +236,7 @@ typedef struct QuantCase {
     OpCx cx;
     Mat x; // values, bf16 or f32
     MatQ rows, tokens, weight;
+    QuantCount count;
     void *from, *to; // memcpy
     int64_t bytes;
 } QuantCase;
@@ -243,11 +244,12 @@ typedef struct QuantCase {
 static Err run_quant(void *user) {
     QuantCase *c = user;
     Groups all = {0};
+    QuantRule tiles = {0};
     switch (c->kind) {
-    case QUANT_ROWS: return quant_tile_cpu(&c->cx, c->rows, c->x, NULL);
-    case QUANT_TOKENS: return quant_tile_t_cpu(&c->cx, c->tokens, c->x, all, NULL);
-    case REQUANT: return requant_tile_t_cpu(&c->cx, c->tokens, c->rows, all, NULL);
-    case WEIGHT: return weight_prepare_cpu(&c->cx, c->weight, c->x, NULL);
+    case QUANT_ROWS: return quant_tile_cpu(&c->cx, c->rows, c->x, tiles, &c->count);
+    case QUANT_TOKENS: return quant_tile_t_cpu(&c->cx, c->tokens, c->x, all, tiles, &c->count);
+    case REQUANT: return requant_tile_t_cpu(&c->cx, c->tokens, c->rows, all, tiles, &c->count);
+    case WEIGHT: return weight_prepare_cpu(&c->cx, c->weight, c->x, tiles, &c->count);
     default: return dequant_cpu(&c->cx, c->x, c->rows);
     }
 }
@@ -275,15 +277,15 @@ static Err report_quant(Bench *b, QuantKind kind, DType t, ScaleType st, int64_t
         (kind == REQUANT ? 2 : 1 + (int64_t)dtype_bytes(t)); // read and written, but the scales
     TRY(make_f32(b->arena, &f, rows, cols));
     TRY(arena_mat(b->arena, &c.x, t, rows, cols, "bench values"));
-    TRY(arena_matq_rows(b->arena, &c.rows, st, rows, cols, "bench codes"));
-    TRY(arena_matq_cols(b->arena, &c.tokens, st, cols, rows, 1, "bench codes"));
-    TRY(arena_push(b->arena, &p, weight_bytes(1, rows, cols), "bench weight"));
+    TRY(arena_matq_rows(b->arena, &c.rows, st, CODE_E4M3, rows, cols, "bench codes"));
+    TRY(arena_matq_cols(b->arena, &c.tokens, st, CODE_E4M3, cols, rows, 1, "bench codes"));
+    TRY(arena_push(b->arena, &p, weight_bytes(1, rows, cols, SCALE_F32), "bench weight"));
     TRY(arena_push(b->arena, &c.from, (size_t)c.bytes, "bench copy"));
     TRY(arena_push(b->arena, &c.to, (size_t)c.bytes, "bench copy"));
     memset(c.from, 0, (size_t)c.bytes);
-    c.weight = weight_view(p, 1, rows, cols);
-    TRY(quant_tile_cpu(&c.cx, c.rows, f, NULL));
-    TRY(quant_tile_t_cpu(&c.cx, c.tokens, f, all, NULL));
+    c.weight = weight_view(p, 1, rows, cols, SCALE_F32);
+    TRY(quant_tile_cpu(&c.cx, c.rows, f, (QuantRule){0}, NULL));
+    TRY(quant_tile_t_cpu(&c.cx, c.tokens, f, all, (QuantRule){0}, NULL));
     TRY(dequant_cpu(&c.cx, c.x, c.rows));
     double seconds = 0, copy = 0;
     TRY(bench_time(&seconds, run_quant, &c));

@@ -67,7 +67,10 @@ static void report_machine(void) {
     double limit = group_limit();
     log_line("processor   %s", cpu[0] ? cpu : "unknown");
     log_line("cores       %d of %ld may be used here", boot_cores(), sysconf(_SC_NPROCESSORS_ONLN));
-    log_line("backend     %s, instruction set %s", ops_cpu()->backend, ops_cpu()->isa);
+    char isas[160];
+    ops_isa_list(isas, sizeof isas);
+    log_line("backend     %s, instruction set %s (of %s)", ops_cpu()->backend, ops_cpu()->isa,
+             isas);
     if (limit > 0 && limit < total) {
         log_line("memory      %s, %s available; limited to %s by the control group",
                  text_bytes(total).s, text_bytes(available).s, text_bytes(limit).s);

@@ -12,6 +12,7 @@
 #include "commands.h"
 #include "log.h"
 #include "nearest.h"
+#include "ops.h"
 
 typedef struct Subcommand {
     const char *name;
@@ -40,6 +41,10 @@ static void print_help(FILE *out) {
         fprintf(out, "  %-10s  %s\n", commands[i].name, commands[i].help);
     }
     fprintf(out,
+            "\nEvery command takes --isa NAME: compute with this instruction set instead of the "
+            "best here\n(amx, avx512-bf16, avx512, avx2, portable; 'tessera doctor' says which "
+            "can run).\n");
+    fprintf(out,
             "\n'tessera COMMAND --help' lists a command's flags; 'tessera --version' versions.\n");
 }
 
@@ -51,7 +56,31 @@ static Err unknown_command(const char *word) {
     FAIL(E_USAGE, "unknown command '%.60s'; see 'tessera --help'", word);
 }
 
+// take_isa: obey `--isa NAME` or `--isa=NAME` wherever it stands before `--`, and take it out of
+// the command line: no command has to know it. The last one counts.
+static Err take_isa(int *argc, char **argv) {
+    const char *name = NULL;
+    int n = 1;
+    bool has_ended = false;
+    for (int i = 1; i < *argc; i++) {
+        has_ended = has_ended || !strcmp(argv[i], "--");
+        if (!has_ended && !strncmp(argv[i], "--isa=", strlen("--isa="))) {
+            name = argv[i] + strlen("--isa=");
+        } else if (!has_ended && !strcmp(argv[i], "--isa")) {
+            CHECK(i + 1 < *argc, E_USAGE, "--isa needs a NAME; 'tessera doctor' lists them");
+            name = argv[++i];
+        } else {
+            argv[n++] = argv[i];
+        }
+    }
+    *argc = n;
+    argv[n] = NULL;
+    if (name) TRY(ops_isa_select(name));
+    return OK;
+}
+
 static Err run(int argc, char **argv) {
+    TRY(take_isa(&argc, argv));
     if (argc < 2) {
         print_help(stderr);
         FAIL(E_USAGE, "no command");

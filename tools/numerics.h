@@ -27,8 +27,8 @@ NumericsPath numerics_path(const Numerics *n, const char *name);
 typedef enum QuantForm {
     QUANT_TENSOR, // the whole matrix
     QUANT_ROW,    // a row
-    QUANT_TILE,   // 1x128: quant_tile
-    QUANT_BLOCK,  // 128x128: with FP32 scales weight_prepare
+    QUANT_TILE,   // 1x128
+    QUANT_BLOCK,  // 128x128, as in weights
     QUANT_STATIC, // the whole matrix, calibrated on its first eighth of the rows
     QUANT_FORMS,
 } QuantForm;
@@ -36,14 +36,9 @@ const char *quant_form_name(QuantForm form);
 
 // quant_apply: y = x as its E4M3 codes and scales say it.
 //   x [M,N] f32 holding BF16 values; y [M,N] f32 out; count is added to.
-// The forms that training has run through its operations, the others through quant_piecewise.
-// Errors: E_INTERNAL (arena). Local.
+// By the operations of training. Errors: E_INTERNAL (arena). Local.
 Err quant_apply(Numerics *n, Mat y, QuantCount *count, Mat x, QuantForm form,
                 ScaleType st) MUST_CHECK;
-// quant_piecewise: the same for any form by the scalar codecs of fp8.h, to the bit.
-void quant_piecewise(Mat y, QuantCount *count, Mat x, QuantForm form, ScaleType st);
-// quant_encode: codes [rows * cols] of x for one scale, a power of two, which is returned.
-float quant_encode(uint8_t *codes, Mat x);
 
 // Errors over the values of x that are finite.
 typedef struct QuantError {

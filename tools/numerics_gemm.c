@@ -1,12 +1,12 @@
 // numerics_gemm.c - how much FP8 products lose along the contraction, by its length, by the mode of
 // accumulation and by the promotion interval. See numerics.h.
 //
-// The operands are N(0,1), quantised with one scale each; the yardstick is the product of the same
-// codes and scales in double precision, so that quantisation error is not in it. The scales are
-// powers of two: then it changes no bit where they are multiplied in, as on the hardware, where
-// products of codes enter the sum exactly and scales come later; all error is the sum's. The
-// operation is gemm_fp8_wgrad, the product of two row-quantised matrices; all FP8 products share
-// its inner loop.
+// The operands are N(0,1), quantised with one scale each (SCOPE_TENSOR); the yardstick is the
+// product of the same codes and scales in double precision, so that quantisation error is not in
+// it. The scales are powers of two: then it changes no bit where they are multiplied in, as on the
+// hardware, where products of codes enter the sum exactly and scales come later; all error is the
+// sum's. The operation is gemm_fp8_wgrad, the product of two row-quantised matrices; all FP8
+// products share its inner loop.
 #include <math.h>
 #include <string.h>
 
@@ -55,32 +55,25 @@ typedef struct Product {
     float *c;      // [SIDE, SIDE]
 } Product;
 
-// random_operand: [SIDE, k] N(0,1) in BF16, one scale, written once per tile as operations want it.
+// random_operand: [SIDE, k] N(0,1) in BF16, one scale for all of them.
 static Err random_operand(Numerics *n, MatQ *q, int64_t k, uint64_t stream) {
     Mat x;
-    uint8_t *codes = NULL;
-    TRY(arena_matq_rows(n->arena, q, SCALE_F32, SIDE, k, "operand"));
+    TRY(arena_matq_rows(n->arena, q, SCALE_E8M0, CODE_E4M3, SIDE, k, "operand"));
     size_t mark = arena_mark(n->arena);
     TRY(arena_mat(n->arena, &x, DT_F32, SIDE, k, "values"));
-    ARENA_NEW(n->arena, codes, SIDE * k);
     for (int64_t i = 0; i < SIDE * k; i++)
-        ((float *)x.p)[i] = bf16_round((float)rng_normal(SEED, stream, (uint64_t)i));
-    float s = quant_encode(codes, x);
-    for (int64_t r = 0; r < SIDE; r++) {
-        memcpy(q->q + r * q->ld, codes + r * k, (size_t)k);
-        for (int64_t t = 0; t < ceil_div(k, TILE); t++)
-            ((float *)q->s)[r * q->srow + t * q->scol] = s;
-    }
+        ((float *)x.p)[i] = (float)rng_normal(SEED, stream, (uint64_t)i);
+    TRY(n->ops->quant_tile(&n->cx, *q, x, (QuantRule){.scope = SCOPE_TENSOR}, NULL));
     arena_release(n->arena, mark);
     return OK;
 }
 
 // decode: codes [SIDE, k] times their scale (one for all), in double.
 static void decode(double *v, MatQ q) {
+    double s = (double)f32_from_e8m0(((uint8_t *)q.s)[0]);
     for (int64_t r = 0; r < q.rows; r++)
         for (int64_t c = 0; c < q.cols; c++)
-            v[r * q.cols + c] =
-                (double)f32_from_e4m3(q.q[r * q.ld + c]) * (double)((float *)q.s)[0];
+            v[r * q.cols + c] = (double)f32_from_e4m3(q.q[r * q.ld + c]) * s;
 }
 
 static Err product_new(Numerics *n, Product *p, int64_t k) {

@@ -1,8 +1,8 @@
 // numerics_quant.c - how much E4M3 loses, by what shares a scale, by the format of the scale and by
 // the kind of data. See numerics.h.
 //
-// Data holds BF16 values, as what the quantiser gets in training, so that all error is E4M3's. The
-// forms that training uses run through its operations; the others only exist here.
+// Data holds BF16 values, as what the quantiser gets in training, so that all error is E4M3's, and
+// runs through the operations of training.
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -24,14 +24,8 @@ const char *quant_form_name(QuantForm form) {
     return form_names[form];
 }
 
-// --- quantisation in pieces, by the scalar codecs ---
-
 static const float *row_of(Mat x, int64_t r) {
     return (const float *)x.p + r * x.ld;
-}
-
-static Mat part(Mat x, int64_t r0, int64_t c0, int64_t rows, int64_t cols) {
-    return mat_cols(mat_rows(x, r0, min_i64(rows, x.rows - r0)), c0, min_i64(cols, x.cols - c0));
 }
 
 static float amax_of(Mat x) {
@@ -44,78 +38,16 @@ static float amax_of(Mat x) {
     return most;
 }
 
-static float scale_of(float amax, ScaleType st) {
-    return st == SCALE_F32 ? tile_scale_f32(amax) : f32_from_e8m0(tile_scale_e8m0(amax));
-}
-
-static uint8_t encode(float x, float s, QuantCount *count) {
-    float v = x / s;
-    uint8_t q = isfinite(x) ? e4m3_from_f32(v) : E4M3_NAN;
-    count->values++;
-    count->saturated += isfinite(x) && fabsf(v) > E4M3_MAX;
-    count->underflow += (q & 0x7F) == 0 && x != 0.0f;
-    return q;
-}
-
-static void encode_piece(Mat y, Mat x, float s, QuantCount *count) {
-    for (int64_t r = 0; r < x.rows; r++)
-        for (int64_t c = 0; c < x.cols; c++)
-            ((float *)mat_at(y, r, c))[0] = f32_from_e4m3(encode(row_of(x, r)[c], s, count)) * s;
-    count->tiles++;
-}
-
-float quant_encode(uint8_t *codes, Mat x) {
-    QuantCount count = {0};
-    float s = scale_of(amax_of(x), SCALE_E8M0);
-    for (int64_t r = 0; r < x.rows; r++)
-        for (int64_t c = 0; c < x.cols; c++)
-            codes[r * x.cols + c] = encode(row_of(x, r)[c], s, &count);
-    return s;
-}
-
-void quant_piecewise(Mat y, QuantCount *count, Mat x, QuantForm form, ScaleType st) {
-    bool is_whole = form == QUANT_TENSOR || form == QUANT_STATIC;
-    int64_t rows = is_whole ? x.rows : form == QUANT_BLOCK ? TILE : 1;
-    int64_t cols = is_whole || form == QUANT_ROW ? x.cols : TILE;
-    for (int64_t r = 0; r < x.rows; r += rows)
-        for (int64_t c = 0; c < x.cols; c += cols) {
-            Mat piece = part(x, r, c, rows, cols), seen = piece;
-            if (form == QUANT_STATIC) seen.rows = ceil_div(x.rows, CALIBRATION);
-            encode_piece(part(y, r, c, rows, cols), piece, scale_of(amax_of(seen), st), count);
-        }
-}
-
-// --- the same as training does it ---
-
-static Err apply_tile(Numerics *n, Mat y, QuantCount *count, Mat x, ScaleType st) {
-    MatQ q;
-    if (st == SCALE_F32 && x.cols % 4 != 0) { // rows of the wire are multiples of 4 bytes
-        quant_piecewise(y, count, x, QUANT_TILE, st);
-        return OK;
-    }
-    TRY(arena_matq_rows(n->arena, &q, st, x.rows, x.cols, "codes"));
-    TRY(n->ops->quant_tile(&n->cx, q, x, count));
-    TRY(n->ops->dequant(&n->cx, y, q));
-    return OK;
-}
-
-static Err apply_block(Numerics *n, Mat y, QuantCount *count, Mat x) {
-    void *p = NULL;
-    TRY(arena_push(n->arena, &p, weight_bytes(1, x.rows, x.cols), "blocks"));
-    MatQ q = weight_view(p, 1, x.rows, x.cols);
-    TRY(n->ops->weight_prepare(&n->cx, q, x, count));
-    TRY(n->ops->dequant(&n->cx, y, q));
-    return OK;
-}
-
 Err quant_apply(Numerics *n, Mat y, QuantCount *count, Mat x, QuantForm form, ScaleType st) {
+    static const QuantScope scopes[] = {SCOPE_TENSOR, SCOPE_ROW, SCOPE_TILE, SCOPE_BLOCK,
+                                        SCOPE_STATIC};
+    QuantRule rule = {.scope = scopes[form]};
+    if (form == QUANT_STATIC) rule.amax = amax_of(mat_rows(x, 0, ceil_div(x.rows, CALIBRATION)));
     size_t mark = arena_mark(n->arena);
-    if (form == QUANT_TILE)
-        TRY(apply_tile(n, y, count, x, st));
-    else if (form == QUANT_BLOCK && st == SCALE_F32)
-        TRY(apply_block(n, y, count, x));
-    else
-        quant_piecewise(y, count, x, form, st);
+    MatQ q;
+    TRY(arena_matq_rows(n->arena, &q, st, CODE_E4M3, x.rows, x.cols, "codes"));
+    TRY(n->ops->quant_tile(&n->cx, q, x, rule, count));
+    TRY(n->ops->dequant(&n->cx, y, q));
     arena_release(n->arena, mark);
     return OK;
 }

@@ -2,11 +2,13 @@
 // schedule; and every operation gives the same bits under every schedule.
 #include "on_cpu.h"
 #include "e5m6.h"
+#include "gemm_cuda_sm90.h"
 
 static const Device *dev;
 static Arena *scratch;
 static OpCx cx;
 static uint64_t stream = 1;
+static const QuantRule tiles_rule = {SCOPE_TILE, 0.0f};
 
 // Normal numbers times a power of two per row, with some zeros, infinities and NaNs of both signs.
 static Mat values(DType t, int64_t rows, int64_t cols, int64_t pad, bool has_bad) {
@@ -50,8 +52,8 @@ static Codes codes(ScaleType st, int64_t rows, int64_t cols, int64_t tiles, int 
     Codes c = {{0}, (size_t)(nmat * rows * cols + 1), 0};
     int64_t srows = tile_rows == 1 ? rows : ceil_div(rows, TILE);
     c.sbytes = (size_t)(nmat * srows * tiles + 1) * (st == SCALE_F32 ? 4 : 1);
-    c.m = (MatQ){malloc(c.qbytes), malloc(c.sbytes), st, rows, cols, cols, tiles, 1, tile_rows, nmat, rows * cols,
-                 srows * tiles};
+    c.m = (MatQ){malloc(c.qbytes), malloc(c.sbytes), st, CODE_E4M3, rows, cols, cols, tiles, 1, tile_rows, nmat,
+                 rows * cols, srows * tiles};
     assert_true(c.m.q && c.m.s);
     memset(c.m.q, 0x55, c.qbytes); // what nobody writes must stay
     memset(c.m.s, 0x55, c.sbytes);
@@ -66,7 +68,8 @@ static void free_codes(Codes c) {
     free(c.m.s);
 }
 static void same_counts(QuantCount a, QuantCount b) {
-    assert_memory_equal(&a, &b, sizeof a);
+    assert_memory_equal(&a, &b, offsetof(QuantCount, amax_bits));
+    assert_int_equal(a.amax_bits, b.amax_bits);
     assert_true(a.values > 0 && a.tiles > 0);
 }
 
@@ -81,14 +84,14 @@ static void test_quant(void **state) {
         Mat x = values(t, M, K, 3, true), y = values(t, M, K, 1, false), z = like(y);
         Codes a = codes(st, M, K, ceil_div(K, TILE), 1, 1), b = codes(st, M, K, ceil_div(K, TILE), 1, 1);
         QuantCount na = {0}, nb = {0};
-        MUST_OK(quant_tile_cpu(&cx, a.m, x, &na));
+        MUST_OK(quant_tile_cpu(&cx, a.m, x, tiles_rule, &na));
         MUST_OK(dequant_cpu(&cx, y, a.m));
         Mat e = {calloc((size_t)(M * e5m6_row_bytes(K) + 1), 1), DT_U8, M, e5m6_row_bytes(K), e5m6_row_bytes(K)};
         Mat f = like(e);
         MUST_OK(quant_e5m6_cpu(&cx, e, x, &na));
         FOR_SCHEDULES(i) {
             nb = (QuantCount){0};
-            MUST_OK(quant_tile_cuda(&cx, b.m, x, &nb));
+            MUST_OK(quant_tile_cuda(&cx, b.m, x, tiles_rule, &nb));
             same_codes(a, b, "quant_tile");
             MUST_OK(dequant_cuda(&cx, z, b.m));
             same(y, z, "dequant");
@@ -114,14 +117,14 @@ static void test_quant_tokens(void **state) {
         Codes rows = codes(st, M, K, ceil_div(K, TILE), 1, 1), a = codes(st, K, M, tiles, 1, 1);
         Codes b = codes(st, K, M, tiles, 1, 1), c = codes(st, K, M, tiles, 1, 1), d = codes(st, K, M, tiles, 1, 1);
         QuantCount na = {0}, nb = {0};
-        MUST_OK(quant_tile_cpu(&cx, rows.m, x, NULL));
-        MUST_OK(quant_tile_t_cpu(&cx, a.m, x, g, &na));
-        MUST_OK(requant_tile_t_cpu(&cx, c.m, rows.m, g, &na));
+        MUST_OK(quant_tile_cpu(&cx, rows.m, x, tiles_rule, NULL));
+        MUST_OK(quant_tile_t_cpu(&cx, a.m, x, g, tiles_rule, &na));
+        MUST_OK(requant_tile_t_cpu(&cx, c.m, rows.m, g, tiles_rule, &na));
         FOR_SCHEDULES(i) {
             nb = (QuantCount){0};
-            MUST_OK(quant_tile_t_cuda(&cx, b.m, x, g, &nb));
+            MUST_OK(quant_tile_t_cuda(&cx, b.m, x, g, tiles_rule, &nb));
             same_codes(a, b, "quant_tile_t");
-            MUST_OK(requant_tile_t_cuda(&cx, d.m, rows.m, g, &nb));
+            MUST_OK(requant_tile_t_cuda(&cx, d.m, rows.m, g, tiles_rule, &nb));
             same_codes(c, d, "requant_tile_t");
             same_counts(na, nb);
         }
@@ -131,20 +134,67 @@ static void test_quant_tokens(void **state) {
 
 static void test_weights(void **state) {
     (void)state;
-    for (int k = 0; k < 2; k++) {
-        int64_t N = k ? 130 : 40, K = k ? 129 : 300, nmat = 2, tiles = ceil_div(K, TILE);
+    for (int k = 0; k < 4; k++) {
+        int64_t N = k & 1 ? 130 : 40, K = k & 1 ? 129 : 300, nmat = 2, tiles = ceil_div(K, TILE);
         Mat x = values(DT_BF16, nmat * N, K, 0, true);
-        Codes a = codes(SCALE_F32, N, K, tiles, TILE, nmat), b = codes(SCALE_F32, N, K, tiles, TILE, nmat);
+        ScaleType st = k & 2 ? SCALE_E8M0 : SCALE_F32;
+        Codes a = codes(st, N, K, tiles, TILE, nmat), b = codes(st, N, K, tiles, TILE, nmat);
         QuantCount na = {0}, nb = {0};
-        MUST_OK(weight_prepare_cpu(&cx, a.m, x, &na));
+        MUST_OK(weight_prepare_cpu(&cx, a.m, x, tiles_rule, &na));
         FOR_SCHEDULES(i) {
             nb = (QuantCount){0};
-            MUST_OK(weight_prepare_cuda(&cx, b.m, x, &nb));
+            MUST_OK(weight_prepare_cuda(&cx, b.m, x, tiles_rule, &nb));
             same_codes(a, b, "weight_prepare");
             same_counts(na, nb);
         }
         free(x.p), free_codes(a), free_codes(b);
     }
+}
+
+// What the backend does not have is refused by its name, whichever operand or kernel it is, and nothing is written.
+static void test_refused(void **state) {
+    (void)state;
+    enum { N = 8 };
+    static const char *const scopes[] = {"tile", "block", "row", "tensor", "static"};
+    Mat x = values(DT_F32, N, N, 0, false), y = values(DT_F32, N, N, 0, false);
+    Codes q = codes(SCALE_E8M0, N, N, 1, 1, 1), r = codes(SCALE_F32, N, N, 1, 1, 1);
+    Codes w = codes(SCALE_F32, N, N, 1, TILE, 1), untouched = codes(SCALE_E8M0, N, N, 1, 1, 1);
+    Groups g = {0};
+    QuantCount n = {0};
+    for (int scope = SCOPE_BLOCK; scope <= SCOPE_STATIC; scope++) {
+        QuantRule rule = {(QuantScope)scope, 1.0f};
+        MUST_FAIL(quant_tile_cuda(&cx, q.m, x, rule, &n), E_INTERNAL, scopes[scope]);
+        MUST_FAIL(quant_tile_t_cuda(&cx, q.m, x, g, rule, &n), E_INTERNAL, scopes[scope]);
+        MUST_FAIL(requant_tile_t_cuda(&cx, q.m, r.m, g, rule, &n), E_INTERNAL, scopes[scope]);
+        MUST_FAIL(weight_prepare_cuda(&cx, w.m, x, rule, &n), E_INTERNAL, scopes[scope]);
+    }
+    MUST_FAIL(quant_tile_cuda(&cx, q.m, x, (QuantRule){(QuantScope)7, 0.0f}, &n), E_INTERNAL, "no scope");
+    MatQ half = q.m, weight = w.m;
+    half.ct = weight.ct = CODE_E5M2;
+    MUST_FAIL(quant_tile_cuda(&cx, half, x, tiles_rule, &n), E_INTERNAL,
+              "scope 'tile' with E5M2 codes and E8M0 scales");
+    MUST_FAIL(quant_tile_t_cuda(&cx, half, x, g, tiles_rule, &n), E_INTERNAL, "E5M2");
+    MUST_FAIL(requant_tile_t_cuda(&cx, half, r.m, g, tiles_rule, &n), E_INTERNAL, "E5M2");
+    MUST_FAIL(requant_tile_t_cuda(&cx, q.m, half, g, tiles_rule, &n), E_INTERNAL, "E5M2");
+    MUST_FAIL(weight_prepare_cuda(&cx, weight, x, tiles_rule, &n), E_INTERNAL, "E5M2");
+    MUST_FAIL(dequant_cuda(&cx, y, half), E_INTERNAL, "E5M2");
+    int64_t start = 0, count = N;
+    g = (Groups){&start, &count, 1};
+    for (int sm90 = 0; sm90 < 2; sm90++) { // the plain kernel's check, then that of Hopper's
+        gemm_sm90_choose(sm90);
+        assert_int_equal(gemm_sm90_takes(&cx, half, w.m, true), sm90);
+        MUST_FAIL(gemm_fp8_fprop_cuda(&cx, y, half, w.m, false), E_INTERNAL, "E5M2 and E4M3 codes");
+        MUST_FAIL(gemm_fp8_dgrad_cuda(&cx, y, q.m, weight, false), E_INTERNAL, "E4M3 and E5M2 codes");
+        MUST_FAIL(gemm_fp8_wgrad_cuda(&cx, y, half, half, false), E_INTERNAL, "E5M2 and E5M2 codes");
+        MUST_FAIL(ggemm_fp8_fprop_cuda(&cx, y, q.m, weight, g, false), E_INTERNAL, "E4M3 and E5M2 codes");
+        MUST_FAIL(ggemm_fp8_dgrad_cuda(&cx, y, half, w.m, g, false), E_INTERNAL, "E5M2 and E4M3 codes");
+        MUST_FAIL(ggemm_fp8_wgrad_cuda(&cx, y, q.m, half, g, false), E_INTERNAL, "E4M3 and E5M2 codes");
+    }
+    gemm_sm90_choose(-1);
+    MUST_OK(dev->sync());
+    same_codes(q, untouched, "refused");
+    assert_int_equal(n.values, 0);
+    free(x.p), free(y.p), free_codes(q), free_codes(r), free_codes(w), free_codes(untouched);
 }
 
 static void test_elements(void **state) {
@@ -325,7 +375,7 @@ int main(int argc, char **argv) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_quant),    cmocka_unit_test(test_quant_tokens), cmocka_unit_test(test_weights),
         cmocka_unit_test(test_elements), cmocka_unit_test(test_rows),         cmocka_unit_test(test_route),
-        cmocka_unit_test(test_steady),   cmocka_unit_test(test_xent),
+        cmocka_unit_test(test_steady),   cmocka_unit_test(test_xent),         cmocka_unit_test(test_refused),
     };
     int failed = cmocka_run_group_tests(tests, NULL, NULL);
     arena_destroy(&scratch);

@@ -52,12 +52,14 @@ static Err latents_fwd(const Shape *s, Cx *cx, const AttentionParams *p, Attenti
         TRY(arena_mat(cx->acts, &a->cq_raw, s->act, T, s->Rq, "attn.cq_raw"));
         TRY(linear_fprop(s, cx, a->cq_raw, &a->n, p->q_a, all));
         ARENA_NEW(cx->acts, a->rstd_q, T);
-        TRY(operand_normed(s, cx, &a->cq, a->rstd_q, a->cq_raw, p->q_a_norm, LATENT_EPS));
+        TRY(operand_normed(s, cx, &a->cq, a->rstd_q, a->cq_raw, p->q_a_norm, LATENT_EPS,
+                           SITE_Q_B_X));
     }
     TRY(arena_mat(cx->acts, &a->kva, s->act, T, s->Rkv + s->Dr, "attn.kva"));
     TRY(linear_fprop(s, cx, a->kva, &a->n, p->kv_a, all));
     ARENA_NEW(cx->acts, a->rstd_kv, T);
-    TRY(operand_normed(s, cx, &a->ckv, a->rstd_kv, mat_cols(a->kva, 0, s->Rkv), p->kv_a_norm, LATENT_EPS));
+    TRY(operand_normed(s, cx, &a->ckv, a->rstd_kv, mat_cols(a->kva, 0, s->Rkv), p->kv_a_norm, LATENT_EPS,
+                       SITE_KV_B_X));
     return rotate_key(s, cx, a, mat_cols(a->kva, s->Rkv, s->Dr), false);
 }
 
@@ -81,6 +83,7 @@ static Err keep_out(const Shape *s, Cx *cx, AttentionSaved *a, Mat o_x, Operand 
         a->o = o;
         return OK;
     }
+    a->o.sample = o.sample;
     TRY(arena_mat(cx->acts, &a->o_packed, DT_U8, o_x.rows, e5m6_row_bytes(o_x.cols), "attn.o_packed"));
     prof_enter(PROF_QUANT);
     TRY(cx->ops->quant_e5m6(&cx->op, a->o_packed, o_x, NULL));
@@ -124,7 +127,7 @@ static Err core_fwd(const Shape *s, Cx *cx, const AttentionParams *p, AttentionS
     prof_enter(PROF_ATTENTION);
     TRY(cx->ops->attn_fwd(&cx->op, o_x, a->lse, q, kv, kr, attn_shape(s, a), a->doc_start));
     prof_leave();
-    TRY(operand_make(s, cx, o, out, o_x, false));
+    TRY(operand_make(s, cx, o, out, o_x, SITE_O_X, false));
     TRY(keep_out(s, cx, a, o_x, *o));
     cx_saved(cx, SAVED_ATTN_OUT);
     return OK;
@@ -140,7 +143,7 @@ Err attention_fwd(const Shape *s, Cx *cx, const AttentionParams *p, AttentionSav
     *a = saved;
     ARENA_NEW(cx->acts, a->rstd, T);
     cx_saved(cx, SAVED_NORM);
-    TRY(operand_normed(s, cx, &a->n, a->rstd, x, p->norm, s->eps));
+    TRY(operand_normed(s, cx, &a->n, a->rstd, x, p->norm, s->eps, SITE_ATTN_IN_X));
     cx_saved(cx, SAVED_ATTN_IN);
     TRY(latents_fwd(s, cx, p, a, T));
     cx_saved(cx, SAVED_LATENT);
@@ -169,7 +172,7 @@ static Err core_bwd(const Shape *s, Cx *cx, const AttentionParams *p, AttentionS
         TRY(up_project(s, cx, p, &in, cx->scratch, &q, &kv));
     }
     TRY(kept_out(s, cx, a, &o_x));
-    TRY(operand_make(s, cx, &dyq, cx->scratch, dy, false));
+    TRY(operand_make(s, cx, &dyq, cx->scratch, dy, SITE_O_DY, false));
     TRY(arena_mat(cx->scratch, &dout, s->act, T, s->H * s->Dv, "attn.dout"));
     TRY(linear_dgrad(s, cx, dout, &dyq, p->o, groups_none(), false));
     Mat kr = mat_cols(a->kva, s->Rkv, s->Dr), dkr = mat_cols(a->dkva, s->Rkv, s->Dr);
@@ -199,17 +202,17 @@ Err attention_bwd_input(const Shape *s, Cx *cx, const AttentionParams *p, Attent
     TRY(core_bwd(s, cx, p, a, dy));
     size_t mark = arena_mark(cx->scratch);
     Operand dq, dkv, dqa, dkva;
-    TRY(operand_make(s, cx, &dkv, cx->scratch, a->dkv, false));
+    TRY(operand_make(s, cx, &dkv, cx->scratch, a->dkv, SITE_KV_B_DY, false));
     TRY(latent_bwd(s, cx, mat_cols(a->dkva, 0, s->Rkv), &dkv, p->kv_b, mat_cols(a->kva, 0, s->Rkv), p->kv_a_norm,
                    a->rstd_kv));
-    TRY(operand_make(s, cx, &dkva, cx->scratch, a->dkva, false));
-    TRY(operand_make(s, cx, &dq, cx->scratch, a->dq, false));
+    TRY(operand_make(s, cx, &dkva, cx->scratch, a->dkva, SITE_KV_A_DY, false));
+    TRY(operand_make(s, cx, &dq, cx->scratch, a->dq, s->Rq > 0 ? SITE_Q_B_DY : SITE_Q_DY, false));
     const Param *first = p->q; // the linear that shares its input with kv_a
     dqa = dq;
     if (s->Rq > 0) {
         TRY(arena_mat(cx->acts, &a->dcq_raw, s->act, dy.rows, s->Rq, "attn.dcq_raw"));
         TRY(latent_bwd(s, cx, a->dcq_raw, &dq, p->q_b, a->cq_raw, p->q_a_norm, a->rstd_q));
-        TRY(operand_make(s, cx, &dqa, cx->scratch, a->dcq_raw, false));
+        TRY(operand_make(s, cx, &dqa, cx->scratch, a->dcq_raw, SITE_Q_A_DY, false));
         first = p->q_a;
     }
     Mat dn;
@@ -220,10 +223,10 @@ Err attention_bwd_input(const Shape *s, Cx *cx, const AttentionParams *p, Attent
     return OK;
 }
 
-static Err wgrad_one(const Shape *s, Cx *cx, Param *w, Mat dy, const Turned *x) {
+static Err wgrad_one(const Shape *s, Cx *cx, Param *w, Mat dy, Site site, const Turned *x) {
     Turned t;
     size_t mark = arena_mark(cx->scratch);
-    TRY(turn_fresh(s, cx, &t, dy, groups_none()));
+    TRY(turn_fresh(s, cx, &t, dy, site, groups_none()));
     TRY(linear_wgrad(s, cx, w, &t, x, groups_none()));
     arena_release(cx->scratch, mark);
     return OK;
@@ -231,10 +234,12 @@ static Err wgrad_one(const Shape *s, Cx *cx, Param *w, Mat dy, const Turned *x) 
 
 // turn_out: Wgrad's form of the input of o: from its E4M3 codes, or from the decoded 12-bit ones.
 static Err turn_out(const Shape *s, Cx *cx, Turned *t, const AttentionSaved *a) {
-    if (!s->cache_o_e5m6) return turn_codes(s, cx, t, &a->o, groups_none());
+    if (!s->cache_o_e5m6) return turn_codes(s, cx, t, &a->o, SITE_O_X_T, groups_none());
     Mat o_x;
     TRY(kept_out(s, cx, a, &o_x));
-    return turn_fresh(s, cx, t, o_x, groups_none());
+    TRY(turn_fresh(s, cx, t, o_x, SITE_O_X_T, groups_none()));
+    t->sample = a->o.sample; // forward's, not the decoded one
+    return OK;
 }
 
 Err attention_bwd_weight(const Shape *s, Cx *cx, const AttentionParams *p, AttentionSaved *a) {
@@ -242,22 +247,23 @@ Err attention_bwd_weight(const Shape *s, Cx *cx, const AttentionParams *p, Atten
     size_t mark = arena_mark(cx->scratch);
     Turned x;
     TRY(turn_out(s, cx, &x, a));
-    TRY(wgrad_one(s, cx, p->o, a->dy, &x));
+    TRY(wgrad_one(s, cx, p->o, a->dy, SITE_O_DY_T, &x));
     arena_release(cx->scratch, mark);
     AttentionSaved in;
     TRY(restored(s, cx, p, &in, a));
     size_t inner = arena_mark(cx->scratch);
-    TRY(turn_codes(s, cx, &x, &in.ckv, all));
-    TRY(wgrad_one(s, cx, p->kv_b, a->dkv, &x));
+    TRY(turn_codes(s, cx, &x, &in.ckv, SITE_KV_B_X_T, all));
+    TRY(wgrad_one(s, cx, p->kv_b, a->dkv, SITE_KV_B_DY_T, &x));
     arena_release(cx->scratch, inner);
     if (s->Rq > 0) {
-        TRY(turn_codes(s, cx, &x, &in.cq, all));
-        TRY(wgrad_one(s, cx, p->q_b, a->dq, &x));
+        TRY(turn_codes(s, cx, &x, &in.cq, SITE_Q_B_X_T, all));
+        TRY(wgrad_one(s, cx, p->q_b, a->dq, SITE_Q_B_DY_T, &x));
         arena_release(cx->scratch, inner);
     }
-    TRY(turn_codes(s, cx, &x, &in.n, all));
-    TRY(wgrad_one(s, cx, s->Rq > 0 ? p->q_a : p->q, s->Rq > 0 ? a->dcq_raw : a->dq, &x));
-    TRY(wgrad_one(s, cx, p->kv_a, a->dkva, &x));
+    TRY(turn_codes(s, cx, &x, &in.n, SITE_ATTN_IN_X_T, all));
+    if (s->Rq > 0) TRY(wgrad_one(s, cx, p->q_a, a->dcq_raw, SITE_Q_A_DY_T, &x));
+    else TRY(wgrad_one(s, cx, p->q, a->dq, SITE_Q_DY_T, &x));
+    TRY(wgrad_one(s, cx, p->kv_a, a->dkva, SITE_KV_A_DY_T, &x));
     arena_release(cx->scratch, mark);
     return OK;
 }

@@ -2,7 +2,7 @@
 //
 // Ranges of single keys are checked while reading (config.c); here are only rules between keys, and
 // the few open ends of a range (a value that must be above 0, not at it).
-#include "config.h"
+#include "recipe.h"
 
 // RULE: the condition, and what the user reads if it fails.
 #define RULE(cond, ...) CHECK(cond, E_CONFIG, __VA_ARGS__)
@@ -58,12 +58,16 @@ static Err check_widths(const Config *c) {
          H * (c->model.qk_nope_head_dim + c->model.v_head_dim), false},
         {"model.num_attention_heads * model.v_head_dim", H * c->model.v_head_dim, false},
     };
-    bool is_fp32_scaled = c->precision.mode == MODE_FP8 && c->fp8.scale_format == SCALE_FORMAT_FP32;
+    Recipe r = recipe_from_config(c);
+    bool is_fp32_scaled = c->precision.mode == MODE_FP8 && (r.row[CLASS_ACTIVATION].scale == SCALE_F32 ||
+                                                            r.row[CLASS_GRADIENT].scale == SCALE_F32);
     for (size_t i = 0; i < sizeof widths / sizeof widths[0]; i++) {
         bool is_needed = widths[i].is_wire || is_fp32_scaled;
         RULE(!is_needed || widths[i].width % 4 == 0, "%s (%lld) is not a multiple of 4%s",
              widths[i].name, LL(widths[i].width),
-             widths[i].is_wire ? "" : ", which fp8.scale_format fp32 needs");
+             widths[i].is_wire ? ""
+             : c->fp8.scale_format == SCALE_FORMAT_FP32 ? ", which fp8.scale_format fp32 needs"
+                                                        : ", which fp8.grad_scale_format fp32 needs");
     }
     return OK;
 }
@@ -157,6 +161,7 @@ static Err check_data(const Config *c) {
 
 Err config_check(const Config *c) {
     TRY(check_model(c));
+    TRY(recipe_check(c));
     int64_t ep = c->parallel.ep;
     RULE(c->parallel.comm != COMM_SELF || ep == 1,
          "parallel.comm self is one rank, but parallel.ep is %lld", LL(ep));

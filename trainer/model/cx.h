@@ -1,5 +1,6 @@
 // cx.h - what every layer gets: the backend, the ranks, the memory. Passed, never global.
 #pragma once
+#include "calibration.h"
 #include "comm.h"
 #include "device.h"
 #include "exchange.h"
@@ -34,11 +35,20 @@ typedef struct Cx {
     Comm *world, *ep, *edp; // all ranks; the expert group; the ranks with the same experts
     Mesh mesh;
     Arena *params, *state, *acts, *scratch;
-    QuantCount quant; // FP8 health of this rank since the last step; added to
-    ExBytes bytes;    // payload of the exchange since the last step; added to
-    bool is_measure;  // sizes only: nothing may be read or written through views
-    SavedBytes saved; // of the measuring pass
+    int64_t layer;            // the block that runs (MTP modules follow the main ones)
+    int64_t nblocks;          // blocks that `health` covers
+    QuantCount *health;       // [nblocks][SITE_COUNT] FP8 health of this rank; added to. NULL: nothing is counted
+    Calibration *calibration; // fp8.scaling static, else NULL
+    struct Shadow *shadow;    // products are compared with BF16 ones (shadow_gemm.h); else NULL
+    ExBytes bytes;            // payload of the exchange since the last step; added to
+    bool is_measure;          // sizes only: nothing may be read or written through views
+    SavedBytes saved;         // of the measuring pass
 } Cx;
+
+// cx_count: the counters of a site of the block that runs, NULL where nothing is counted.
+static inline QuantCount *cx_count(const Cx *cx, Site site) {
+    return cx->health ? &cx->health[cx->layer * SITE_COUNT + site] : NULL;
+}
 
 // cx_saved_block: a block of T tokens begins.
 static inline void cx_saved_block(Cx *cx, int64_t T) {

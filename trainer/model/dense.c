@@ -10,11 +10,12 @@ DenseParams dense_params(const Params *p, int64_t layer) {
 }
 
 Err ffn_fwd(const Shape *s, Cx *cx, const DenseParams *p, DenseSaved *a, Mat y, const Operand *n, int64_t T) {
+    static const GatedSites sites = {SITE_FFN_GATE_KEPT, SITE_FFN_UP_KEPT, SITE_FFN_DOWN_X, SITE_FFN_DOWN_X_T};
     Groups all = groups_none();
     size_t mark = arena_mark(cx->scratch);
     Mat g, u;
     Operand h;
-    TRY(gated_memory(s, cx, &a->mid, &g, &u, T, p->gate->rows));
+    TRY(gated_memory(s, cx, &a->mid, sites, &g, &u, T, p->gate->rows));
     TRY(linear_fprop(s, cx, g, n, p->gate, all));
     TRY(linear_fprop(s, cx, u, n, p->up, all));
     TRY(gated_fwd(s, cx, &a->mid, &h, g, u, NULL));
@@ -41,13 +42,13 @@ Err ffn_bwd_weight(const Shape *s, Cx *cx, const DenseParams *p, DenseSaved *a, 
     size_t mark = arena_mark(cx->scratch);
     Turned x, dy;
     TRY(gated_turned(s, cx, &a->mid, &x, all));
-    TRY(turn_fresh(s, cx, &dy, a->dy, all));
+    TRY(turn_fresh(s, cx, &dy, a->dy, SITE_FFN_DOWN_DY_T, all));
     TRY(linear_wgrad(s, cx, p->down, &dy, &x, all));
     arena_release(cx->scratch, mark);
-    TRY(turn_fresh(s, cx, &dy, a->dg, all));
+    TRY(turn_fresh(s, cx, &dy, a->dg, SITE_FFN_GATE_DY_T, all));
     TRY(linear_wgrad(s, cx, p->gate, &dy, n, all));
     arena_release(cx->scratch, mark);
-    TRY(turn_fresh(s, cx, &dy, a->du, all));
+    TRY(turn_fresh(s, cx, &dy, a->du, SITE_FFN_UP_DY_T, all));
     TRY(linear_wgrad(s, cx, p->up, &dy, n, all));
     arena_release(cx->scratch, mark);
     return OK;
@@ -60,7 +61,7 @@ Err dense_fwd(const Shape *s, Cx *cx, const DenseParams *p, DenseSaved *a, Mat y
     Mat out;
     ARENA_NEW(cx->acts, a->rstd, x.rows);
     cx_saved(cx, SAVED_NORM);
-    TRY(operand_normed(s, cx, &a->n, a->rstd, x, p->norm, s->eps));
+    TRY(operand_normed(s, cx, &a->n, a->rstd, x, p->norm, s->eps, SITE_FFN_IN_X));
     cx_saved(cx, SAVED_FFN_IN);
     TRY(arena_mat(cx->scratch, &out, s->act, x.rows, s->D, "dense.out"));
     TRY(ffn_fwd(s, cx, p, a, out, &a->n, x.rows));
@@ -76,10 +77,10 @@ Err dense_bwd_input(const Shape *s, Cx *cx, const DenseParams *p, DenseSaved *a,
     size_t mark = arena_mark(cx->scratch);
     Operand dyq, dg, du;
     Mat dn;
-    TRY(operand_make(s, cx, &dyq, cx->scratch, dy, false));
+    TRY(operand_make(s, cx, &dyq, cx->scratch, dy, SITE_FFN_OUT_DY, false));
     TRY(ffn_bwd_core(s, cx, p, a, &dyq, dy));
-    TRY(operand_make(s, cx, &dg, cx->scratch, a->dg, false));
-    TRY(operand_make(s, cx, &du, cx->scratch, a->du, false));
+    TRY(operand_make(s, cx, &dg, cx->scratch, a->dg, SITE_FFN_GATE_DY, false));
+    TRY(operand_make(s, cx, &du, cx->scratch, a->du, SITE_FFN_UP_DY, false));
     TRY(arena_mat(cx->scratch, &dn, s->act, dy.rows, s->D, "dense.dn"));
     TRY(linear_dgrad_pair(s, cx, dn, &dg, p->gate, &du, p->up, groups_none()));
     prof_enter(PROF_ELEMENTWISE);
@@ -94,7 +95,7 @@ Err dense_bwd_weight(const Shape *s, Cx *cx, const DenseParams *p, DenseSaved *a
     Turned n;
     Operand in = a->n;
     TRY(operand_restore(s, cx, &in, a->x, p->norm, s->eps));
-    TRY(turn_codes(s, cx, &n, &in, groups_none()));
+    TRY(turn_codes(s, cx, &n, &in, SITE_FFN_IN_X_T, groups_none()));
     TRY(ffn_bwd_weight(s, cx, p, a, &n));
     arena_release(cx->scratch, mark);
     return OK;

@@ -3,8 +3,8 @@
 
 #include "prof.h"
 
-Err gated_memory(const Shape *s, Cx *cx, Gated *a, Mat *g, Mat *u, int64_t rows, int64_t cols) {
-    Gated empty = {.rows = rows, .cols = cols};
+Err gated_memory(const Shape *s, Cx *cx, Gated *a, GatedSites site, Mat *g, Mat *u, int64_t rows, int64_t cols) {
+    Gated empty = {.site = site, .rows = rows, .cols = cols};
     Arena *arena = s->cache_swiglu_fp8 ? cx->scratch : cx->acts;
     *a = empty;
     TRY(arena_mat(arena, g, s->act, rows, cols, "gated.g"));
@@ -18,11 +18,10 @@ static Err swiglu(Cx *cx, Mat h, Mat g, Mat u, const float *gate) {
     return OK;
 }
 
-static Err keep_codes(Cx *cx, MatQ *q, Mat x) {
-    TRY(arena_matq_rows(cx->acts, q, SCALE_E8M0, x.rows, x.cols, "gated codes"));
-    prof_enter(PROF_QUANT);
-    TRY(cx->ops->quant_tile(&cx->op, *q, x, &cx->quant));
-    prof_leave();
+static Err keep_codes(const Shape *s, Cx *cx, MatQ *q, Mat x, Site site) {
+    Operand o;
+    TRY(operand_make(s, cx, &o, cx->acts, x, site, false));
+    *q = o.q;
     return OK;
 }
 
@@ -44,12 +43,14 @@ static Err kept_inputs(const Shape *s, Cx *cx, const Gated *a, Mat *g, Mat *u) {
 // scratch. Forward's codes were counted as FP8 health, these are not.
 static Err kept_h(const Shape *s, Cx *cx, const Gated *a, Operand *o, Arena *arena) {
     Mat g, u, h;
-    QuantCount before = cx->quant;
+    QuantCount *health = cx->health;
     TRY(kept_inputs(s, cx, a, &g, &u));
     TRY(arena_mat(s->mode == MODE_FP8 ? cx->scratch : arena, &h, s->act, a->rows, a->cols, "gated.h again"));
     TRY(swiglu(cx, h, g, u, a->gate));
-    TRY(operand_make(s, cx, o, arena, h, false));
-    cx->quant = before;
+    cx->health = NULL;
+    Err err = operand_make(s, cx, o, arena, h, a->site.h, false);
+    cx->health = health;
+    TRY(err);
     return OK;
 }
 
@@ -61,11 +62,12 @@ Err gated_fwd(const Shape *s, Cx *cx, Gated *a, Operand *h, Mat g, Mat u, const 
     a->gate = gate;
     TRY(arena_mat(s->mode == MODE_FP8 ? cx->scratch : arena, &m, s->act, a->rows, a->cols, "gated.h"));
     TRY(swiglu(cx, m, g, u, gate));
-    TRY(operand_make(s, cx, h, arena, m, false));
+    TRY(operand_make(s, cx, h, arena, m, a->site.h, false));
     if (is_kept) a->h = *h;
+    a->sample = h->sample;
     if (s->cache_swiglu_fp8) {
-        TRY(keep_codes(cx, &a->gq, g));
-        TRY(keep_codes(cx, &a->uq, u));
+        TRY(keep_codes(s, cx, &a->gq, g, a->site.gate_kept));
+        TRY(keep_codes(s, cx, &a->uq, u, a->site.up_kept));
         if (!s->recompute_swiglu) TRY(kept_h(s, cx, a, &a->h, cx->acts));
     } else {
         a->g = g;
@@ -88,5 +90,6 @@ Err gated_bwd(const Shape *s, Cx *cx, const Gated *a, Mat dg, Mat du, float *dga
 Err gated_turned(const Shape *s, Cx *cx, const Gated *a, Turned *t, Groups groups) {
     Operand h = a->h;
     if (s->recompute_swiglu) TRY(kept_h(s, cx, a, &h, cx->scratch));
-    return turn_codes(s, cx, t, &h, groups);
+    h.sample = a->sample;
+    return turn_codes(s, cx, t, &h, a->site.h_t, groups);
 }

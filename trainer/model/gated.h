@@ -2,21 +2,29 @@
 //
 // Used by dense FFNs, the shared expert and the routed experts. Forward always computes h from g and u as the
 // linears gave them. What is kept of g and u: BF16 (or FP32), or with fp8.cache_swiglu fp8 their codes in 1x128
-// tiles with power-of-two scales; backward and Wgrad then take g, u and h from these codes. With
-// recompute.swiglu h is not kept but made again from what is kept. DeepSeek-V3 report 3.3.3.
+// tiles with power-of-two scales (CLASS_CACHE, whatever fp8.scaling); backward and Wgrad then take g, u and h from
+// these codes. With recompute.swiglu h is not kept but made again from what is kept. DeepSeek-V3 report 3.3.3.
 #pragma once
 #include "linear.h"
 
+// Where the unit is: the sites of what it keeps and of down's input.
+typedef struct GatedSites {
+    Site gate_kept, up_kept, h, h_t;
+} GatedSites;
+
 typedef struct Gated {
+    GatedSites site;
     int64_t rows, cols;
     Mat g, u;          // [R,F] as computed; not with fp8.cache_swiglu fp8
     MatQ gq, uq;       // [R,F] codes; only with fp8.cache_swiglu fp8
     const float *gate; // [R] or NULL; the caller's memory
     Operand h;         // [R,F] down's input for Wgrad; empty with recompute.swiglu
+    Mat sample;        // first rows of forward's h; only where products are compared (shadow_gemm.h)
 } Gated;
 
 // gated_memory: where the linears write g and u [rows, cols]: on acts if they are kept as they are, else on scratch.
-Err gated_memory(const Shape *s, Cx *cx, Gated *a, Mat *g, Mat *u, int64_t rows, int64_t cols) MUST_CHECK;
+Err gated_memory(const Shape *s, Cx *cx, Gated *a, GatedSites site, Mat *g, Mat *u, int64_t rows, int64_t cols)
+    MUST_CHECK;
 // gated_fwd: h, down's input, from g and u; on scratch or acts: valid until the caller releases scratch. Keeps in `a`
 // what the backward needs. Local.
 Err gated_fwd(const Shape *s, Cx *cx, Gated *a, Operand *h, Mat g, Mat u, const float *gate) MUST_CHECK;

@@ -2,8 +2,13 @@
 #include "linear.h"
 
 #include "prof.h"
+#include "shadow_gemm.h"
 
-Err operand_make(const Shape *s, Cx *cx, Operand *o, Arena *arena, Mat x, bool keep_x) {
+static QuantRule site_rule(const Shape *s, const Cx *cx, Site site) {
+    return calibration_rule(cx->calibration, &s->recipe, cx->layer, site);
+}
+
+Err operand_make(const Shape *s, Cx *cx, Operand *o, Arena *arena, Mat x, Site site, bool keep_x) {
     Operand r = {0};
     if (s->mode != MODE_FP8) {
         r.x = x;
@@ -11,15 +16,17 @@ Err operand_make(const Shape *s, Cx *cx, Operand *o, Arena *arena, Mat x, bool k
         return OK;
     }
     if (keep_x) r.x = x;
-    TRY(arena_matq_rows(arena, &r.q, s->scale, x.rows, x.cols, "operand codes"));
+    const RecipeRow *row = &s->recipe.row[site_class(site)];
+    TRY(arena_matq_rows(arena, &r.q, row->scale, row->code, x.rows, x.cols, "operand codes"));
     prof_enter(PROF_QUANT);
-    TRY(cx->ops->quant_tile(&cx->op, r.q, x, &cx->quant));
+    TRY(cx->ops->quant_tile(&cx->op, r.q, x, site_rule(s, cx, site), cx_count(cx, site)));
     prof_leave();
+    TRY(shadow_sample(cx, &r.sample, x));
     *o = r;
     return OK;
 }
 
-Err operand_normed(const Shape *s, Cx *cx, Operand *o, float *rstd, Mat x, const Param *w, float eps) {
+Err operand_normed(const Shape *s, Cx *cx, Operand *o, float *rstd, Mat x, const Param *w, float eps, Site site) {
     bool is_temporary = s->mode == MODE_FP8;
     size_t mark = arena_mark(cx->scratch);
     Mat n;
@@ -27,7 +34,7 @@ Err operand_normed(const Shape *s, Cx *cx, Operand *o, float *rstd, Mat x, const
     prof_enter(PROF_ELEMENTWISE);
     TRY(cx->ops->norm_rms_fwd(&cx->op, n, rstd, x, w->w.p, eps));
     prof_leave();
-    TRY(operand_make(s, cx, o, cx->acts, n, false));
+    TRY(operand_make(s, cx, o, cx->acts, n, site, false));
     if (is_temporary) arena_release(cx->scratch, mark);
     return OK;
 }
@@ -41,14 +48,14 @@ Err operand_restore(const Shape *s, Cx *cx, Operand *o, Mat x, const Param *w, f
     return OK;
 }
 
-int64_t operand_row_bytes(const Shape *s, int64_t cols) {
-    return s->mode == MODE_FP8 ? matq_row_bytes(s->scale, cols) : cols * (int64_t)dtype_bytes(s->act);
+int64_t operand_row_bytes(const Shape *s, TensorClass c, int64_t cols) {
+    return s->mode == MODE_FP8 ? matq_row_bytes(s->recipe.row[c].scale, cols) : cols * (int64_t)dtype_bytes(s->act);
 }
 
-Operand operand_wire(const Shape *s, void *p, int64_t rows, int64_t cols) {
+Operand operand_wire(const Shape *s, TensorClass c, void *p, int64_t rows, int64_t cols) {
     Operand o = {0};
     if (s->mode == MODE_FP8) {
-        o.q = matq_wire(p, s->scale, rows, cols);
+        o.q = matq_wire(p, s->recipe.row[c].scale, s->recipe.row[c].code, rows, cols);
     } else {
         o.x = mat(p, s->act, rows, cols);
     }
@@ -69,10 +76,13 @@ Err linear_fprop(const Shape *s, Cx *cx, Mat y, const Operand *x, const Param *w
         else TRY(cx->ops->gemm_nt(&cx->op, y, x->x, w->w, false));
     }
     prof_leave();
-    return OK;
+    return shadow_fprop(cx, y, x->sample, w, g);
 }
 
 Err linear_dgrad(const Shape *s, Cx *cx, Mat dx, const Operand *dy, const Param *w, Groups g, bool acc) {
+    size_t mark = arena_mark(cx->scratch);
+    Mat before = mat_none();
+    if (acc) TRY(shadow_before(cx, &before, dx, dy->sample, w));
     prof_enter(g.n ? PROF_EXPERT : PROF_LINEAR);
     if (s->mode == MODE_FP8) {
         if (g.n) TRY(cx->ops->ggemm_fp8_dgrad(&cx->op, dx, dy->q, w->q, g, acc));
@@ -82,6 +92,8 @@ Err linear_dgrad(const Shape *s, Cx *cx, Mat dx, const Operand *dy, const Param 
         else TRY(cx->ops->gemm_nn(&cx->op, dx, dy->x, w->w, acc));
     }
     prof_leave();
+    TRY(shadow_dgrad(cx, dx, before, dy->sample, w, g));
+    arena_release(cx->scratch, mark);
     return OK;
 }
 
@@ -98,31 +110,34 @@ Err linear_dgrad_pair(const Shape *s, Cx *cx, Mat dx, const Operand *dya, const 
 }
 
 // turned_codes_memory: room for the 128x1 form of [tokens, channels].
-static Err turned_memory(const Shape *s, Cx *cx, Turned *t, int64_t tokens, int64_t channels, Groups g) {
+static Err turned_memory(const Shape *s, Cx *cx, Turned *t, int64_t tokens, int64_t channels, Site site, Groups g) {
     int64_t n = g.n ? g.n : 1;
-    return arena_matq_cols(cx->scratch, &t->t, s->scale, channels, tokens, n, "turned codes");
+    const RecipeRow *row = &s->recipe.row[site_class(site)];
+    return arena_matq_cols(cx->scratch, &t->t, row->scale, row->code, channels, tokens, n, "turned codes");
 }
 
-Err turn_codes(const Shape *s, Cx *cx, Turned *t, const Operand *o, Groups g) {
+Err turn_codes(const Shape *s, Cx *cx, Turned *t, const Operand *o, Site site, Groups g) {
     Turned r = {0};
     r.x = o->x;
+    r.sample = o->sample;
     if (s->mode == MODE_FP8) {
-        TRY(turned_memory(s, cx, &r, o->q.rows, o->q.cols, g));
+        TRY(turned_memory(s, cx, &r, o->q.rows, o->q.cols, site, g));
         prof_enter(PROF_QUANT);
-        TRY(cx->ops->requant_tile_t(&cx->op, r.t, o->q, g, &cx->quant));
+        TRY(cx->ops->requant_tile_t(&cx->op, r.t, o->q, g, site_rule(s, cx, site), cx_count(cx, site)));
         prof_leave();
     }
     *t = r;
     return OK;
 }
 
-Err turn_fresh(const Shape *s, Cx *cx, Turned *t, Mat x, Groups g) {
+Err turn_fresh(const Shape *s, Cx *cx, Turned *t, Mat x, Site site, Groups g) {
     Turned r = {0};
     r.x = x;
+    if (cx->shadow) r.sample = x; // its first rows
     if (s->mode == MODE_FP8) {
-        TRY(turned_memory(s, cx, &r, x.rows, x.cols, g));
+        TRY(turned_memory(s, cx, &r, x.rows, x.cols, site, g));
         prof_enter(PROF_QUANT);
-        TRY(cx->ops->quant_tile_t(&cx->op, r.t, x, g, &cx->quant));
+        TRY(cx->ops->quant_tile_t(&cx->op, r.t, x, g, site_rule(s, cx, site), cx_count(cx, site)));
         prof_leave();
     }
     *t = r;
@@ -139,5 +154,5 @@ Err linear_wgrad(const Shape *s, Cx *cx, Param *w, const Turned *dy, const Turne
         else TRY(cx->ops->gemm_tn(&cx->op, w->grad, dy->x, x->x, true));
     }
     prof_leave();
-    return OK;
+    return shadow_wgrad(cx, w, dy->t, x->t, dy->sample, x->sample, g);
 }

@@ -9,22 +9,27 @@
 
 // One side of a GEMM that tokens run along: an activation or an output gradient.
 typedef struct Operand {
-    Mat x;   // [M,K] act type; in fp8 mode NULL if only the codes are here
-    MatQ q;  // [M,K] 1x128 codes in wire layout; fp8 mode only
+    Mat x;      // [M,K] act type; in fp8 mode NULL if only the codes are here
+    MatQ q;     // [M,K] 1x128 codes in wire layout; fp8 mode only
+    Mat sample; // first rows in BF16; only where products are compared (shadow_gemm.h)
 } Operand;
 
+// All that quantise take the site (site.h): its class gives rule and formats, its counters are added to.
+//
 // operand_make: quantise x in fp8 mode (codes pushed on `arena`), else a view of x. In fp8 mode `keep_x` says whether
 // the view of x stays in the operand (the caller keeps its memory).
-Err operand_make(const Shape *s, Cx *cx, Operand *o, Arena *arena, Mat x, bool keep_x) MUST_CHECK;
+Err operand_make(const Shape *s, Cx *cx, Operand *o, Arena *arena, Mat x, Site site, bool keep_x) MUST_CHECK;
 // operand_normed: the operand of RMSNorm(x) with w; rstd [M] is written. fp8 mode: codes on acts. Else the matrix, on
 // acts, or with recompute.norm on scratch until the caller releases it.
-Err operand_normed(const Shape *s, Cx *cx, Operand *o, float *rstd, Mat x, const Param *w, float eps) MUST_CHECK;
+Err operand_normed(const Shape *s, Cx *cx, Operand *o, float *rstd, Mat x, const Param *w, float eps, Site site)
+    MUST_CHECK;
 // operand_restore: for the backward, from forward's operand: outside of fp8 mode with recompute.norm its matrix made
 // again on scratch, to the bit; else nothing.
 Err operand_restore(const Shape *s, Cx *cx, Operand *o, Mat x, const Param *w, float eps) MUST_CHECK;
-// operand_row_bytes: bytes of a row on the wire. operand_wire: the operand whose rows lie at p in wire layout.
-int64_t operand_row_bytes(const Shape *s, int64_t cols);
-Operand operand_wire(const Shape *s, void *p, int64_t rows, int64_t cols);
+// operand_row_bytes: bytes of a row on the wire, for tensors of class c. operand_wire: the operand whose rows lie at p
+// in wire layout.
+int64_t operand_row_bytes(const Shape *s, TensorClass c, int64_t cols);
+Operand operand_wire(const Shape *s, TensorClass c, void *p, int64_t rows, int64_t cols);
 // operand_data: the first byte of the rows in wire layout (rows contiguous).
 void *operand_data(const Shape *s, const Operand *o);
 
@@ -37,10 +42,11 @@ Err linear_dgrad(const Shape *s, Cx *cx, Mat dx, const Operand *dy, const Param 
 typedef struct Turned {
     Mat x;
     MatQ t;
+    Mat sample; // as the operand's
 } Turned;
 // turn_codes: from an operand's codes (inputs; dispatched gradients). turn_fresh: from the matrix (local gradients).
-Err turn_codes(const Shape *s, Cx *cx, Turned *t, const Operand *o, Groups g) MUST_CHECK;
-Err turn_fresh(const Shape *s, Cx *cx, Turned *t, Mat x, Groups g) MUST_CHECK;
+Err turn_codes(const Shape *s, Cx *cx, Turned *t, const Operand *o, Site site, Groups g) MUST_CHECK;
+Err turn_fresh(const Shape *s, Cx *cx, Turned *t, Mat x, Site site, Groups g) MUST_CHECK;
 // linear_wgrad: w->grad += dy^T x (per group). FP32.
 Err linear_wgrad(const Shape *s, Cx *cx, Param *w, const Turned *dy, const Turned *x, Groups g) MUST_CHECK;
 

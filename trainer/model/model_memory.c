@@ -3,6 +3,8 @@
 
 #include <string.h>
 
+#include "shadow_gemm.h"
+
 // zero.h's buckets and optimizer temporaries live in scratch outside a pass; address space only.
 #define SCRATCH_SLACK ((size_t)256 << 20)
 
@@ -53,6 +55,8 @@ Err memory_measure(MemoryPlan *out, const Shape *s, const Mesh *mesh, bool with_
         Cx cx;
         Model *m = NULL;
         TRY(measure_cx(&cx, mesh, balanced == 1));
+        Shadow samples = {0}; // only its presence counts in measure mode
+        if (s->shadow_every > 0 && with_grad) cx.shadow = &samples;
         Err err = measure_pass(s, &cx, &m, with_grad, with_state);
         out->params = arena_high(cx.params);
         out->state = arena_high(cx.state);
@@ -105,11 +109,19 @@ Err cx_create_on(Cx *cx, const Backend *on, const Boot *boot, const Mesh *mesh, 
     TRY(arena_create_on(&cx->scratch, on->dev, "scratch", plan->scratch + ops + SCRATCH_SLACK, false));
     cx->op.scratch = cx->scratch;
     cx->op.nthreads = nthreads;
-    cx->op.accumulate = s->accumulate;
+    cx->op.accumulate = s->recipe.accumulate;
+    TRY(recipe_check_backend(&s->recipe, cx->ops->backend));
+    cx->nblocks = s->nlayers + s->nmtp;
+    if (s->mode != MODE_FP8) return OK;
+    MEM_NEW(cx->health, cx->nblocks * SITE_COUNT);
+    if (recipe_is_static(&s->recipe)) TRY(calibration_create(&cx->calibration, cx->nblocks));
     return OK;
 }
 
 void cx_destroy(Cx *cx) {
+    calibration_free(&cx->calibration);
+    mem_free(cx->health);
+    cx->health = NULL;
     arena_destroy(&cx->params);
     arena_destroy(&cx->state);
     arena_destroy(&cx->acts);

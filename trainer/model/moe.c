@@ -52,9 +52,10 @@ static Err route(const Shape *s, Cx *cx, const MoeParams *p, MoeSaved *a, bool w
     return OK;
 }
 
-// dispatch: rows of `o` to the experts' ranks and there into expert order: out [npair] on acts. Collective over ep.
-static Err dispatch(const Shape *s, Cx *cx, const ExPlan *plan, Operand *out, const Operand *o) {
-    int64_t row = operand_row_bytes(s, s->D);
+// dispatch: rows of `o`, of class c, to the experts' ranks and there into expert order: out [npair] on acts.
+// Collective over ep.
+static Err dispatch(const Shape *s, Cx *cx, const ExPlan *plan, Operand *out, const Operand *o, TensorClass c) {
+    int64_t row = operand_row_bytes(s, c, s->D);
     void *rows = NULL, *send = NULL, *recv = NULL;
     TRY(arena_push(cx->acts, &rows, (size_t)(plan->npair * row), "moe.rows"));
     size_t mark = arena_mark(cx->scratch);
@@ -66,7 +67,7 @@ static Err dispatch(const Shape *s, Cx *cx, const ExPlan *plan, Operand *out, co
     TRY(cx->ops->rows_gather(&cx->op, rows, recv, plan->pair_recv, plan->npair, row));
     prof_leave();
     arena_release(cx->scratch, mark);
-    *out = operand_wire(s, rows, plan->npair, s->D);
+    *out = operand_wire(s, c, rows, plan->npair, s->D);
     return OK;
 }
 
@@ -88,11 +89,13 @@ static Err combine(const Shape *s, Cx *cx, const ExPlan *plan, Mat y, Mat pairs,
 
 // experts_fwd: pairs [R,D] = W_down( silu(W_gate xe) * W_up xe * gate ) of the local experts.
 static Err experts_fwd(const Shape *s, Cx *cx, const MoeParams *p, MoeSaved *a, Mat pairs) {
+    static const GatedSites sites = {SITE_EXPERT_GATE_KEPT, SITE_EXPERT_UP_KEPT, SITE_EXPERT_DOWN_X,
+                                     SITE_EXPERT_DOWN_X_T};
     Groups g = plan_groups(&a->plan);
     size_t mark = arena_mark(cx->scratch);
     Mat gate, up;
     Operand h;
-    TRY(gated_memory(s, cx, &a->mid, &gate, &up, a->plan.npair, s->F));
+    TRY(gated_memory(s, cx, &a->mid, sites, &gate, &up, a->plan.npair, s->F));
     TRY(linear_fprop(s, cx, gate, &a->xe, p->gate, g));
     TRY(linear_fprop(s, cx, up, &a->xe, p->up, g));
     TRY(gated_fwd(s, cx, &a->mid, &h, gate, up, a->plan.pair_gate));
@@ -120,14 +123,14 @@ Err moe_fwd(const Shape *s, Cx *cx, const MoeParams *p, MoeSaved *a, Mat y, Mat 
     ARENA_NEW(cx->acts, a->rstd, T);
     TRY(normed(s, cx, p, &a->n, a->rstd, x));
     cx_saved(cx, SAVED_NORM);
-    TRY(operand_make(s, cx, &a->nq, cx->acts, a->n, false));
+    TRY(operand_make(s, cx, &a->nq, cx->acts, a->n, SITE_FFN_IN_X, false));
     cx_saved(cx, SAVED_FFN_IN);
     TRY(route(s, cx, p, a, with_balance, balance));
     prof_enter(PROF_EXCHANGE);
     TRY(exchange_plan(cx->ep, &a->plan, cx->acts, cx->scratch, a->idx, a->gate, T, s->K, s->L, &cx->bytes));
     prof_leave();
     cx_saved(cx, SAVED_ROUTING);
-    TRY(dispatch(s, cx, &a->plan, &a->xe, &a->nq));
+    TRY(dispatch(s, cx, &a->plan, &a->xe, &a->nq, CLASS_ACTIVATION));
     cx_saved(cx, SAVED_FFN_IN);
     Mat shared = mat_none(), pairs, out;
     if (p->shared.gate) {
@@ -158,8 +161,8 @@ static Err experts_bwd(const Shape *s, Cx *cx, const MoeParams *p, MoeSaved *a, 
     TRY(arena_mat(cx->scratch, &dh, s->act, R, s->F, "moe.dh"));
     TRY(linear_dgrad(s, cx, dh, &a->dye, p->down, g, false));
     TRY(gated_bwd(s, cx, &a->mid, a->dg, a->du, dgate, dh));
-    TRY(operand_make(s, cx, &dg, cx->scratch, a->dg, false));
-    TRY(operand_make(s, cx, &du, cx->scratch, a->du, false));
+    TRY(operand_make(s, cx, &dg, cx->scratch, a->dg, SITE_EXPERT_GATE_DY, false));
+    TRY(operand_make(s, cx, &du, cx->scratch, a->du, SITE_EXPERT_UP_DY, false));
     TRY(linear_dgrad_pair(s, cx, dpairs, &dg, p->gate, &du, p->up, g));
     arena_release(cx->scratch, mark);
     return OK;
@@ -173,8 +176,8 @@ static Err local_bwd(const Shape *s, Cx *cx, const MoeParams *p, MoeSaved *a, Ma
     if (has_shared) {
         Operand dg, du;
         TRY(ffn_bwd_core(s, cx, &p->shared, &a->shared, dyq, dy));
-        TRY(operand_make(s, cx, &dg, cx->scratch, a->shared.dg, false));
-        TRY(operand_make(s, cx, &du, cx->scratch, a->shared.du, false));
+        TRY(operand_make(s, cx, &dg, cx->scratch, a->shared.dg, SITE_FFN_GATE_DY, false));
+        TRY(operand_make(s, cx, &du, cx->scratch, a->shared.du, SITE_FFN_UP_DY, false));
         TRY(linear_dgrad(s, cx, dsum, &dg, p->shared.gate, groups_none(), false));
         TRY(linear_dgrad(s, cx, dsum, &du, p->shared.up, groups_none(), true));
         arena_release(cx->scratch, mark);
@@ -193,8 +196,8 @@ Err moe_bwd_input(const Shape *s, Cx *cx, const MoeParams *p, MoeSaved *a, Mat d
     a->dy = dy;
     size_t mark = arena_mark(cx->scratch);
     Operand dyq;
-    TRY(operand_make(s, cx, &dyq, cx->scratch, dy, true));
-    TRY(dispatch(s, cx, &a->plan, &a->dye, &dyq));
+    TRY(operand_make(s, cx, &dyq, cx->scratch, dy, SITE_FFN_OUT_DY, true));
+    TRY(dispatch(s, cx, &a->plan, &a->dye, &dyq, CLASS_GRADIENT));
     Mat dsum, dn, dpairs;
     float *dgate_pair = NULL, *dgate = NULL;
     TRY(arena_mat(cx->scratch, &dsum, DT_F32, T, s->D, "moe.dsum"));
@@ -229,20 +232,20 @@ Err moe_bwd_weight(const Shape *s, Cx *cx, const MoeParams *p, MoeSaved *a) {
     TRY(cx->ops->gemm_tn(&cx->op, p->router->grad, a->dlogits, n, true));
     prof_leave();
     if (p->shared.gate) {
-        TRY(turn_codes(s, cx, &x, &nq, all));
+        TRY(turn_codes(s, cx, &x, &nq, SITE_FFN_IN_X_T, all));
         TRY(ffn_bwd_weight(s, cx, &p->shared, &a->shared, &x));
     }
     arena_release(cx->scratch, mark);
     TRY(gated_turned(s, cx, &a->mid, &x, g));
-    TRY(turn_codes(s, cx, &dy, &a->dye, g));
+    TRY(turn_codes(s, cx, &dy, &a->dye, SITE_EXPERT_DOWN_DY_T, g));
     TRY(linear_wgrad(s, cx, p->down, &dy, &x, g));
     arena_release(cx->scratch, mark);
-    TRY(turn_codes(s, cx, &x, &a->xe, g));
+    TRY(turn_codes(s, cx, &x, &a->xe, SITE_EXPERT_IN_X_T, g));
     size_t inner = arena_mark(cx->scratch);
-    TRY(turn_fresh(s, cx, &dy, a->dg, g));
+    TRY(turn_fresh(s, cx, &dy, a->dg, SITE_EXPERT_GATE_DY_T, g));
     TRY(linear_wgrad(s, cx, p->gate, &dy, &x, g));
     arena_release(cx->scratch, inner);
-    TRY(turn_fresh(s, cx, &dy, a->du, g));
+    TRY(turn_fresh(s, cx, &dy, a->du, SITE_EXPERT_UP_DY_T, g));
     TRY(linear_wgrad(s, cx, p->up, &dy, &x, g));
     arena_release(cx->scratch, mark);
     return OK;

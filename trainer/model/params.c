@@ -140,8 +140,9 @@ static Err param_memory(Param *p, const Shape *s, Cx *cx, bool with_grad, bool w
     TRY(arena_mat(cx->params, &p->w, t, flat, p->cols, p->name));
     if (p->kind == KIND_FP8 && s->mode == MODE_FP8) {
         void *mem = NULL;
-        TRY(arena_push(cx->params, &mem, weight_bytes(p->nmat, p->rows, p->cols), p->name));
-        p->q = weight_view(mem, p->nmat, p->rows, p->cols);
+        ScaleType scale = s->recipe.row[CLASS_WEIGHT].scale;
+        TRY(arena_push(cx->params, &mem, weight_bytes(p->nmat, p->rows, p->cols, scale), p->name));
+        p->q = weight_view(mem, p->nmat, p->rows, p->cols, scale);
     }
     if (with_grad) TRY(arena_mat(cx->params, &p->grad, DT_F32, flat, p->cols, p->name));
     TRY(arena_mat(cx->state, &p->master, DT_F32, p->own.nrows, p->cols, p->name));
@@ -240,6 +241,43 @@ static Err gather_group(Params *t, Cx *cx, bool is_expert, Comm *group) {
     return OK;
 }
 
+// weight_site: where a family of FP8 linears is counted; the shared expert is its block's FFN.
+static Site weight_site(Family f) {
+    switch (f) {
+    case P_Q: return SITE_Q_W;
+    case P_Q_A: return SITE_Q_A_W;
+    case P_Q_B: return SITE_Q_B_W;
+    case P_KV_A: return SITE_KV_A_W;
+    case P_KV_B: return SITE_KV_B_W;
+    case P_O: return SITE_O_W;
+    case P_GATE:
+    case P_SHARED_GATE: return SITE_FFN_GATE_W;
+    case P_UP:
+    case P_SHARED_UP: return SITE_FFN_UP_W;
+    case P_DOWN:
+    case P_SHARED_DOWN: return SITE_FFN_DOWN_W;
+    case P_EXPERT_GATE: return SITE_EXPERT_GATE_W;
+    case P_EXPERT_UP: return SITE_EXPERT_UP_W;
+    case P_EXPERT_DOWN: return SITE_EXPERT_DOWN_W;
+    default: return SITE_COUNT; // no FP8 linear
+    }
+}
+
+Err params_prepare(Params *t, const Shape *s, Cx *cx) {
+    if (s->mode != MODE_FP8) return OK;
+    prof_enter(PROF_QUANT);
+    for (int i = 0; i < t->n; i++) {
+        Param *p = &t->p[i];
+        if (p->kind != KIND_FP8) continue;
+        Site site = weight_site(p->family);
+        cx->layer = p->layer;
+        QuantRule rule = calibration_rule(cx->calibration, &s->recipe, p->layer, site);
+        TRY(cx->ops->weight_prepare(&cx->op, p->q, p->w, rule, cx_count(cx, site)));
+    }
+    prof_leave();
+    return OK;
+}
+
 Err params_publish(Params *t, const Shape *s, Cx *cx) {
     prof_enter(PROF_OPTIMIZER);
     for (int i = 0; i < t->n; i++) {
@@ -252,14 +290,7 @@ Err params_publish(Params *t, const Shape *s, Cx *cx) {
     TRY(gather_group(t, cx, false, cx->world));
     TRY(gather_group(t, cx, true, cx->edp));
     prof_leave();
-    prof_enter(PROF_QUANT);
-    for (int i = 0; i < t->n; i++) {
-        Param *p = &t->p[i];
-        if (p->kind != KIND_FP8 || s->mode != MODE_FP8) continue;
-        TRY(cx->ops->weight_prepare(&cx->op, p->q, p->w, &cx->quant));
-    }
-    prof_leave();
-    return OK;
+    return params_prepare(t, s, cx);
 }
 
 Err params_zero_grad(Params *t, Cx *cx) {

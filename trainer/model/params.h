@@ -61,6 +61,8 @@ void params_init(Params *p, const Shape *s, const Cx *cx);
 // params_publish: compute copies from masters: cast own rows, gather them from all owners, prepare
 // FP8 weights. Collective over world and edp.
 Err params_publish(Params *p, const Shape *s, Cx *cx) MUST_CHECK;
+// params_prepare: FP8 weights from the compute copies; the last part of params_publish. Local.
+Err params_prepare(Params *p, const Shape *s, Cx *cx) MUST_CHECK;
 // params_zero_grad: all gradients to 0. Local.
 Err params_zero_grad(Params *p, Cx *cx) MUST_CHECK;
 // params_hf_name: Hugging Face's name of matrix `mat` (its number in the model) of an entry. Local,

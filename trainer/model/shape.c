@@ -44,17 +44,10 @@ Err shape_from_config(Shape *s, const Config *c, const Mesh *mesh) {
     r.route_scale = (float)c->model.routed_scaling_factor;
     r.mode = c->precision.mode;
     r.act = r.mode == MODE_FP32 ? DT_F32 : DT_BF16;
-    r.scale = c->fp8.scale_format == SCALE_FORMAT_POW2 ? SCALE_E8M0 : SCALE_F32;
-    // In the order of config.def.
-    static const GemmAccumulate sums[] = {
-        [ACCUMULATE_PROMOTE128] = GEMM_PROMOTE128,
-        [ACCUMULATE_FP32] = GEMM_FP32,
-        [ACCUMULATE_HOPPER14] = GEMM_HOPPER14,
-        [ACCUMULATE_PROMOTE128_HOPPER14] = GEMM_PROMOTE128_HOPPER14,
-    };
-    r.accumulate = sums[c->fp8.accumulate];
+    r.recipe = recipe_from_config(c);
     r.cache_o_e5m6 = r.mode == MODE_FP8 && c->fp8.cache_attn_out == CACHE_ATTN_OUT_E5M6;
     r.cache_swiglu_fp8 = r.mode == MODE_FP8 && c->fp8.cache_swiglu == CACHE_SWIGLU_FP8;
+    r.shadow_every = r.mode == MODE_FP8 ? c->fp8.shadow_every : 0;
     r.recompute_norm = c->recompute.norm;
     r.recompute_up = c->recompute.mla_up;
     r.recompute_swiglu = c->recompute.swiglu;

@@ -1,8 +1,8 @@
 // shape.h - the numbers of a model, taken once from the config. Layers see these, never the config.
 #pragma once
 #include "config.h"
-#include "gemm.h"
 #include "mesh.h"
+#include "recipe.h"
 #include "rope.h"
 #include "view.h"
 
@@ -24,9 +24,9 @@ typedef struct Shape {
     float route_scale;
     int mode;                    // MODE_FP32, MODE_BF16, MODE_FP8
     DType act;                   // activations, wire and compute copies: F32 in fp32 mode, else BF16
-    ScaleType scale;             // of activation tiles
-    GemmAccumulate accumulate;   // how FP8 products are summed
+    Recipe recipe;               // fp8 mode: scales, codes and sums
     bool cache_o_e5m6, cache_swiglu_fp8; // fp8 mode: what the backward keeps in fewer bits
+    int64_t shadow_every;        // fp8 mode: steps between comparisons with BF16 (shadow_gemm.h), 0 = never
     bool recompute_norm, recompute_up, recompute_swiglu;
     double init_std;
     uint64_t seed;

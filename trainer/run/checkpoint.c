@@ -157,7 +157,7 @@ static int64_t list_pieces(const Save *s, ManifestPiece *out) {
     return n;
 }
 
-static Err write_index(const Save *s, const Manifest *m) {
+static Err write_index(const Save *s, const Manifest *m, const Config *c) {
     char path[CKDIR_PATH + 80];
     snprintf(path, sizeof path, "%s/%s", s->partial, INDEX_NAME);
     TensorFile *f = NULL;
@@ -167,6 +167,8 @@ static Err write_index(const Save *s, const Manifest *m) {
     TRY_OR(tensorfile_create(&f, path), done);
     TRY_OR(tensorfile_set_text(f, NULL, "format", "tessera-checkpoint"), done);
     TRY_OR(tensorfile_set_int(f, NULL, "step", m->step), done);
+    RecipeText recipe = recipe_text(c);
+    TRY_OR(tensorfile_set_text(f, NULL, "precision", recipe.classes), done);
     for (int64_t i = 0, at = 0; i < m->ntensors; i++) {
         const ManifestTensor *t = &m->tensors[i];
         int64_t n = 0;
@@ -220,7 +222,7 @@ static Err write_descriptions(const Save *s, Manifest *m, const CheckpointInfo *
         m->files[r].bytes = s->shards[r].bytes;
         m->files[r].hash = s->shards[r].hash;
     }
-    TRY(write_index(s, m));
+    TRY(write_index(s, m, config));
     TRY(write_config(s, config));
     TRY(copy_tokenizer(s, config, &has_tokenizer));
     TRY(add_file(s, m, INDEX_NAME));
@@ -297,10 +299,10 @@ static Err save_steps(Save *s, const CheckpointInfo *info, const Config *config)
 }
 
 static Err save_all(Save *s, const Params *p, const CheckpointInfo *info, const Config *config) {
-    MEM_NEW(s->hashes, s->cx->mesh.world * (3 * p->n + p->nblocks));
-    MEM_NEW(s->shards, s->cx->mesh.world);
     bool has_state = p->n > 0 && p->p[0].m.p;
-    TRY(cktable_build(&s->table, p, has_state));
+    TRY(cktable_build(&s->table, p, s->cx->calibration, has_state));
+    MEM_NEW(s->hashes, s->cx->mesh.world * s->table.n);
+    MEM_NEW(s->shards, s->cx->mesh.world);
     Err err = save_steps(s, info, config);
     if (err == E_INPUT) { // reading what was just written: the fault is the output's
         err = fail_at(E_OUTPUT, __FILE__, __LINE__,

@@ -5,7 +5,9 @@
 // datasets: every logical tensor whole), shard_%05d.h5 (this rank's rows of master, m, v; rank 0
 // also biases), config.yaml, tokenizer.json (if given). Logical datasets: /<param name>/master f32,
 // /<param name>/m, /<param name>/v, [rows, cols] or [E, rows, cols];
-// /<block prefix>.mlp.gate.e_score_correction_bias f32 [E].
+// /<block prefix>.mlp.gate.e_score_correction_bias f32 [E]. With fp8.scaling static also the calibration:
+// /fp8.static_amax f32 [blocks, sites] and /fp8.static_steps f32 [1] (calibration.h, site.def). index.h5 has the
+// resolved recipe as its text attribute `precision`.
 #pragma once
 #include "params.h"
 
@@ -35,7 +37,8 @@ Err checkpoint_find(char *out, size_t n, bool *found, const char *path, int64_t 
 // directory. Local. E_INPUT.
 Err checkpoint_read_info(const char *dir, CheckpointInfo *info) MUST_CHECK;
 Err checkpoint_read_config(const char *dir, Config **out) MUST_CHECK;
-// checkpoint_load: own rows of every master (and m, v if with_state) and the biases, checked by
+// checkpoint_load: own rows of every master (and m, v if with_state), the biases, and with static scales the
+// calibration (cx->calibration stays as it is if the checkpoint has none), checked by
 // hash, for any layout. The caller publishes. A missing, extra or differently shaped tensor is
 // E_INPUT naming it, expected and found shape. Collective over world.
 Err checkpoint_load(const char *dir, Params *p, Cx *cx, bool with_state) MUST_CHECK;

@@ -227,6 +227,7 @@ static Err match_model(Load *l) {
               "one from its weights)",
               l->dir);
         int64_t at = l->tensor[i] = manifest_tensor(l->m, t->is.name);
+        if (at < 0 && t->is_optional) continue;
         CHECK(
             at >= 0, E_INPUT,
             "%s: tensor %s: expected shape %s (this model), found no such tensor: a checkpoint of "
@@ -243,16 +244,19 @@ static Err match_model(Load *l) {
 }
 
 // The checkpoint holds nothing that the model lacks. Moments are left out if only weights are
-// wanted.
+// wanted, a calibration where scales are not static.
 static Err match_extra(const Load *l, bool with_state) {
     bool *is_known = NULL;
     MEM_NEW(is_known, l->m->ntensors);
-    for (int64_t i = 0; i < l->table.n; i++) is_known[l->tensor[i]] = true;
+    for (int64_t i = 0; i < l->table.n; i++) {
+        if (l->tensor[i] >= 0) is_known[l->tensor[i]] = true;
+    }
     int64_t extra = -1;
     for (int64_t i = 0; i < l->m->ntensors && extra < 0; i++) {
         const char *part = strrchr(l->m->tensors[i].name, '/');
         bool is_state = part && (strcmp(part, "/m") == 0 || strcmp(part, "/v") == 0);
-        if (!is_known[i] && (with_state || !is_state)) extra = i;
+        bool is_left = (is_state && !with_state) || cktable_is_calibration(l->m->tensors[i].name);
+        if (!is_known[i] && !is_left) extra = i;
     }
     mem_free(is_known);
     if (extra < 0) return OK;
@@ -289,6 +293,7 @@ static void mark_unchecked(Load *l) {
     l->piece0[l->m->ntensors] = at;
     for (int64_t i = 0; i < l->table.n; i++) {
         int64_t t = l->tensor[i];
+        if (t < 0) continue;
         for (int64_t p = l->piece0[t]; p < l->piece0[t + 1]; p++) l->want[p] = true;
         for (int r = 0; r < l->cx->mesh.world; r++) {
             int64_t first, rows;
@@ -332,6 +337,7 @@ static Err blame(const Load *l, int64_t tensor, int64_t first, int64_t rows, Err
 
 static Err load_tensor(Load *l, int64_t i) {
     const CkTensor *t = &l->table.t[i];
+    if (l->tensor[i] < 0) return OK;
     const ManifestTensor *have = &l->m->tensors[l->tensor[i]];
     int64_t first, rows;
     cktable_rows(t, &l->cx->mesh, t->param ? l->cx->world->rank : 0, &first,
@@ -361,7 +367,7 @@ static Err load_local(Load *l, const Params *p, bool with_state) {
         TRY(manifest_sizes(l->m, l->dir));
         TRY(check_named(l->m, l->dir, "index.h5"));
     }
-    TRY(cktable_build(&l->table, p, with_state));
+    TRY(cktable_build(&l->table, p, l->cx->calibration, with_state));
     MEM_NEW(l->tensor, l->table.n);
     MEM_NEW(l->piece0, l->m->ntensors + 1);
     MEM_NEW(l->want, l->m->npieces);

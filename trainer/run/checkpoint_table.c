@@ -31,9 +31,30 @@ static void add_bias(CkTable *t, int64_t block, float *bias, int64_t nexperts) {
     t->stage_bytes = max_i64(t->stage_bytes, nexperts * 4);
 }
 
-Err cktable_build(CkTable *t, const Params *p, bool with_state) {
+#define CALIBRATION "fp8.static_"
+
+// What all ranks have alike, f32, written by the first.
+static void add_table(CkTable *t, const char *name, float *values, int64_t rows, int64_t cols) {
+    CkTensor *e = &t->t[t->n++];
+    memset(e, 0, sizeof *e);
+    snprintf(e->is.name, sizeof e->is.name, "%s", name);
+    e->is.dtype = DT_F32;
+    e->is.ndim = cols > 1 ? 2 : 1;
+    e->is.shape[0] = rows;
+    if (cols > 1) e->is.shape[1] = cols;
+    e->here = mat(values, DT_F32, rows, cols);
+    e->cols = cols;
+    e->is_optional = true;
+    t->stage_bytes = max_i64(t->stage_bytes, rows * cols * 4);
+}
+
+bool cktable_is_calibration(const char *name) {
+    return strncmp(name, CALIBRATION, strlen(CALIBRATION)) == 0;
+}
+
+Err cktable_build(CkTable *t, const Params *p, Calibration *c, bool with_state) {
     memset(t, 0, sizeof *t);
-    MEM_NEW(t->t, 3 * p->n + p->nblocks);
+    MEM_NEW(t->t, 3 * p->n + p->nblocks + 2);
     for (int i = 0; i < p->n; i++) {
         const Param *e = &p->p[i];
         add(t, e, "master", e->master, false);
@@ -44,6 +65,9 @@ Err cktable_build(CkTable *t, const Params *p, bool with_state) {
     for (int64_t b = 0; b < p->nblocks; b++) {
         if (p->bias[b]) add_bias(t, b, p->bias[b], p->E);
     }
+    if (!c) return OK;
+    add_table(t, CALIBRATION "amax", c->amax, c->nblocks, SITE_COUNT);
+    add_table(t, CALIBRATION "steps", &c->steps, 1, 1);
     return OK;
 }
 

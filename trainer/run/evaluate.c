@@ -11,19 +11,20 @@
 
 // What one evaluation borrows and gives back.
 typedef struct Quiet {
-    QuantCount quant;
+    QuantCount *health;
     ExBytes bytes;
     size_t mark;
 } Quiet;
 
-static Quiet quiet_begin(Model *m, const Cx *cx) {
-    Quiet q = {cx->quant, cx->bytes, arena_mark(cx->acts)};
+static Quiet quiet_begin(Model *m, Cx *cx) {
+    Quiet q = {cx->health, cx->bytes, arena_mark(cx->acts)};
+    cx->health = NULL; // not counted
     model_zero_counts(m);
     return q;
 }
 
 static void quiet_end(Model *m, Cx *cx, const Quiet *q) {
-    cx->quant = q->quant;
+    cx->health = q->health;
     cx->bytes = q->bytes;
     model_zero_counts(m);
     arena_release(cx->acts, q->mark);
@@ -77,9 +78,10 @@ Err evaluate_heldout(Model *m, Cx *cx, Loader *l, int corpora, int64_t max_windo
     LossSums sums = {0};
     Quiet q = quiet_begin(m, cx);
     prof_enter(PROF_EVAL);
-    TRY(heldout_passes(m, cx, l, windows, &sums));
+    Err err = heldout_passes(m, cx, l, windows, &sums);
     prof_leave();
     quiet_end(m, cx, &q);
+    TRY(err);
     int64_t n[2] = {sums.lm_targets, sums.lm_correct};
     TRY(comm_sum(cx->world, &sums.lm, 1));
     TRY(comm_sum_i64(cx->world, n, 2));
@@ -167,8 +169,9 @@ Err evaluate_copy(Model *m, Cx *cx, int64_t nseq, uint64_t seed, CopyResult *r) 
           (long long)model_shape(m)->S);
     CopyTally t = {0};
     Quiet q = quiet_begin(m, cx);
-    TRY(copy_passes(m, cx, nseq, seed, &t));
+    Err err = copy_passes(m, cx, nseq, seed, &t);
     quiet_end(m, cx, &q);
+    TRY(err);
     int64_t n[4] = {t.repeat, t.repeat_hit, t.control, t.control_hit};
     TRY(comm_sum_i64(cx->world, n, 4));
     r->repeat_tokens = n[0];

@@ -20,26 +20,29 @@
 
 #define PATH_CAP 4096
 #define LINE_CAP 4096
+enum { HEALTH_CAP = 256, SHADOW_CAP = 96 }; // most bytes of one row of the objects
 
 struct Metrics {
     char steps_path[PATH_CAP], events_path[PATH_CAP];
     int steps_fd, events_fd; // -1 on other ranks than the first
     TbWriter *tb;
+    char *text; // [ntext] the line of metrics.jsonl in the making
+    size_t ntext;
 };
 
 // One line in the making; a line that does not fit is a bug of the caller and reported by
 // line_write.
 typedef struct Line {
-    char s[LINE_CAP];
-    size_t n;
+    char *s; // [cap]
+    size_t n, cap;
 } Line;
 
 static void line_add(Line *l, const char *fmt, ...) PRINTF_LIKE(2, 3);
 static void line_add(Line *l, const char *fmt, ...) {
-    if (l->n >= sizeof l->s) return;
+    if (l->n >= l->cap) return;
     va_list ap;
     va_start(ap, fmt);
-    int n = vsnprintf(l->s + l->n, sizeof l->s - l->n, fmt, ap);
+    int n = vsnprintf(l->s + l->n, l->cap - l->n, fmt, ap);
     va_end(ap);
     l->n += n > 0 ? (size_t)n : 0;
 }
@@ -58,7 +61,7 @@ static void line_real(Line *l, const char *key, double v) {
 }
 
 static Err line_write(int fd, const char *path, const Line *l) {
-    CHECK(l->n < sizeof l->s, E_INTERNAL, "a line for %s is longer than %d bytes", path, LINE_CAP);
+    CHECK(l->n < l->cap, E_INTERNAL, "a line for %s is longer than %zu bytes", path, l->cap);
     off_t before = lseek(fd, 0, SEEK_END);
     for (size_t done = 0; done < l->n;) {
         ssize_t n = write(fd, l->s + done, l->n - done);
@@ -194,12 +197,70 @@ void metrics_close(Metrics **m) {
     if ((*m)->steps_fd >= 0) close((*m)->steps_fd);
     if ((*m)->events_fd >= 0) close((*m)->events_fd);
     tb_close(&(*m)->tb);
+    mem_free((*m)->text);
     mem_free(*m);
     *m = NULL;
 }
 
-static Err write_json(const Metrics *m, const StepMetrics *s) {
-    Line l = {.n = 0};
+// ---- the objects of parallel arrays --------------------------------------------------------------
+
+// A number of an array with k before it.
+static void item(Line *l, int64_t k, int digits, double v) {
+    if (isfinite(v)) {
+        line_add(l, k > 0 ? ",%.*g" : "%.*g", digits, v);
+    } else {
+        line_add(l, k > 0 ? ",null" : "null");
+    }
+}
+
+// 6 digits are plenty for shares; magnitudes come back as they are.
+#define ITEMS(l, name, n, digits, value)                                                           \
+    do {                                                                                           \
+        line_add((l), "],\"" name "\":[");                                                         \
+        for (int64_t k = 0; k < (n); k++) item((l), k, (digits), (double)(value));                 \
+    } while (0)
+
+static void line_health(Line *l, const Health *h) {
+    const HealthRow *r = h->row;
+    line_add(l, ",\"fp8_health\":{\"site\":[");
+    for (int64_t k = 0; k < h->nrows; k++)
+        line_add(l, k > 0 ? ",\"%s\"" : "\"%s\"", r[k].site.s);
+    ITEMS(l, "saturated", h->nrows, 6, r[k].saturated);
+    ITEMS(l, "underflow", h->nrows, 6, r[k].underflow);
+    line_add(l, "],\"nonfinite_tiles\":[");
+    for (int64_t k = 0; k < h->nrows; k++)
+        line_add(l, k > 0 ? ",%lld" : "%lld", (long long)r[k].nonfinite_tiles);
+    ITEMS(l, "scale_min", h->nrows, 9, r[k].scale_min);
+    ITEMS(l, "scale_median", h->nrows, 9, r[k].scale_median);
+    ITEMS(l, "scale_max", h->nrows, 9, r[k].scale_max);
+    ITEMS(l, "amax", h->nrows, 9, r[k].amax);
+    line_add(l, "]}");
+}
+
+static void line_shadow(Line *l, const Shadow *h) {
+    line_add(l, ",\"fp8_shadow\":{\"gemm\":[");
+    for (int64_t k = 0; k < h->nrows; k++)
+        line_add(l, k > 0 ? ",\"%s\"" : "\"%s\"", h->row[k].gemm.s);
+    ITEMS(l, "error", h->nrows, 6, h->row[k].error);
+    line_add(l, "]}");
+}
+
+// line_reserve: room for the longest line with these rows: allocated once.
+static Err line_reserve(Metrics *m, const StepMetrics *s) {
+    size_t need = LINE_CAP;
+    if (s->health) need += (size_t)s->health->n * HEALTH_CAP;
+    if (s->shadow) need += (size_t)s->shadow->n * SHADOW_CAP;
+    if (need <= m->ntext) return OK;
+    mem_free(m->text);
+    m->text = NULL;
+    MEM_NEW(m->text, need);
+    m->ntext = need;
+    return OK;
+}
+
+static Err write_json(Metrics *m, const StepMetrics *s) {
+    TRY(line_reserve(m, s));
+    Line l = {m->text, 0, m->ntext};
     line_add(&l, "{\"step\":%lld", (long long)s->step);
     line_int(&l, "tokens", s->tokens);
     line_int(&l, "samples", s->samples);
@@ -228,12 +289,14 @@ static Err write_json(const Metrics *m, const StepMetrics *s) {
     line_int(&l, "a2a_dispatch_bytes", s->a2a_dispatch_bytes);
     line_int(&l, "a2a_combine_bytes", s->a2a_combine_bytes);
     line_int(&l, "a2a_meta_bytes", s->a2a_meta_bytes);
-    line_real(&l, "fp8_saturated", s->fp8_saturated);
-    line_real(&l, "fp8_underflow", s->fp8_underflow);
-    line_int(&l, "fp8_nonfinite_tiles", s->fp8_nonfinite_tiles);
+    line_real(&l, "fp8_saturated", s->fp8.saturated);
+    line_real(&l, "fp8_underflow", s->fp8.underflow);
+    line_int(&l, "fp8_nonfinite_tiles", s->fp8.nonfinite_tiles);
     line_real(&l, "rss_bytes", s->rss_bytes);
     line_real(&l, "eta_s", s->eta_s);
     if (s->has_hash) line_add(&l, ",\"state_hash\":\"%016llx\"", (unsigned long long)s->state_hash);
+    if (s->health) line_health(&l, s->health);
+    if (s->shadow) line_shadow(&l, s->shadow);
     line_add(&l, "}\n");
     return line_write(m->steps_fd, m->steps_path, &l);
 }
@@ -258,15 +321,47 @@ static Err write_tensorboard(TbWriter *tb, const StepMetrics *s) {
     tb_scalar(tb, "experts/dead", s->dead_experts);
     tb_scalar(tb, "exchange/dispatch_bytes", (double)s->a2a_dispatch_bytes);
     tb_scalar(tb, "exchange/combine_bytes", (double)s->a2a_combine_bytes);
-    tb_scalar(tb, "fp8/saturated", s->fp8_saturated);
-    tb_scalar(tb, "fp8/underflow", s->fp8_underflow);
-    tb_scalar(tb, "fp8/nonfinite_tiles", (double)s->fp8_nonfinite_tiles);
+    tb_scalar(tb, "fp8/saturated", s->fp8.saturated);
+    tb_scalar(tb, "fp8/underflow", s->fp8.underflow);
+    tb_scalar(tb, "fp8/nonfinite_tiles", (double)s->fp8.nonfinite_tiles);
+    if (s->health && s->health->nrows > 0) {
+        tb_scalar(tb, "fp8/worst_saturated", health_worst_saturated(s->health)->saturated);
+        tb_scalar(tb, "fp8/worst_underflow", health_worst_underflow(s->health)->underflow);
+    }
+    const ShadowRow *bad = s->shadow ? shadow_worst(s->shadow) : NULL;
+    if (bad) tb_scalar(tb, "fp8/worst_gemm_error", bad->error);
     tb_scalar(tb, "memory/rss_bytes", s->rss_bytes);
     return tb_flush(tb, s->step);
 }
 
+// share: "0.0131% (L3.o.dy)", or "0%". Three digits: shares of interest are far below a percent.
+static void line_share(Line *l, const char *what, double share, const char *site) {
+    line_add(l, share > 0.0 ? " %s %.3g%% (%s)" : " %s 0%%", what, 100.0 * share, site);
+}
+
+static void print_health(Line *l, const Health *h) {
+    if (h->nrows == 0) return;
+    const HealthRow *sat = health_worst_saturated(h), *uf = health_worst_underflow(h),
+                    *bad = health_worst_nonfinite(h);
+    line_add(l, " | fp8");
+    line_share(l, "sat", sat->saturated, sat->site.s);
+    line_share(l, "uf", uf->underflow, uf->site.s);
+    if (bad->nonfinite_tiles > 0)
+        line_add(l, " NaN tiles %lld (%s)", (long long)bad->nonfinite_tiles, bad->site.s);
+}
+
+static void print_shadow(const StepMetrics *s) {
+    const ShadowRow *w = shadow_worst(s->shadow);
+    if (!w) return;
+    log_line("fp8 shadow step %lld: largest error of a product against BF16 %.2f%% (%s), median "
+             "%.2f%%, %lld products",
+             (long long)s->step, 100.0 * w->error, w->gemm.s, 100.0 * shadow_median(s->shadow),
+             (long long)s->shadow->nrows);
+}
+
 static void print_line(const StepMetrics *s, int64_t total_steps) {
-    Line l = {.n = 0};
+    char text[LINE_CAP];
+    Line l = {text, 0, sizeof text};
     char total[24];
     int width = snprintf(total, sizeof total, "%lld", (long long)total_steps);
     line_add(&l, "step %*lld/%s eta %s", width, (long long)s->step, total,
@@ -277,8 +372,7 @@ static void print_line(const StepMetrics *s, int64_t total_steps) {
              text_count(s->tokens_per_s).s);
     if (isfinite(s->mfu)) line_add(&l, " MFU %.1f%%", 100 * s->mfu);
     line_add(&l, " | MaxVio %.2f dead %.1f%%", s->maxvio, 100 * s->dead_experts);
-    line_add(&l, " | fp8 sat %.2f%% uf %.2f%%", 100 * s->fp8_saturated, 100 * s->fp8_underflow);
-    if (s->fp8_nonfinite_tiles > 0) line_add(&l, " NaN %lld", (long long)s->fp8_nonfinite_tiles);
+    if (s->health) print_health(&l, s->health);
     line_add(&l, " | %.1f GiB", s->rss_bytes / (1024.0 * 1024.0 * 1024.0));
     log_line("%s", l.s);
 }
@@ -288,6 +382,7 @@ Err metrics_step(Metrics *m, const StepMetrics *s, int64_t total_steps, bool pri
     TRY(write_json(m, s));
     TRY(write_tensorboard(m->tb, s));
     if (print) print_line(s, total_steps);
+    if (s->shadow) print_shadow(s);
     return OK;
 }
 
@@ -295,14 +390,15 @@ Err metrics_event(Metrics *m, const char *kind, const char *fields_fmt, ...) {
     if (m->events_fd < 0) return OK;
     struct timeval now;
     gettimeofday(&now, NULL);
-    Line l = {.n = 0};
+    char text[LINE_CAP];
+    Line l = {text, 0, sizeof text};
     line_add(&l, "{\"time\":%lld.%03d,\"event\":\"%s\"", (long long)now.tv_sec,
              (int)(now.tv_usec / 1000), kind);
     size_t head = l.n;
     line_add(&l, ",");
     va_list ap;
     va_start(ap, fields_fmt);
-    int n = vsnprintf(l.s + l.n, sizeof l.s - l.n, fields_fmt, ap);
+    int n = vsnprintf(l.s + l.n, l.cap - l.n, fields_fmt, ap);
     va_end(ap);
     l.n = n > 0 ? l.n + (size_t)n : head;
     line_add(&l, "}\n");

@@ -2,6 +2,8 @@
 // TensorBoard events, and the line for people.
 #pragma once
 #include "config.h"
+#include "health.h"
+#include "shadow_gemm.h"
 
 typedef struct StepMetrics {
     int64_t step, tokens, samples; // after this step, consumed in all
@@ -15,8 +17,9 @@ typedef struct StepMetrics {
     double maxvio;       // mean over MoE layers
     double dead_experts; // share of experts without a token in this step, all layers
     int64_t a2a_dispatch_bytes, a2a_combine_bytes, a2a_meta_bytes;
-    double fp8_saturated, fp8_underflow; // shares of quantised values
-    int64_t fp8_nonfinite_tiles;
+    HealthTotals fp8;       // of the step
+    const Health *health;   // its rows, on steps that print a line; NULL on others
+    const Shadow *shadow;   // its rows, on steps that compare with BF16; NULL on others
     double rss_bytes; // largest over ranks
     int64_t global_batch;
     bool has_hash;
@@ -28,8 +31,9 @@ typedef struct Metrics Metrics;
 // metrics_open: files in run_dir; metrics.jsonl is cut to steps <= loaded_step (a torn last line is
 // dropped). Only rank 0 does anything. E_OUTPUT.
 Err metrics_open(Metrics **out, const char *run_dir, int64_t loaded_step, int rank) MUST_CHECK;
-// metrics_step: one line of metrics.jsonl, TensorBoard scalars, and (print) the readable line.
-// Local (rank 0).
+// metrics_step: one line of metrics.jsonl, TensorBoard scalars, and (print) the readable line. Rows
+// of s->health and s->shadow become the objects fp8_health and fp8_shadow, parallel arrays; what
+// the shadow found has a readable line of its own, print or not. Local (rank 0).
 Err metrics_step(Metrics *m, const StepMetrics *s, int64_t total_steps, bool print) MUST_CHECK;
 // metrics_event: one line of events.jsonl: {"time":..,"event":kind,...}; fields is a JSON object's
 // inside, e.g. "\"step\":3". E_OUTPUT.

@@ -92,6 +92,11 @@ static Err record(Run *r, StepMetrics *m, double seconds, Pace *pace) {
     int64_t every = r->config->log.every;
     bool print =
         every <= 1 || r->at.step % every == 0 || r->at.step == 1 || r->at.step == r->last_step;
+    TRY(health_step(r->health, &r->cx, &m->fp8));
+    if (print && r->shape.mode == MODE_FP8) {
+        TRY(health_rows(r->health, &r->cx));
+        m->health = r->health;
+    }
     Err mine = r->metrics ? metrics_step(r->metrics, m, r->last_step, print) : OK;
     return comm_agree(r->boot.world, mine);
 }
@@ -126,7 +131,8 @@ Err run_loop(Run *r) {
                         .samples = r->at.samples,
                         .tokens = r->tokens,
                         .doc_start = r->doc_start,
-                        .stop_flag = boot_signalled};
+                        .stop_flag = boot_signalled,
+                        .shadow = r->shadow};
         StepOutput out;
         TRY(step_train(r->model, &r->cx, &in, &out));
         if (out.is_stopped) return stopped(r);

@@ -37,6 +37,8 @@ typedef struct Run {
     int eval_corpora;
     RunLock *lock;           // rank 0
     Metrics *metrics;
+    Health *health;          // FP8 counters, on every rank
+    Shadow *shadow;          // with fp8.shadow_every, else NULL
     char dir[1024], checkpoints[1100];
     char resume_from[1100];  // checkpoint to load, "" = none
     char init_from[1100];    // checkpoint whose weights start the run, "" = none

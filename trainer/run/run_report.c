@@ -58,10 +58,9 @@ static Err report_saved(const MemoryPlan *m, const Shape *s, const Mesh *mesh) {
 
 static void report_fp8(const Config *c) {
     if (c->precision.mode != MODE_FP8) return;
-    log_line("fp8        scaling %s, scales %s, accumulate %s", config_choice(c, "fp8", "scaling").s,
-             config_choice(c, "fp8", "scale_format").s, config_choice(c, "fp8", "accumulate").s);
-    log_line("           kept for the backward: attention output %s, SwiGLU inputs %s",
-             config_choice(c, "fp8", "cache_attn_out").s, config_choice(c, "fp8", "cache_swiglu").s);
+    RecipeText t = recipe_text(c);
+    log_line("fp8        %s", t.classes);
+    log_line("           kept for the backward: %s", t.kept);
 }
 
 Err run_dry(const Config *c, int world) {

@@ -209,6 +209,8 @@ static Err make_model(Run *r) {
     TRY(cx_create_on(&r->cx, &r->backend, &r->boot, &r->mesh, &r->shape, &r->memory,
                   boot_threads(&r->boot, r->opt.threads)));
     TRY(model_create(&r->model, &r->shape, &r->cx, true, true));
+    TRY(health_create(&r->health, &r->cx));
+    if (r->shape.shadow_every > 0) TRY(shadow_create(&r->shadow, model_params(r->model)));
     MEM_NEW(r->tokens, r->shape.B * (r->shape.S + 1 + r->shape.nmtp));
     if (c->train.document_mask) MEM_NEW(r->doc_start, r->shape.B * r->shape.S);
     return OK;
@@ -232,10 +234,11 @@ static Err fill_model(Run *r) {
                                            "--init-from %s: there is no checkpoint that verifies",
                                            r->opt.init_from)));
             TRY(comm_agree(r->boot.world, checkpoint_load(r->init_from, p, &r->cx, false)));
+            if (r->cx.calibration) calibration_reset(r->cx.calibration); // a new run has its own
         }
     }
     TRY(params_publish(p, &r->shape, &r->cx));
-    memset(&r->cx.quant, 0, sizeof r->cx.quant);
+    if (r->cx.health) memset(r->cx.health, 0, (size_t)(r->cx.nblocks * SITE_COUNT) * sizeof *r->cx.health);
     return OK;
 }
 
@@ -245,6 +248,9 @@ static void log_origin(const Run *r) {
                  "ranks with ep %d",
                  r->resume_from, (long long)r->at.step, (long long)r->at.samples, r->at.world,
                  r->at.ep);
+        if (r->cx.calibration && !(r->cx.calibration->steps > 0))
+            log_line("           it holds no calibration of static scales: the next %lld steps calibrate",
+                     (long long)r->shape.recipe.static_steps);
     } else if (r->init_from[0]) {
         log_line("init       weights of %s", r->init_from);
     }
@@ -270,10 +276,13 @@ static Err claim_dir(Run *r) {
     return metrics_open(&r->metrics, r->dir, r->at.step, r->boot.rank);
 }
 
-// choose_backend: where to compute, before anything is opened.
+// choose_backend: where to compute, before anything is opened. The trainer still reads and writes what its arenas
+// hold, so it runs on the CPU whatever is there; backend_choose is for the day when it does not.
 static Err choose_backend(Run *r) {
-    TRY(backend_choose(&r->backend, r->opt.device ? r->opt.device : "auto", r->boot.local_rank));
-    if (r->backend.why[0]) log_line("device     cpu (auto: %s)", r->backend.why);
+    CHECK(!r->opt.device || strcmp(r->opt.device, "cuda") != 0, E_PEER,
+          "--device cuda: training on the CUDA backend is not finished: its operations are built (-Dcuda) and tested, "
+          "but the trainer computes on the CPU only; use --device cpu, or auto, which takes the CPU");
+    r->backend = backend_cpu();
     return OK;
 }
 
@@ -318,6 +327,8 @@ void run_close(Run *r) {
     run_lock_drop(&r->lock);
     loader_close(&r->loader);
     loader_close(&r->eval);
+    health_free(&r->health);
+    shadow_free(&r->shadow);
     model_free(&r->model);
     cx_destroy(&r->cx);
     mem_free(r->tokens);

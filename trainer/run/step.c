@@ -4,6 +4,7 @@
 #include <math.h>
 #include <string.h>
 
+#include "calibrate.h"
 #include "prof.h"
 #include "schedule.h"
 
@@ -115,20 +116,13 @@ static Err explain_bad(Model *m, Cx *cx, const StepInput *in, Share share, doubl
          (long long)in->step, loss);
 }
 
-static Err sum_counters(Cx *cx, StepMetrics *o) {
-    int64_t v[8] = {cx->bytes.dispatch, cx->bytes.combine,        cx->bytes.meta,
-                    cx->quant.values,   cx->quant.saturated,      cx->quant.underflow,
-                    cx->quant.tiles,    cx->quant.nonfinite_tiles};
-    TRY(comm_sum_i64(cx->world, v, 8));
+static Err sum_bytes(Cx *cx, StepMetrics *o) {
+    int64_t v[3] = {cx->bytes.dispatch, cx->bytes.combine, cx->bytes.meta};
+    TRY(comm_sum_i64(cx->world, v, 3));
     memset(&cx->bytes, 0, sizeof cx->bytes);
-    memset(&cx->quant, 0, sizeof cx->quant);
     o->a2a_dispatch_bytes = v[0];
     o->a2a_combine_bytes = v[1];
     o->a2a_meta_bytes = v[2];
-    double values = v[3] > 0 ? (double)v[3] : 1.0;
-    o->fp8_saturated = (double)v[4] / values;
-    o->fp8_underflow = (double)v[5] / values;
-    o->fp8_nonfinite_tiles = v[7];
     return OK;
 }
 
@@ -163,6 +157,8 @@ Err step_train(Model *m, Cx *cx, const StepInput *in, StepOutput *out) {
     Share share = rank_share(cx, in, out->batch);
     LossScale scale = loss_scale(in->config, s, in->step, out->batch);
     LossSums sums = {0};
+    bool has_shadow = in->shadow && in->step % in->config->fp8.shadow_every == 0;
+    if (has_shadow) shadow_begin(in->shadow);
     TRY(params_zero_grad(model_params(m), cx));
     for (int64_t i = 0; i < share.n; i += share.micro) {
         Batch b;
@@ -170,7 +166,10 @@ Err step_train(Model *m, Cx *cx, const StepInput *in, StepOutput *out) {
         if (!out->is_stopped) {
             Err mine = load_micro(s, in, share.first + i, min_i64(share.micro, share.n - i), &b);
             TRY(comm_agree(cx->world, mine)); // a damaged shard on one rank stops all of them
-            TRY(model_fwd_bwd(m, cx, &b, &scale, &sums, NULL));
+            cx->shadow = has_shadow && i == 0 ? in->shadow : NULL;
+            Err passed = model_fwd_bwd(m, cx, &b, &scale, &sums, NULL);
+            cx->shadow = NULL;
+            TRY(passed);
         }
         if (out->is_stopped) break;
     }
@@ -183,7 +182,12 @@ Err step_train(Model *m, Cx *cx, const StepInput *in, StepOutput *out) {
     TRY(sum_losses(cx, s, &scale, &sums, o));
     if (!isfinite(o->loss)) return explain_bad(m, cx, in, share, (double)o->loss);
     TRY(update(m, cx, in, o));
-    TRY(sum_counters(cx, o));
+    TRY(calibrate_step(model_params(m), s, cx));
+    TRY(sum_bytes(cx, o));
+    if (has_shadow) {
+        TRY(shadow_rows(in->shadow, cx));
+        o->shadow = in->shadow;
+    }
     o->step = in->step;
     o->global_batch = out->batch;
     o->samples = in->samples + out->batch;

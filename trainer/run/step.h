@@ -14,6 +14,7 @@ typedef struct StepInput {
     int32_t *tokens;   // [micro_batch, seq_len+1+nmtp] host, room for one micro-batch
     int32_t *doc_start; // [micro_batch, seq_len] host, or NULL without a document mask
     int (*stop_flag)(void); // signal number or 0; polled between micro-batches
+    Shadow *shadow;    // on every fp8.shadow_every-th step its samples are taken; NULL = never
 } StepInput;
 
 typedef struct StepOutput {

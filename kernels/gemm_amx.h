@@ -1,0 +1,29 @@
+// gemm_amx.h - how an output tile is laid out for the tile registers of AMX: private to the amx
+// kernels.
+//
+// A tile register is 16 rows of 64 bytes: 16 x 16 floats of the output, or 16 rows of 16 pairs of
+// BF16 along the contraction. Panels are in the order in which registers are loaded: strips of 16
+// rows or columns, in each strip one register (1 KiB) per step of 32 along the contraction.
+//   rows panel:    register = [16 rows][16 pairs]      the left side of TDPBF16PS
+//   columns panel: register = [16 pairs][16 columns]   the right side
+// Which elements make a pair, and in which order the pairs come, is the same in both panels: for
+// BF16 (k, k + 1) ascending; for E4M3, of every 64 elements first all (4i, 4i + 2), then all
+// (4i + 1, 4i + 3): what falls out of decoding 64 codes at a time.
+#pragma once
+#include "gemm_engine.h"
+
+enum {
+    AMX_STRIP = 16,                            // rows or columns of a register
+    AMX_STEP = 32,                             // elements of the contraction of a register
+    AMX_TILE = AMX_STRIP * AMX_STEP,           // BF16 values of a register
+    AMX_STRIP_ELEMS = AMX_STRIP * GEMM_AMX_KB, // BF16 values of a strip of a panel
+    AMX_SLICES = GEMM_AMX_KB / TILE,           // promotions per block of the contraction
+};
+
+// amx_pack_rows / amx_pack_columns: n rows (columns) from outer, elements [k0, k0 + kn) of the
+// contraction, kn <= GEMM_AMX_KB, as BF16 into a panel. Strips are made until their number is even
+// (rows) or a multiple of 4 (columns); what has no element is zero. Both types, both orientations.
+void amx_pack_rows(const GemmOperand *o, int64_t outer, int64_t n, int64_t k0, int64_t kn,
+                   uint16_t *dst);
+void amx_pack_columns(const GemmOperand *o, int64_t outer, int64_t n, int64_t k0, int64_t kn,
+                      uint16_t *dst);

@@ -72,7 +72,7 @@ static inline MatQ case_operand(Case *c, Layout layout, ScaleType st, int tile_r
     m.scol = layout == ODD ? 1 : srows;
     m.sstep = srows * tiles;
     if (is_wire) {
-        m = matq_wire(NULL, st, rows, cols);
+        m = matq_wire(NULL, st, CODE_E4M3, rows, cols);
         m.ld +=
             ceil_div(tiles, 4) * 4 * es - ceil_div(ceil_div(cols, TILE) * es, 4) * 4; // groups may have more tiles
         m.srow = m.ld / es;

@@ -281,7 +281,8 @@ static Err claim_dir(Run *r) {
 static Err choose_backend(Run *r) {
     CHECK(!r->opt.device || strcmp(r->opt.device, "cuda") != 0, E_PEER,
           "--device cuda: training on the CUDA backend is not finished: its operations can be built (-Dcuda) and are "
-          "tested on the CPU, but the trainer computes on the CPU only; use --device cpu, or auto, which takes the CPU");
+          "tested on the CPU, but the trainer computes on the CPU only; use --device cpu, or auto, which takes "
+          "the CPU");
     r->backend = backend_cpu();
     if (ops_cuda()) log_line("device     cpu (training on the CUDA backend is not finished)");
     return OK;

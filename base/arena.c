@@ -13,6 +13,7 @@ struct Arena {
     size_t used;    // bytes handed out
     size_t high;    // largest `used` ever
     bool is_measure;
+    const Device *dev; // owner of the memory; NULL: address space of the host
 };
 
 // In measure mode addresses start here: aligned, never mapped, so that touching one is a clean crash.
@@ -47,9 +48,32 @@ Err arena_create(Arena **out, const char *name, size_t bytes, bool is_measure) {
     return OK;
 }
 
+Err arena_create_on(Arena **out, const Device *dev, const char *name, size_t bytes, bool is_measure) {
+    if (is_measure || !dev->alloc) {
+        TRY(arena_create(out, name, bytes, is_measure));
+        return OK;
+    }
+    Arena *a = calloc(1, sizeof *a);
+    CHECK(a, E_INTERNAL, "arena %s: out of memory", name);
+    snprintf(a->name, sizeof a->name, "%s", name);
+    a->size = align_up(bytes ? bytes : ARENA_ALIGN);
+    a->dev = dev;
+    Err err = dev->alloc((void **)&a->base, a->size, name);
+    if (err != OK) {
+        free(a);
+        TRY(err);
+    }
+    atomic_fetch_add(&alloc_count, 1);
+    *out = a;
+    return OK;
+}
+
 void arena_destroy(Arena **a) {
     if (!*a) return;
-    if ((*a)->base) munmap((*a)->base, (*a)->size);
+    if ((*a)->dev)
+        (*a)->dev->release((*a)->base);
+    else if ((*a)->base)
+        munmap((*a)->base, (*a)->size);
     free(*a);
     *a = NULL;
 }
@@ -64,7 +88,7 @@ Err arena_push(Arena *a, void **out, size_t bytes, const char *what) {
     *out = a->is_measure ? (void *)(MEASURE_BASE + a->used) : (void *)(a->base + a->used);
     a->used += need;
     if (a->used > a->high) a->high = a->used;
-    if (is_poisoned && !a->is_measure) memset(*out, 0xFF, need);
+    if (is_poisoned && !a->is_measure && !a->dev) memset(*out, 0xFF, need);
     return OK;
 }
 

@@ -5,6 +5,7 @@
 // In measure mode nothing is reserved: pushes return addresses that must not be touched and only the
 // high-water mark counts. The same code runs in both modes, so sizes cannot drift from use.
 #pragma once
+#include "device.h"
 #include "view.h"
 
 #define ARENA_ALIGN 64
@@ -13,10 +14,13 @@ typedef struct Arena Arena;
 
 // arena_create: reserve `bytes` (0 with is_measure). Errors: E_INTERNAL if there is no address space. Local.
 Err arena_create(Arena **out, const char *name, size_t bytes, bool is_measure) MUST_CHECK;
+// arena_create_on: the same in the memory of a device (device.h); on the CPU and in measure mode as arena_create.
+// Errors: E_INTERNAL if the device has not that much. Local.
+Err arena_create_on(Arena **out, const Device *dev, const char *name, size_t bytes, bool is_measure) MUST_CHECK;
 // arena_destroy: give the memory back; *a = NULL. Accepts NULL.
 void arena_destroy(Arena **a);
 // arena_push: the next `bytes` bytes, aligned to 64. Contents undefined (0xFF, which is NaN in every
-// floating-point format, after arena_poison(true)). Errors: E_INTERNAL naming arena, block and sizes.
+// floating-point format, after arena_poison(true), in host memory). Errors: E_INTERNAL naming arena, block and sizes.
 Err arena_push(Arena *a, void **out, size_t bytes, const char *what) MUST_CHECK;
 // arena_mark / arena_release: everything pushed after the mark is given back.
 size_t arena_mark(const Arena *a);

@@ -6,16 +6,58 @@
 #include "view.h"
 
 typedef struct Device {
-    const char *name; // "cpu"
+    const char *name; // "cpu", "cuda", "null"
     // to_host / to_device: copy bytes, complete on return. Local.
     Err (*to_host)(void *host, const void *dev, size_t bytes);
     Err (*to_device)(void *dev, const void *host, size_t bytes);
     // zero: set bytes to 0. Local.
     Err (*zero)(void *dev, size_t bytes);
-    // sync: wait for all work issued so far. Local.
+    // sync: wait for all work issued so far; reports what went wrong in it. Local.
     Err (*sync)(void);
+    // alloc: memory of the device for an arena, aligned to 256 bytes, contents undefined; NULL where arenas use
+    // address space of the host. Errors: E_INTERNAL naming `what` and the sizes. release: accepts NULL. Local.
+    Err (*alloc)(void **out, size_t bytes, const char *what);
+    void (*release)(void *p);
 } Device;
 
 const Device *device_cpu(void);
 // device_null: does nothing and returns OK; the device of measure mode.
 const Device *device_null(void);
+
+// What device_cuda_info finds.
+typedef struct DeviceInfo {
+    bool is_built;       // this program has the CUDA backend
+    int count;           // devices that can be used here
+    int runtime, driver; // versions of CUDA, 1000 * major + 10 * minor; driver 0: there is none
+    int major, minor;    // compute capability of the first device
+    int multiprocessors; // of it
+    size_t memory;       // bytes of it
+    char name[128];      // of it
+    char why[192];       // with count == 0: why, in words
+} DeviceInfo;
+
+// device_cuda_info: what of CUDA is built in and there. Never fails. Local.
+void device_cuda_info(DeviceInfo *out);
+// device_cuda_open: the CUDA device of this rank: number local_rank modulo the number of devices, with its stream
+// and its pinned staging memory. Once per process; later calls return the same device. Errors: E_PEER where the
+// backend is not built in or there is no device or driver. Local.
+Err device_cuda_open(const Device **out, int local_rank);
+// device_cuda_close: wait for the device and give stream and staging back. Harmless if none was opened. Local.
+void device_cuda_close(void);
+// device_cuda_stream: the stream (cudaStream_t) that all operations of the backend use; NULL before open.
+void *device_cuda_stream(void);
+
+// What a kernel found wrong in values that only it can see. It lies in memory of the device; the next to_host,
+// to_device or sync returns it as an error, so that no operation has to wait for the device.
+typedef enum FaultCode {
+    FAULT_NONE,
+    FAULT_TOKEN,  // an input token outside the vocabulary: E_INPUT
+    FAULT_TARGET, // a target outside the logits: E_INTERNAL
+    FAULT_GROUP   // a group of rows outside the matrix: E_INTERNAL
+} FaultCode;
+typedef struct DeviceFault {
+    int32_t code; // FaultCode
+    int64_t value, at, limit;
+} DeviceFault;
+// device_cuda_fault: where kernels report; NULL before open.
+DeviceFault *device_cuda_fault(void);

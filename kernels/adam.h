@@ -4,8 +4,9 @@
 //   w -= lr * ( (m/bias1) / (sqrt(v/bias2) + eps) + weight_decay * w ).
 //   master [R,C] f32 in/out;  m, v [R,C] bf16 or f32 in/out (rounded once, after use in FP32);  grad [R,C] f32
 //   All divisions and square roots IEEE; every line one rounding per operation (no contraction). EXACT.
-// sumsq_blocks: out[b] = sum of squares in double of rows [128b, 128b+128), left to right, row after row;
-//   *nonfinite += number of non-finite values. out [ceil(R/128)] f64 host. Class REDUCE.
+// sumsq_blocks: out[b] = sum of squares in double of rows [128b, 128b+128), left to right, row after row
+//   (CUDA: in a fixed order of its own);  *nonfinite += number of non-finite values.
+//   out [ceil(R/128)] f64 and nonfinite: memory of the backend. Class REDUCE.
 #pragma once
 #include "view.h"
 

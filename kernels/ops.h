@@ -23,7 +23,7 @@ typedef struct OpCx {
 } OpCx;
 
 typedef struct Ops {
-    const char *backend; // "cpu", "null"
+    const char *backend; // "cpu", "cuda", "null"
     const char *isa;     // instruction set the CPU backend chose, for people
 #define OP(name, tolerance, args) Err(*name) args;
 #include "ops.def"
@@ -34,6 +34,15 @@ typedef struct Ops {
 #include "ops.def"
 #undef OP
 
+#define OP(name, tolerance, args) Err name##_cuda args;
+#include "ops.def"
+#undef OP
+
+// ops_cuda: the CUDA backend, on the device that device_cuda_open chose; NULL if it is not built in. Operations return
+// when their kernels are issued; every pointer they get, Groups' and counters' included, is memory of the device.
+// What only the device can see to be wrong (tokens, targets, groups) is returned by its next to_host, to_device or
+// sync (device.h).
+const Ops *ops_cuda(void);
 // ops_cpu: the CPU backend, its GEMM chosen once for this processor, or by ops_isa_select.
 // ops_isa_select: products and quantiser use this instruction set from now on. Errors: E_USAGE, and nothing
 // changed, if it is unknown or cannot run here; the message lists all. Not thread-safe.

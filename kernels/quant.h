@@ -28,8 +28,9 @@ typedef struct QuantRule {
 // last bin hold what lies beyond them too.
 enum { SCALE_BINS = 64, SCALE_BIN_LOW = -56 };
 
-// Health counters; integers, so that threads and ranks can merge them in any order. All are added to, but
-// amax_bits, which is the larger one. Tiles are those of memory, whatever shares their scale.
+// Health counters, in the backend's memory; integers, so that threads and ranks can merge them in any order.
+// All are added to, but amax_bits, which is the larger one. Tiles are those of memory, whatever shares their
+// scale.
 typedef struct QuantCount {
     int64_t values;             // values quantised
     int64_t saturated;          // finite values whose quotient lies above 448 (E5M2: 57344) before rounding (a
@@ -72,7 +73,8 @@ double quant_count_scale_quantile(const QuantCount *count, double q);
 //   rule     TILE and BLOCK are 128x128; ROW and TENSOR each matrix: the same codes serve Fprop and Dgrad,
 //            so that no scale per output channel could be taken out of both sums
 //
-// All: errors E_INTERNAL (shapes, groups, a rule that is none). Local.
+// All: errors E_INTERNAL (shapes, groups, a rule that is none; on the CUDA backend also a scope other than
+// SCOPE_TILE and codes other than E4M3, which it does not have). Local.
 
 // quant_e5m6: x in 12-bit codes with a power-of-two scale per 1x128 tile, packed (base/e5m6.h); the
 // input is rounded to BF16 first, NaN and infinity as above.

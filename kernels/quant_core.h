@@ -69,13 +69,17 @@ static HD inline float quant_value_e5m2(uint8_t c) {
     return f32_from_bits(bits | (uint32_t)(c & 0x80) << 24);
 }
 
+// quant_scale_bin: the bin of a scale in QuantCount.scales.
+static HD inline int quant_scale_bin(float s) {
+    int bin = (int)(f32_bits(s) >> 23) - 127 - SCALE_BIN_LOW; // scales are normal and positive
+    return bin < 0 ? 0 : bin >= SCALE_BINS ? SCALE_BINS - 1 : bin;
+}
+
 // quant_tile_counted: one tile with this scale and amax (quant_magnitude of its largest value) is
 // done.
 static inline void quant_tile_counted(QuantCount *count, int32_t amax, bool is_bad, float s) {
-    int bin = (int)(f32_bits(s) >> 23) - 127 - SCALE_BIN_LOW; // scales are normal and positive
-    bin = bin < 0 ? 0 : bin >= SCALE_BINS ? SCALE_BINS - 1 : bin;
     count->tiles++;
     count->nonfinite_tiles += is_bad;
-    count->scales[bin] += amax != 0;
+    count->scales[quant_scale_bin(s)] += amax != 0;
     count->amax_bits = amax > count->amax_bits ? amax : count->amax_bits;
 }

@@ -14,7 +14,7 @@
 // route_seqbal: the sequence-wise balance loss (DeepSeek-V3 report eqs. 17-20), without alpha:
 //   loss += sum over sequences of sum_e f_e P_e;  f_e = E/(K S) * #{t: e in top-K of the unbiased scores};
 //   P_e = mean_t score_te / sum_j score_tj. coef [nseq,E] f32 out = f_e (for bwd). T = nseq * S.
-//   loss: one double in host memory, added to.
+//   loss: one double in the backend's memory, added to.
 //
 // route_bwd: gradient of the logits.
 //   dlogits [T,E] f32 out

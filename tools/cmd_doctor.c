@@ -11,6 +11,7 @@
 #include "boot.h"
 #include "commands.h"
 #include "config.h"
+#include "device.h"
 #include "log.h"
 #include "ops.h"
 #include "versions.h"
@@ -76,6 +77,24 @@ static void report_machine(void) {
     } else {
         log_line("memory      %s, %s available", text_bytes(total).s, text_bytes(available).s);
     }
+}
+
+// The GPU: what is built in, and what is there.
+static void report_cuda(void) {
+    DeviceInfo d;
+    device_cuda_info(&d);
+    if (!d.is_built) {
+        log_line("CUDA        not built in (-Dcuda=enabled builds it in)");
+        return;
+    }
+    int runtime = d.runtime / 1000, minor = d.runtime % 1000 / 10;
+    if (d.count == 0) {
+        log_line("CUDA        %d.%d built in; no device can be used here: %s", runtime, minor, d.why);
+        return;
+    }
+    log_line("CUDA        %d.%d built in, driver for %d.%d; %d device%s: %s, compute capability %d.%d, %d SMs, %s",
+             runtime, minor, d.driver / 1000, d.driver % 1000 / 10, d.count, d.count == 1 ? "" : "s", d.name, d.major,
+             d.minor, d.multiprocessors, text_bytes((double)d.memory).s);
 }
 
 static void report_libraries(void) {
@@ -166,6 +185,7 @@ Err cmd_doctor(int argc, char **argv) {
     log_init(b.rank, b.nranks);
     log_line("%s", version_line());
     report_machine();
+    report_cuda();
     report_libraries();
     Err err = report_ranks(&b);
     if (err == OK) {

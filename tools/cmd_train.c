@@ -16,7 +16,7 @@ static const Flag flags[] = {
      "resume)"},
     {"steps", "N", NULL, 0, "stop at step N (the schedule's length stays train.steps)"},
     {"set", "SECTION.KEY=VALUE", NULL, FLAG_REPEAT, "override one setting"},
-    {"device", "auto|cpu", "auto", 0, "where to compute"},
+    {"device", "auto|cpu|cuda", "auto", 0, "where to compute; auto: cpu (cuda is not finished and refused)"},
     {"threads", "N", NULL, 0,
      "threads per rank (default: OMP_NUM_THREADS, or cores / local ranks)"},
     {"print-config", NULL, NULL, 0, "print the resolved settings and stop"},
@@ -46,6 +46,7 @@ Err cmd_train(int argc, char **argv) {
     o.config_path = args_get(&a, "config");
     o.run_dir = args_get(&a, "run-dir");
     o.resume = args_get(&a, "resume");
+    o.device = args_get(&a, "device");
     o.init_from = args_get(&a, "init-from");
     TRY(args_int(&a, "steps", 1, INT64_MAX, &o.steps));
     TRY(args_int(&a, "threads", 1, 4096, &threads));

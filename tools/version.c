@@ -17,5 +17,5 @@ void version_print(FILE *out) {
     fprintf(out, "build: %s\n", TESSERA_BUILD);
     fprintf(out, "libraries: %s, %s, libyaml %s\n", boot_mpi_version(), data,
             config_yaml_version());
-    fprintf(out, "backends: %s (%s)\n", ops_cpu()->backend, ops_cpu()->isa);
+    fprintf(out, "backends: %s (%s)%s\n", ops_cpu()->backend, ops_cpu()->isa, ops_cuda() ? ", cuda" : "");
 }

@@ -88,18 +88,25 @@ Err memory_saved_bf16(double *out, const Shape *s, const Mesh *mesh) {
 }
 
 Err cx_create(Cx *cx, const Boot *boot, const Mesh *mesh, const Shape *s, const MemoryPlan *plan, int nthreads) {
+    Backend cpu = backend_cpu();
+    TRY(cx_create_on(cx, &cpu, boot, mesh, s, plan, nthreads));
+    return OK;
+}
+
+Err cx_create_on(Cx *cx, const Backend *on, const Boot *boot, const Mesh *mesh, const Shape *s, const MemoryPlan *plan,
+                 int nthreads) {
     memset(cx, 0, sizeof *cx);
-    cx->ops = ops_cpu();
-    cx->dev = device_cpu();
+    cx->ops = on->ops;
+    cx->dev = on->dev;
     cx->world = boot->world;
     cx->ep = boot->ep;
     cx->edp = boot->edp;
     cx->mesh = *mesh;
-    TRY(arena_create(&cx->params, "params", plan->params, false));
-    TRY(arena_create(&cx->state, "state", plan->state, false));
-    TRY(arena_create(&cx->acts, "acts", plan->acts, false));
+    TRY(arena_create_on(&cx->params, on->dev, "params", plan->params, false));
+    TRY(arena_create_on(&cx->state, on->dev, "state", plan->state, false));
+    TRY(arena_create_on(&cx->acts, on->dev, "acts", plan->acts, false));
     size_t ops = plan->op_shared + plan->op_thread * (size_t)(nthreads > 1 ? nthreads : 1);
-    TRY(arena_create(&cx->scratch, "scratch", plan->scratch + ops + SCRATCH_SLACK, false));
+    TRY(arena_create_on(&cx->scratch, on->dev, "scratch", plan->scratch + ops + SCRATCH_SLACK, false));
     cx->op.scratch = cx->scratch;
     cx->op.nthreads = nthreads;
     cx->op.accumulate = s->recipe.accumulate;

@@ -1,5 +1,6 @@
 // model_memory.h - how much memory a model needs, found by running the same code in measure mode; contexts with it.
 #pragma once
+#include "backend.h"
 #include "boot.h"
 #include "model.h"
 
@@ -20,6 +21,9 @@ Err memory_saved_bf16(double *out, const Shape *s, const Mesh *mesh) MUST_CHECK;
 // the worst case of `plan`. Local.
 Err cx_create(Cx *cx, const Boot *boot, const Mesh *mesh, const Shape *s, const MemoryPlan *plan, int nthreads)
     MUST_CHECK;
+// cx_create_on: the same on any backend (backend.h).
+Err cx_create_on(Cx *cx, const Backend *on, const Boot *boot, const Mesh *mesh, const Shape *s, const MemoryPlan *plan,
+                 int nthreads) MUST_CHECK;
 void cx_destroy(Cx *cx);
 
 // model_flops_per_token: training FLOPs per token: 6 * (active parameters without the input embedding, MTP modules and

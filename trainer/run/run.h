@@ -18,6 +18,7 @@ typedef struct TrainOptions {
     const char *const *sets; // section.key=value
     int nsets;
     int64_t steps;           // stop here, 0 = train.steps
+    const char *device;      // "auto", "cpu" or "cuda"; NULL: auto
     int threads;             // per rank, 0 = cores / local ranks, or OMP_NUM_THREADS
     bool is_dry_run, is_print_config;
 } TrainOptions;
@@ -27,6 +28,7 @@ typedef struct Run {
     Boot boot;
     Config *config;
     Mesh mesh;
+    Backend backend;
     Shape shape;
     MemoryPlan memory;
     Cx cx;

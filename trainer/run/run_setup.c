@@ -206,7 +206,7 @@ static Err make_model(Run *r) {
     const Config *c = r->config;
     TRY(shape_from_config(&r->shape, c, &r->mesh));
     TRY(memory_measure(&r->memory, &r->shape, &r->mesh, true, true));
-    TRY(cx_create(&r->cx, &r->boot, &r->mesh, &r->shape, &r->memory,
+    TRY(cx_create_on(&r->cx, &r->backend, &r->boot, &r->mesh, &r->shape, &r->memory,
                   boot_threads(&r->boot, r->opt.threads)));
     TRY(model_create(&r->model, &r->shape, &r->cx, true, true));
     TRY(health_create(&r->health, &r->cx));
@@ -276,6 +276,18 @@ static Err claim_dir(Run *r) {
     return metrics_open(&r->metrics, r->dir, r->at.step, r->boot.rank);
 }
 
+// choose_backend: where to compute, before anything is opened. The trainer still reads and writes what its arenas
+// hold, so it runs on the CPU whatever is there; backend_choose is for the day when it does not.
+static Err choose_backend(Run *r) {
+    CHECK(!r->opt.device || strcmp(r->opt.device, "cuda") != 0, E_PEER,
+          "--device cuda: training on the CUDA backend is not finished: its operations can be built (-Dcuda) and are "
+          "tested on the CPU, but the trainer computes on the CPU only; use --device cpu, or auto, which takes "
+          "the CPU");
+    r->backend = backend_cpu();
+    if (ops_cuda()) log_line("device     cpu (training on the CUDA backend is not finished)");
+    return OK;
+}
+
 Err run_setup(Run *r, bool *is_done) {
     static const char *const comm_names[] = {"auto", "self", "mpi"};
     char resume_path[1024];
@@ -285,6 +297,7 @@ Err run_setup(Run *r, bool *is_done) {
     TRY(comm_agree(r->boot.world, check_config(r)));
     TRY(comm_agree(r->boot.world,
                    boot_groups(&r->boot, &r->mesh, comm_names[r->config->parallel.comm])));
+    TRY(comm_agree(r->boot.world, choose_backend(r)));
     TRY(comm_agree(r->boot.world, choose_dir(r, resume_path, sizeof resume_path, &resume_step)));
     TRY(comm_agree(r->boot.world, open_data(r)));
     TRY(comm_agree(r->boot.world, make_model(r)));

@@ -1,0 +1,142 @@
+// rows_cuda.h - what the CUDA kernels of all families share: elements of F32 or BF16 matrices, sums in a fixed order,
+// groups of rows, counters. Private to kernels/*_cuda.cu, which include it first: it brings the C headers in.
+//
+// Sums have one order whatever the schedule: a thread adds its own elements in ascending order, a warp adds by
+// halves, warps are added in ascending order. There are no floating-point atomics.
+#pragma once
+#include "cuda_launch.h"
+#include "fp8.h"
+
+#define DEV static __device__ __forceinline__
+#define WARP_ALL 0xFFFFFFFFu
+#define ROW_BLOCK 128   // rows that share one partial sum, as on the CPU
+#define ROW_LANES 16    // lanes of a sum in the CPU's order
+#define ROW_THREADS 256 // threads of a block that works on one row
+
+// CUDA_MAT: the contract of a matrix argument: R rows, C columns, F32 or BF16.
+static inline bool mat_is(Mat m, int64_t R, int64_t C) {
+    return (m.t == DT_F32 || m.t == DT_BF16) && m.rows == R && m.cols == C && (m.ld >= m.cols || m.rows <= 1);
+}
+#define CUDA_MAT(m, R, C)                                                                          \
+    CHECK(mat_is(m, R, C), E_INTERNAL,                                                             \
+          "%s: " #m " is %s [%lld, %lld], ld %lld; expected f32 or bf16 [%lld, %lld]", __func__,   \
+          dtype_name((m).t), (long long)(m).rows, (long long)(m).cols, (long long)(m).ld,          \
+          (long long)(R), (long long)(C))
+
+// blocks_for: blocks of `per` elements that cover n, as a grid size.
+static inline dim3 blocks_for(int64_t n, int64_t per) {
+    return dim3((unsigned)ceil_div(n, per));
+}
+
+// row_value / row_store: element (r, c) as float; stored with one rounding.
+DEV float row_value(Mat m, int64_t r, int64_t c) {
+    if (m.t == DT_F32) return ((const float *)m.p)[r * m.ld + c];
+    return f32_from_bf16(((const uint16_t *)m.p)[r * m.ld + c]);
+}
+DEV void row_store(Mat m, int64_t r, int64_t c, float v) {
+    if (m.t == DT_F32)
+        ((float *)m.p)[r * m.ld + c] = v;
+    else
+        ((uint16_t *)m.p)[r * m.ld + c] = bf16_from_f32(v);
+}
+
+// warp_sum / warp_max: over the 32 lanes, by halves; every lane gets the result.
+template <class T> DEV T warp_sum(T v) {
+    for (int d = 16; d > 0; d /= 2) v += __shfl_xor_sync(WARP_ALL, v, d);
+    return v;
+}
+template <class T> DEV T warp_max(T v) {
+    for (int d = 16; d > 0; d /= 2) {
+        T other = __shfl_xor_sync(WARP_ALL, v, d);
+        v = other > v ? other : v;
+    }
+    return v;
+}
+// block_sum: over all threads of the block (full warps only); every thread gets the result. room: one T per warp in
+// shared memory; it may be used again after the next barrier.
+template <class T> DEV T block_sum(T v, T *room) {
+    int warps = (int)blockDim.x / 32;
+    v = warp_sum(v);
+    if (threadIdx.x % 32 == 0) room[threadIdx.x / 32] = v;
+    __syncthreads();
+    T sum = room[0];
+    for (int w = 1; w < warps; w++) sum += room[w];
+    __syncthreads();
+    return sum;
+}
+template <class T> DEV T block_max(T v, T *room) {
+    int warps = (int)blockDim.x / 32;
+    v = warp_max(v);
+    if (threadIdx.x % 32 == 0) room[threadIdx.x / 32] = v;
+    __syncthreads();
+    T most = room[0];
+    for (int w = 1; w < warps; w++) most = room[w] > most ? room[w] : most;
+    __syncthreads();
+    return most;
+}
+// warp_sum16: sum of n values in the order of the CPU backend: element i goes to lane i % 16, lanes are added by
+// halves. f(i) gives element i. All 32 lanes call it and get the result.
+template <class F> DEV float warp_sum16(int64_t n, F f) {
+    int lane = (int)(threadIdx.x % 32);
+    float s = 0.0f;
+    if (lane < ROW_LANES)
+        for (int64_t i = lane; i < n; i += ROW_LANES) s += f(i);
+    for (int d = ROW_LANES / 2; d > 0; d /= 2) s += __shfl_xor_sync(WARP_ALL, s, d);
+    return __shfl_sync(WARP_ALL, s, 0);
+}
+
+// Where a tile of rows lies: group e, its rows [row, row + rows) of the matrix, and the number of the group's first
+// tile among the tiles of all groups. rows == 0: past the last tile.
+typedef struct GroupTile {
+    int64_t e, row, rows, first;
+} GroupTile;
+
+// fault_report: what only the device can see to be wrong (device.h); the first one stays.
+DEV void fault_report(DeviceFault *fault, FaultCode code, int64_t value, int64_t at, int64_t limit) {
+    if (atomicCAS((int *)&fault->code, (int)FAULT_NONE, (int)code) != FAULT_NONE) return;
+    fault->value = value;
+    fault->at = at;
+    fault->limit = limit;
+}
+// group_is_bad: whether group e leaves the matrix; reported.
+DEV bool group_is_bad(Groups g, int64_t e, int64_t all_rows, DeviceFault *fault) {
+    int64_t start = g.start[e], count = g.count[e];
+    if (start >= 0 && count >= 0 && start + count <= all_rows) return false;
+    fault_report(fault, FAULT_GROUP, start + count, e, all_rows);
+    return true;
+}
+
+// group_tile: the t-th tile of `size` rows, tiles starting anew in each group; g.n == 0: one group of all rows. A
+// group outside of the matrix is reported and ends the list.
+DEV GroupTile group_tile(Groups g, int64_t all_rows, int64_t size, int64_t t, DeviceFault *fault) {
+    GroupTile at = {0, t * size, 0, 0};
+    if (g.n == 0) {
+        if (at.row < all_rows) at.rows = all_rows - at.row < size ? all_rows - at.row : size;
+        return at;
+    }
+    for (; at.e < g.n; at.e++) {
+        if (group_is_bad(g, at.e, all_rows, fault)) return at;
+        int64_t count = g.count[at.e], tiles = (count + size - 1) / size;
+        if (t < at.first + tiles) {
+            int64_t i = (t - at.first) * size;
+            at.row = g.start[at.e] + i;
+            at.rows = count - i < size ? count - i : size;
+            return at;
+        }
+        at.first += tiles;
+    }
+    return at;
+}
+// group_tiles_most: an upper bound of the tiles, for the grid: group sizes are only known on the device.
+static inline int64_t group_tiles_most(Groups g, int64_t rows, int64_t size) {
+    return ceil_div(rows, size) + (g.n > 0 ? g.n : 0);
+}
+
+// count_add: add to a counter in the memory of the device. Integers, so the order is free.
+DEV void count_add(int64_t *counter, int64_t n) {
+    if (n) atomicAdd((unsigned long long *)counter, (unsigned long long)n);
+}
+// count_most: raise a counter to n, n >= 0.
+DEV void count_most(int32_t *counter, int32_t n) {
+    if (n) atomicMax((int *)counter, (int)n);
+}

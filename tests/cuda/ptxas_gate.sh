@@ -1,0 +1,43 @@
+#!/bin/sh
+# tests/cuda/ptxas_gate.sh NVCC: compiles each file of ptxas_budget.txt for sm_90a and reads what ptxas says of its
+# kernels: no register above the budget, no spills, no stack, no C75xx advisory (wgmma serialised, fence injected,
+# setmaxnreg ignored), no kernel without a line in the budget. Exit 77 (skipped) where there is no nvcc.
+set -eu
+cd "$(dirname "$0")/../.."
+nvcc=${1:-nvcc}
+if ! command -v "$nvcc" >/dev/null 2>&1; then
+    echo "ptxas_gate: skipped: no nvcc here"
+    exit 77
+fi
+out=$(mktemp -d)
+trap 'rm -rf "$out"' EXIT
+bad=0
+files=$(awk '!/^#/ && NF { print $1 }' tests/cuda/ptxas_budget.txt | sort -u)
+for f in $files; do
+    if ! "$nvcc" -gencode=arch=compute_90a,code=sm_90a -std=c++17 -O3 -fmad=false -Xptxas -v,-warn-spills -Ibase -Ikernels \
+        -cubin "$f" -o "$out/kernel.cubin" >"$out/log" 2>&1; then
+        cat "$out/log"
+        exit 1
+    fi
+    awk -v file="$f" '
+        FNR == NR { if ($1 == file) { budget[$2] = $3; seen[$2] = 0 } next }
+        /C75[0-9][0-9]/ { print file ": " $0; bad = 1 }
+        /warning|error/ { print file ": " $0; bad = 1 }
+        /Compiling entry function/ { split($0, part, "\047"); kernel = part[2]; spill = 0 }
+        /bytes spill stores/ { spill = $0 !~ /^ *0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads/ }
+        /Used [0-9]+ registers/ {
+            for (i = 1; i < NF; i++) if ($i == "Used") used = $(i + 1)
+            name = ""
+            for (k in budget) if (index(kernel, k)) name = k
+            printf "%s %s: %d registers (budget %s), %s\n", file, name == "" ? kernel : name, used,
+                name == "" ? "none" : budget[name], spill ? "spills" : "no spills"
+            if (name == "" || used > budget[name] || spill) bad = 1
+            seen[name]++
+        }
+        END {
+            for (k in budget) if (!seen[k]) { print file ": no kernel is called " k; bad = 1 }
+            exit bad
+        }' tests/cuda/ptxas_budget.txt "$out/log" || bad=1
+done
+[ "$bad" -eq 0 ] && echo "ptxas_gate: all within budget"
+exit "$bad"

@@ -1,0 +1,130 @@
+// test_device_cuda.c - the device table of the CUDA backend over the runtime on the CPU: copies, arenas, faults, and
+// machines without a device.
+#include <signal.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "backend.h"
+#include "on_cpu.h"
+
+static const Device *dev;
+
+static void test_copies(void **state) {
+    (void)state;
+    const size_t sizes[] = {0, 1, 3, 4096, ((size_t)4 << 20) + 5, ((size_t)13 << 20) - 7};
+    for (int k = 0; k < 6; k++) {
+        size_t n = sizes[k];
+        void *on_device = NULL;
+        MUST_OK(dev->alloc(&on_device, n, "test"));
+        uint8_t *a = malloc(n + 1), *b = malloc(n + 1);
+        assert_true(a && b);
+        for (size_t i = 0; i < n; i++) a[i] = (uint8_t)(i * 2654435761u >> 13);
+        memset(b, 0, n + 1);
+        b[n] = 77;
+        MUST_OK(dev->to_device(on_device, a, n));
+        MUST_OK(dev->to_host(b, on_device, n));
+        assert_memory_equal(a, b, n);
+        assert_int_equal(b[n], 77);
+        MUST_OK(dev->zero(on_device, n));
+        MUST_OK(dev->to_host(b, on_device, n));
+        for (size_t i = 0; i < n; i++) assert_int_equal(b[i], 0);
+        dev->release(on_device);
+        free(a);
+        free(b);
+    }
+    dev->release(NULL);
+    MUST_OK(dev->sync());
+}
+
+static void test_arena(void **state) {
+    (void)state;
+    Arena *a = NULL;
+    float *x = NULL, *y = NULL;
+    MUST_OK(arena_create_on(&a, dev, "scratch", 1000, false));
+    MUST_OK(arena_push(a, (void **)&x, 100, "x"));
+    MUST_OK(arena_push(a, (void **)&y, 100, "y"));
+    assert_int_equal((uintptr_t)x % 256, 0);
+    assert_int_equal((char *)y - (char *)x, 128);
+    MUST_FAIL(arena_push(a, (void **)&y, 1000, "too much"), E_INTERNAL, "too much");
+    arena_destroy(&a);
+    MUST_OK(arena_create_on(&a, dev, "measure", 0, true)); // takes nothing of the device
+    MUST_OK(arena_push(a, (void **)&x, (size_t)1 << 50, "x"));
+    arena_destroy(&a);
+    MUST_OK(arena_create_on(&a, device_cpu(), "host", 1000, false));
+    arena_destroy(&a);
+}
+
+// Host code cannot touch the device's memory, as on a GPU: this is what later tests of the trainer rest on.
+static void test_guard(void **state) {
+    (void)state;
+    volatile char *p = NULL;
+    MUST_OK(dev->alloc((void **)&p, 4096, "guarded"));
+    fflush(NULL);
+    pid_t child = fork();
+    assert_true(child >= 0);
+    if (child == 0) {
+        signal(SIGSEGV, SIG_DFL);
+        _exit(p[100] == 1 ? 1 : 2);
+    }
+    int status = 0;
+    waitpid(child, &status, 0);
+    assert_true(WIFSIGNALED(status) && WTERMSIG(status) == SIGSEGV);
+    dev->release((void *)p);
+}
+
+// What a kernel finds wrong comes with the next call that waits, once.
+static void test_faults(void **state) {
+    (void)state;
+    OpCx cx = {0};
+    float table[8] = {1, 2, 3, 4, 5, 6, 7, 8}, out[6] = {0}, host[6];
+    int32_t good[] = {3, -1, 0}, bad[] = {3, 9, 4};
+    Mat t = mat(table, DT_F32, 4, 2), x = mat(out, DT_F32, 3, 2);
+    FOR_SCHEDULES(i) {
+        MUST_OK(embed_fwd_cuda(&cx, x, t, good));
+        MUST_OK(dev->sync());
+        assert_true(out[0] == 7 && out[2] == 0 && out[5] == 2);
+        MUST_OK(embed_fwd_cuda(&cx, x, t, bad));
+        MUST_FAIL(dev->to_host(host, out, sizeof host), E_INPUT, "token 9 at position 1 of the micro-batch");
+        MUST_OK(dev->sync());
+        float loss[3];
+        int32_t target[] = {0, 1, 2};
+        MUST_OK(xent_fwd_bwd_cuda(&cx, loss, NULL, mat_none(), x, target, 1.0f));
+        MUST_FAIL(dev->sync(), E_INTERNAL, "target 2 of row 2 is outside 2 logits");
+    }
+}
+
+static void test_without_device(void **state) {
+    (void)state;
+    Backend b;
+    MUST_OK(backend_choose(&b, "auto", 0));
+    assert_string_equal(b.ops->backend, "cuda");
+    MUST_OK(backend_choose(&b, "cpu", 0));
+    assert_string_equal(b.dev->name, "cpu");
+    device_cuda_close();
+    for (int devices = -1; devices <= 0; devices++) {
+        DeviceInfo info;
+        runtime_on_cpu_devices(devices);
+        device_cuda_info(&info);
+        assert_true(info.is_built && info.count == 0 && info.why[0]);
+        MUST_FAIL(backend_choose(&b, "cuda", 0), E_PEER, devices < 0 ? "driver" : "no CUDA-capable device");
+        MUST_OK(backend_choose(&b, "auto", 0));
+        assert_string_equal(b.ops->backend, "cpu");
+        assert_true(b.why[0] != '\0');
+    }
+    runtime_on_cpu_devices(2);
+    MUST_OK(device_cuda_open(&dev, 5)); // rank 5 of the node shares device 1
+    assert_string_equal(dev->name, "cuda");
+    runtime_on_cpu_devices(1);
+}
+
+int main(void) {
+    if (device_cuda_open(&dev, 0) != OK) return 70;
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_copies),
+        cmocka_unit_test(test_arena),
+        cmocka_unit_test(test_guard),
+        cmocka_unit_test(test_faults),
+        cmocka_unit_test(test_without_device),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}

@@ -107,5 +107,12 @@ static inline MatQ matq_rows(MatQ x, int64_t r0, int64_t n) {
     x.rows = n;
     return x;
 }
+// matq_cols: n columns from c0 of a transposed activation; `tile` is the number of c0's tile.
+static inline MatQ matq_cols(MatQ x, int64_t c0, int64_t n, int64_t tile) {
+    x.q += c0;
+    x.s = (char *)x.s + (size_t)(tile * x.scol) * (x.st == SCALE_F32 ? 4 : 1);
+    x.cols = n;
+    return x;
+}
 // groups_tiles: number of 128-row tiles of all groups (rows = rows of the matrix, for n == 0).
 int64_t groups_tiles(Groups g, int64_t rows);

@@ -7,6 +7,7 @@
 #include "adam.h"
 #include "arena.h"
 #include "attn.h"
+#include "fused.h"
 #include "gemm.h"
 #include "permute.h"
 #include "quant.h"

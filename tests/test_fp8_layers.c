@@ -83,13 +83,14 @@ static void fill(Mat m, uint64_t stream, double scale, bool uneven) {
 }
 
 static void rig_open(Rig *r) {
-    const char *all[SETS + KEPT_SETS + 4];
+    const char *all[SETS + KEPT_SETS + 5];
     int n = SETS;
     memset(r, 0, sizeof *r);
     memcpy(all, sets, sizeof sets);
     all[n++] = is_pow2 ? "fp8.scale_format=pow2" : "fp8.scale_format=fp32";
     for (int i = 0; i < KEPT_SETS && !is_cached; i++) all[n++] = kept_sets[i];
     for (int i = 0; i < 3 && variant->more[i]; i++) all[n++] = variant->more[i];
+    all[n++] = "debug.unfused=true"; // what layers keep is read here; test_cached.c compares with the fused operations
     MUST_OK(config_load(&r->config, NULL, all, n));
     MUST_OK(solo_open(&r->solo, r->config, true, variant->more[0] ? 1 : 2));
     r->s = &r->solo.shape;
@@ -315,24 +316,24 @@ static void dense_layer(void **state) {
     MUST_OK(dense_bwd_input(r.s, r.cx, &p, &a, r.dx, r.dy));
     MUST_OK(dense_bwd_weight(r.s, r.cx, &p, &a));
     check_sites(&r, SITE_FFN_OUT_DY, SITE_FFN_DOWN_DY_T, r.dy);
-    check_sites(&r, SITE_FFN_GATE_DY, SITE_FFN_GATE_DY_T, a.dg);
-    check_sites(&r, SITE_FFN_UP_DY, SITE_FFN_UP_DY_T, a.du);
+    check_sites(&r, SITE_FFN_GATE_DY, SITE_FFN_GATE_DY_T, a.mid.dg);
+    check_sites(&r, SITE_FFN_UP_DY, SITE_FFN_UP_DY_T, a.mid.du);
     check_site(&r, SITE_FFN_GATE_W, p.gate->w);
     check_site(&r, SITE_FFN_UP_W, p.up->w);
     check_site(&r, SITE_FFN_DOWN_W, p.down->w);
     Operand dyq;
     MUST_OK(operand_make(r.s, r.cx, &dyq, r.own, r.dy, SITE_FFN_OUT_DY, false));
-    Mid m = mid_of(&r, &a.mid, &a.n, &p, groups_none(), &dyq, a.dg, a.du);
+    Mid m = mid_of(&r, &a.mid, &a.n, &p, groups_none(), &dyq, a.mid.dg, a.mid.du);
     check_weight(p.down);
     check_codes("output gradient", dyq.q, r.dy, CLASS_GRADIENT);
     check_fprop("gate", m.g, 0, TOKENS, a.n.q, p.gate, 0);
     check_fprop("up", m.u, 0, TOKENS, a.n.q, p.up, 0);
     check_wgrad(p.down, 0, real_mat(r.dy, 0, TOKENS), real_codes(m.h_bwd, 0, TOKENS));
-    check_wgrad(p.gate, 0, real_mat(a.dg, 0, TOKENS), real_codes(a.n.q, 0, TOKENS));
-    check_wgrad(p.up, 0, real_mat(a.du, 0, TOKENS), real_codes(a.n.q, 0, TOKENS));
+    check_wgrad(p.gate, 0, real_mat(a.mid.dg, 0, TOKENS), real_codes(a.n.q, 0, TOKENS));
+    check_wgrad(p.up, 0, real_mat(a.mid.du, 0, TOKENS), real_codes(a.n.q, 0, TOKENS));
     Real dn = real_new(TOKENS, r.s->D);
-    add_dgrad(dn, a.dg, 0, p.gate, 0);
-    add_dgrad(dn, a.du, 0, p.up, 0);
+    add_dgrad(dn, a.mid.dg, 0, p.gate, 0);
+    add_dgrad(dn, a.mid.du, 0, p.up, 0);
     check_norm_bwd(&r, r.x, p.norm, dn, none);
     real_free(&dn);
     rig_close(&r);
@@ -433,14 +434,14 @@ static void check_expert(const Rig *r, const MoeParams *p, const MoeSaved *a, co
     check_fprop("expert gate", m->g, r0, n, a->xe.q, p->gate, e);
     check_fprop("expert up", m->u, r0, n, a->xe.q, p->up, e);
     check_wgrad(p->down, e, real_codes(a->dye.q, r0, n), real_codes(m->h_bwd, r0, n));
-    check_wgrad(p->gate, e, real_mat(a->dg, r0, n), real_codes(a->xe.q, r0, n));
-    check_wgrad(p->up, e, real_mat(a->du, r0, n), real_codes(a->xe.q, r0, n));
+    check_wgrad(p->gate, e, real_mat(a->mid.dg, r0, n), real_codes(a->xe.q, r0, n));
+    check_wgrad(p->up, e, real_mat(a->mid.du, r0, n), real_codes(a->xe.q, r0, n));
     Real h = real_codes(m->h_fwd, r0, n), w = real_weight(p->down, e), pairs = real_new(n, r->s->D);
     product(pairs, h, w, true);
     scatter(out, parts[0], plan, pairs, r0);
     Real back = real_new(n, r->s->D);
-    add_dgrad(back, a->dg, r0, p->gate, e);
-    add_dgrad(back, a->du, r0, p->up, e);
+    add_dgrad(back, a->mid.dg, r0, p->gate, e);
+    add_dgrad(back, a->mid.du, r0, p->up, e);
     scatter(dn, parts[1], plan, back, r0);
     real_free(&h);
     real_free(&w);
@@ -474,10 +475,10 @@ static void moe_layer(void **state) {
     MUST_OK(moe_bwd_weight(r.s, r.cx, &p, &a));
     check_site(&r, SITE_FFN_OUT_DY, r.dy);
     check_site(&r, SITE_FFN_DOWN_DY_T, r.dy);
-    check_sites(&r, SITE_EXPERT_GATE_DY, SITE_EXPERT_GATE_DY_T, a.dg);
-    check_sites(&r, SITE_EXPERT_UP_DY, SITE_EXPERT_UP_DY_T, a.du);
-    check_sites(&r, SITE_FFN_GATE_DY, SITE_FFN_GATE_DY_T, a.shared.dg);
-    check_sites(&r, SITE_FFN_UP_DY, SITE_FFN_UP_DY_T, a.shared.du);
+    check_sites(&r, SITE_EXPERT_GATE_DY, SITE_EXPERT_GATE_DY_T, a.mid.dg);
+    check_sites(&r, SITE_EXPERT_UP_DY, SITE_EXPERT_UP_DY_T, a.mid.du);
+    check_sites(&r, SITE_FFN_GATE_DY, SITE_FFN_GATE_DY_T, a.shared.mid.dg);
+    check_sites(&r, SITE_FFN_UP_DY, SITE_FFN_UP_DY_T, a.shared.mid.du);
     check_site(&r, SITE_EXPERT_GATE_W, p.gate->w);
     check_site(&r, SITE_EXPERT_UP_W, p.up->w);
     check_site(&r, SITE_EXPERT_DOWN_W, p.down->w);
@@ -491,8 +492,8 @@ static void moe_layer(void **state) {
     check_rows("output gradients", &a.plan, a.dye.q, dyq.q);
     DenseParams experts = {NULL, p.gate, p.up, p.down};
     Groups g = {a.plan.start, a.plan.count, a.plan.L};
-    Mid m = mid_of(&r, &a.mid, &a.xe, &experts, g, &a.dye, a.dg, a.du);
-    Mid shared = mid_of(&r, &a.shared.mid, &a.nq, &p.shared, groups_none(), &dyq, a.shared.dg, a.shared.du);
+    Mid m = mid_of(&r, &a.mid, &a.xe, &experts, g, &a.dye, a.mid.dg, a.mid.du);
+    Mid shared = mid_of(&r, &a.shared.mid, &a.nq, &p.shared, groups_none(), &dyq, a.shared.mid.dg, a.shared.mid.du);
     Real router = real_new(r.s->E, r.s->D), router_got = real_mat(p.router->grad, 0, r.s->E);
     for (int64_t t = 0; t < TOKENS; t++) { // the router's gradient reads n, kept or made again
         for (int64_t i = 0; i < r.s->E * r.s->D; i++)
@@ -509,12 +510,12 @@ static void moe_layer(void **state) {
     // The shared expert reads the same codes; its part and the router's join in FP32.
     check_fprop("shared gate", shared.g, 0, TOKENS, a.nq.q, p.shared.gate, 0);
     check_wgrad(p.shared.down, 0, real_mat(r.dy, 0, TOKENS), real_codes(shared.h_bwd, 0, TOKENS));
-    check_wgrad(p.shared.gate, 0, real_mat(a.shared.dg, 0, TOKENS), real_codes(a.nq.q, 0, TOKENS));
-    check_wgrad(p.shared.up, 0, real_mat(a.shared.du, 0, TOKENS), real_codes(a.nq.q, 0, TOKENS));
+    check_wgrad(p.shared.gate, 0, real_mat(a.shared.mid.dg, 0, TOKENS), real_codes(a.nq.q, 0, TOKENS));
+    check_wgrad(p.shared.up, 0, real_mat(a.shared.mid.du, 0, TOKENS), real_codes(a.nq.q, 0, TOKENS));
     Real hs = real_codes(shared.h_fwd, 0, TOKENS), ws = real_weight(p.shared.down, 0);
     product(out, hs, ws, true);
-    add_dgrad(dn, a.shared.dg, 0, p.shared.gate, 0);
-    add_dgrad(dn, a.shared.du, 0, p.shared.up, 0);
+    add_dgrad(dn, a.shared.mid.dg, 0, p.shared.gate, 0);
+    add_dgrad(dn, a.shared.mid.du, 0, p.shared.up, 0);
     Real dl = real_mat(a.dlogits, 0, TOKENS), wr = real_mat(p.router->w, 0, r.s->E);
     product(dn, dl, wr, false);
     check_norm_bwd(&r, r.x, p.norm, dn, parts[1]);

@@ -157,12 +157,13 @@ Err attention_fwd(const Shape *s, Cx *cx, const AttentionParams *p, AttentionSav
     return OK;
 }
 
-// core_bwd: from the output gradient to dq, dkv and the shared key's part of dkva.
+// core_bwd: from the output gradient to dq, dkv and the shared key's part of dkva, which stay on scratch or acts.
 static Err core_bwd(const Shape *s, Cx *cx, const AttentionParams *p, AttentionSaved *a, Mat dy) {
     int64_t T = dy.rows;
-    TRY(arena_mat(cx->acts, &a->dq, s->act, T, s->H * (s->Dn + s->Dr), "attn.dq"));
-    TRY(arena_mat(cx->acts, &a->dkv, s->act, T, s->H * (s->Dn + s->Dv), "attn.dkv"));
-    TRY(arena_mat(cx->acts, &a->dkva, s->act, T, s->Rkv + s->Dr, "attn.dkva"));
+    Arena *arena = gradient_arena(s, cx);
+    TRY(arena_mat(arena, &a->dq, s->act, T, s->H * (s->Dn + s->Dr), "attn.dq"));
+    TRY(arena_mat(arena, &a->dkv, s->act, T, s->H * (s->Dn + s->Dv), "attn.dkv"));
+    TRY(arena_mat(arena, &a->dkva, s->act, T, s->Rkv + s->Dr, "attn.dkva"));
     size_t mark = arena_mark(cx->scratch);
     Operand dyq;
     Mat dout, q = a->q, kv = a->kv, o_x;
@@ -172,7 +173,7 @@ static Err core_bwd(const Shape *s, Cx *cx, const AttentionParams *p, AttentionS
         TRY(up_project(s, cx, p, &in, cx->scratch, &q, &kv));
     }
     TRY(kept_out(s, cx, a, &o_x));
-    TRY(operand_make(s, cx, &dyq, cx->scratch, dy, SITE_O_DY, false));
+    TRY(operand_pair(s, cx, &dyq, &a->dy_t, dy, SITE_O_DY, SITE_O_DY_T, groups_none()));
     TRY(arena_mat(cx->scratch, &dout, s->act, T, s->H * s->Dv, "attn.dout"));
     TRY(linear_dgrad(s, cx, dout, &dyq, p->o, groups_none(), false));
     Mat kr = mat_cols(a->kva, s->Rkv, s->Dr), dkr = mat_cols(a->dkva, s->Rkv, s->Dr);
@@ -198,36 +199,28 @@ static Err latent_bwd(const Shape *s, Cx *cx, Mat draw, const Operand *dup, cons
 }
 
 Err attention_bwd_input(const Shape *s, Cx *cx, const AttentionParams *p, AttentionSaved *a, Mat dx, Mat dy) {
-    a->dy = dy;
-    TRY(core_bwd(s, cx, p, a, dy));
+    Groups all = groups_none();
     size_t mark = arena_mark(cx->scratch);
+    TRY(core_bwd(s, cx, p, a, dy));
     Operand dq, dkv, dqa, dkva;
-    TRY(operand_make(s, cx, &dkv, cx->scratch, a->dkv, SITE_KV_B_DY, false));
+    TRY(operand_pair(s, cx, &dkv, &a->dkv_t, a->dkv, SITE_KV_B_DY, SITE_KV_B_DY_T, all));
     TRY(latent_bwd(s, cx, mat_cols(a->dkva, 0, s->Rkv), &dkv, p->kv_b, mat_cols(a->kva, 0, s->Rkv), p->kv_a_norm,
                    a->rstd_kv));
-    TRY(operand_make(s, cx, &dkva, cx->scratch, a->dkva, SITE_KV_A_DY, false));
-    TRY(operand_make(s, cx, &dq, cx->scratch, a->dq, s->Rq > 0 ? SITE_Q_B_DY : SITE_Q_DY, false));
+    TRY(operand_pair(s, cx, &dkva, &a->dkva_t, a->dkva, SITE_KV_A_DY, SITE_KV_A_DY_T, all));
     const Param *first = p->q; // the linear that shares its input with kv_a
-    dqa = dq;
     if (s->Rq > 0) {
-        TRY(arena_mat(cx->acts, &a->dcq_raw, s->act, dy.rows, s->Rq, "attn.dcq_raw"));
+        TRY(operand_pair(s, cx, &dq, &a->dq_t, a->dq, SITE_Q_B_DY, SITE_Q_B_DY_T, all));
+        TRY(arena_mat(gradient_arena(s, cx), &a->dcq_raw, s->act, dy.rows, s->Rq, "attn.dcq_raw"));
         TRY(latent_bwd(s, cx, a->dcq_raw, &dq, p->q_b, a->cq_raw, p->q_a_norm, a->rstd_q));
-        TRY(operand_make(s, cx, &dqa, cx->scratch, a->dcq_raw, SITE_Q_A_DY, false));
+        TRY(operand_pair(s, cx, &dqa, &a->dq_a_t, a->dcq_raw, SITE_Q_A_DY, SITE_Q_A_DY_T, all));
         first = p->q_a;
+    } else {
+        TRY(operand_pair(s, cx, &dqa, &a->dq_a_t, a->dq, SITE_Q_DY, SITE_Q_DY_T, all));
     }
     Mat dn;
     TRY(arena_mat(cx->scratch, &dn, s->act, dy.rows, s->D, "attn.dn"));
     TRY(linear_dgrad_pair(s, cx, dn, &dqa, first, &dkva, p->kv_a, groups_none()));
     TRY(norm_bwd(cx, dx, dn, a->x, p->norm, a->rstd, dy));
-    arena_release(cx->scratch, mark);
-    return OK;
-}
-
-static Err wgrad_one(const Shape *s, Cx *cx, Param *w, Mat dy, Site site, const Turned *x) {
-    Turned t;
-    size_t mark = arena_mark(cx->scratch);
-    TRY(turn_fresh(s, cx, &t, dy, site, groups_none()));
-    TRY(linear_wgrad(s, cx, w, &t, x, groups_none()));
     arena_release(cx->scratch, mark);
     return OK;
 }
@@ -247,23 +240,22 @@ Err attention_bwd_weight(const Shape *s, Cx *cx, const AttentionParams *p, Atten
     size_t mark = arena_mark(cx->scratch);
     Turned x;
     TRY(turn_out(s, cx, &x, a));
-    TRY(wgrad_one(s, cx, p->o, a->dy, SITE_O_DY_T, &x));
+    TRY(linear_wgrad(s, cx, p->o, &a->dy_t, &x, all));
     arena_release(cx->scratch, mark);
     AttentionSaved in;
     TRY(restored(s, cx, p, &in, a));
     size_t inner = arena_mark(cx->scratch);
     TRY(turn_codes(s, cx, &x, &in.ckv, SITE_KV_B_X_T, all));
-    TRY(wgrad_one(s, cx, p->kv_b, a->dkv, SITE_KV_B_DY_T, &x));
+    TRY(linear_wgrad(s, cx, p->kv_b, &a->dkv_t, &x, all));
     arena_release(cx->scratch, inner);
     if (s->Rq > 0) {
         TRY(turn_codes(s, cx, &x, &in.cq, SITE_Q_B_X_T, all));
-        TRY(wgrad_one(s, cx, p->q_b, a->dq, SITE_Q_B_DY_T, &x));
+        TRY(linear_wgrad(s, cx, p->q_b, &a->dq_t, &x, all));
         arena_release(cx->scratch, inner);
     }
     TRY(turn_codes(s, cx, &x, &in.n, SITE_ATTN_IN_X_T, all));
-    if (s->Rq > 0) TRY(wgrad_one(s, cx, p->q_a, a->dcq_raw, SITE_Q_A_DY_T, &x));
-    else TRY(wgrad_one(s, cx, p->q, a->dq, SITE_Q_DY_T, &x));
-    TRY(wgrad_one(s, cx, p->kv_a, a->dkva, SITE_KV_A_DY_T, &x));
+    TRY(linear_wgrad(s, cx, s->Rq > 0 ? p->q_a : p->q, &a->dq_a_t, &x, all));
+    TRY(linear_wgrad(s, cx, p->kv_a, &a->dkva_t, &x, all));
     arena_release(cx->scratch, mark);
     return OK;
 }

@@ -10,7 +10,8 @@ DenseParams dense_params(const Params *p, int64_t layer) {
 }
 
 Err ffn_fwd(const Shape *s, Cx *cx, const DenseParams *p, DenseSaved *a, Mat y, const Operand *n, int64_t T) {
-    static const GatedSites sites = {SITE_FFN_GATE_KEPT, SITE_FFN_UP_KEPT, SITE_FFN_DOWN_X, SITE_FFN_DOWN_X_T};
+    static const GatedSites sites = {SITE_FFN_GATE_KEPT, SITE_FFN_UP_KEPT,     SITE_FFN_DOWN_X, SITE_FFN_DOWN_X_T,
+                                     SITE_FFN_GATE_DY,   SITE_FFN_GATE_DY_T, SITE_FFN_UP_DY,  SITE_FFN_UP_DY_T};
     Groups all = groups_none();
     size_t mark = arena_mark(cx->scratch);
     Mat g, u;
@@ -24,34 +25,23 @@ Err ffn_fwd(const Shape *s, Cx *cx, const DenseParams *p, DenseSaved *a, Mat y, 
     return OK;
 }
 
-Err ffn_bwd_core(const Shape *s, Cx *cx, const DenseParams *p, DenseSaved *a, const Operand *dyq, Mat dy) {
-    a->dy = dy;
-    TRY(arena_mat(cx->acts, &a->dg, s->act, dy.rows, a->mid.cols, "ffn.dg"));
-    TRY(arena_mat(cx->acts, &a->du, s->act, dy.rows, a->mid.cols, "ffn.du"));
-    size_t mark = arena_mark(cx->scratch);
+Err ffn_bwd_core(const Shape *s, Cx *cx, const DenseParams *p, DenseSaved *a, Operand *dg, Operand *du,
+                 const Operand *dyq) {
     Mat dh;
-    TRY(arena_mat(cx->scratch, &dh, s->act, dy.rows, a->mid.cols, "ffn.dh"));
+    TRY(arena_mat(cx->scratch, &dh, s->act, a->mid.rows, a->mid.cols, "ffn.dh"));
     TRY(linear_dgrad(s, cx, dh, dyq, p->down, groups_none(), false));
-    TRY(gated_bwd(s, cx, &a->mid, a->dg, a->du, NULL, dh));
-    arena_release(cx->scratch, mark);
-    return OK;
+    return gated_bwd(s, cx, &a->mid, dg, du, NULL, dh, groups_none());
 }
 
 Err ffn_bwd_weight(const Shape *s, Cx *cx, const DenseParams *p, DenseSaved *a, const Turned *n) {
     Groups all = groups_none();
     size_t mark = arena_mark(cx->scratch);
-    Turned x, dy;
-    TRY(gated_turned(s, cx, &a->mid, &x, all));
-    TRY(turn_fresh(s, cx, &dy, a->dy, SITE_FFN_DOWN_DY_T, all));
-    TRY(linear_wgrad(s, cx, p->down, &dy, &x, all));
+    Turned h;
+    TRY(gated_turned(s, cx, &a->mid, &h, all));
+    TRY(linear_wgrad(s, cx, p->down, &a->dy_t, &h, all));
     arena_release(cx->scratch, mark);
-    TRY(turn_fresh(s, cx, &dy, a->dg, SITE_FFN_GATE_DY_T, all));
-    TRY(linear_wgrad(s, cx, p->gate, &dy, n, all));
-    arena_release(cx->scratch, mark);
-    TRY(turn_fresh(s, cx, &dy, a->du, SITE_FFN_UP_DY_T, all));
-    TRY(linear_wgrad(s, cx, p->up, &dy, n, all));
-    arena_release(cx->scratch, mark);
-    return OK;
+    TRY(linear_wgrad(s, cx, p->gate, &a->mid.dg_t, n, all));
+    return linear_wgrad(s, cx, p->up, &a->mid.du_t, n, all);
 }
 
 Err dense_fwd(const Shape *s, Cx *cx, const DenseParams *p, DenseSaved *a, Mat y, Mat x) {
@@ -77,10 +67,8 @@ Err dense_bwd_input(const Shape *s, Cx *cx, const DenseParams *p, DenseSaved *a,
     size_t mark = arena_mark(cx->scratch);
     Operand dyq, dg, du;
     Mat dn;
-    TRY(operand_make(s, cx, &dyq, cx->scratch, dy, SITE_FFN_OUT_DY, false));
-    TRY(ffn_bwd_core(s, cx, p, a, &dyq, dy));
-    TRY(operand_make(s, cx, &dg, cx->scratch, a->dg, SITE_FFN_GATE_DY, false));
-    TRY(operand_make(s, cx, &du, cx->scratch, a->du, SITE_FFN_UP_DY, false));
+    TRY(operand_pair(s, cx, &dyq, &a->dy_t, dy, SITE_FFN_OUT_DY, SITE_FFN_DOWN_DY_T, groups_none()));
+    TRY(ffn_bwd_core(s, cx, p, a, &dg, &du, &dyq));
     TRY(arena_mat(cx->scratch, &dn, s->act, dy.rows, s->D, "dense.dn"));
     TRY(linear_dgrad_pair(s, cx, dn, &dg, p->gate, &du, p->up, groups_none()));
     prof_enter(PROF_ELEMENTWISE);

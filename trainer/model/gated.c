@@ -54,7 +54,31 @@ static Err kept_h(const Shape *s, Cx *cx, const Gated *a, Operand *o, Arena *are
     return OK;
 }
 
+// is_unit_fused: are h, and the codes of g and u from which the backward makes everything, all there is of the unit?
+static bool is_unit_fused(const Shape *s, const Cx *cx) {
+    return is_fused(s, cx) && s->cache_swiglu_fp8 && s->recompute_swiglu;
+}
+
+static Err fused_fwd(const Shape *s, Cx *cx, Gated *a, Operand *h, Mat g, Mat u) {
+    QuantOut out, gk, uk;
+    TRY(operand_room(s, cx, &out, cx->scratch, a->rows, a->cols, a->site.h));
+    TRY(operand_room(s, cx, &gk, cx->acts, a->rows, a->cols, a->site.gate_kept));
+    TRY(operand_room(s, cx, &uk, cx->acts, a->rows, a->cols, a->site.up_kept));
+    prof_enter(PROF_ELEMENTWISE);
+    TRY(cx->ops->swiglu_quant_fwd(&cx->op, out, gk, uk, g, u, a->gate));
+    prof_leave();
+    Operand r = {.q = out.q};
+    *h = r;
+    a->gq = gk.q;
+    a->uq = uk.q;
+    return OK;
+}
+
 Err gated_fwd(const Shape *s, Cx *cx, Gated *a, Operand *h, Mat g, Mat u, const float *gate) {
+    if (is_unit_fused(s, cx)) {
+        a->gate = gate;
+        return fused_fwd(s, cx, a, h, g, u);
+    }
     // Forward's h is also the backward's only where g and u are kept as they are.
     bool is_kept = !s->recompute_swiglu && !s->cache_swiglu_fp8;
     Arena *arena = is_kept ? cx->acts : cx->scratch;
@@ -76,18 +100,47 @@ Err gated_fwd(const Shape *s, Cx *cx, Gated *a, Operand *h, Mat g, Mat u, const 
     return OK;
 }
 
-Err gated_bwd(const Shape *s, Cx *cx, const Gated *a, Mat dg, Mat du, float *dgate, Mat dh) {
-    size_t mark = arena_mark(cx->scratch);
-    Mat g, u;
-    TRY(kept_inputs(s, cx, a, &g, &u));
+static Err fused_bwd(const Shape *s, Cx *cx, Gated *a, Operand *dg, Operand *du, float *dgate, Mat dh, Groups groups) {
+    SwigluQuantBwd out;
+    TRY(operand_room(s, cx, &out.dg, cx->scratch, a->rows, a->cols, a->site.dg));
+    TRY(operand_room(s, cx, &out.du, cx->scratch, a->rows, a->cols, a->site.du));
+    TRY(turned_room(s, cx, &out.dg_t, cx->acts, a->rows, a->cols, a->site.dg_t, groups));
+    TRY(turned_room(s, cx, &out.du_t, cx->acts, a->rows, a->cols, a->site.du_t, groups));
+    TRY(turned_room(s, cx, &out.h_t, cx->acts, a->rows, a->cols, a->site.h_t, groups));
     prof_enter(PROF_ELEMENTWISE);
-    TRY(cx->ops->swiglu_bwd(&cx->op, dg, du, dgate, dh, g, u, a->gate));
+    TRY(cx->ops->swiglu_quant_bwd(&cx->op, out, dgate, dh, a->gq, a->uq, a->gate, groups));
     prof_leave();
-    arena_release(cx->scratch, mark);
+    Operand g = {.q = out.dg.q}, u = {.q = out.du.q};
+    Turned g_t = {.t = out.dg_t.q}, u_t = {.t = out.du_t.q}, h_t = {.t = out.h_t.q};
+    *dg = g;
+    *du = u;
+    a->dg_t = g_t;
+    a->du_t = u_t;
+    a->h_t = h_t;
     return OK;
 }
 
+Err gated_bwd(const Shape *s, Cx *cx, Gated *a, Operand *dg, Operand *du, float *dgate, Mat dh, Groups groups) {
+    if (is_unit_fused(s, cx)) return fused_bwd(s, cx, a, dg, du, dgate, dh, groups);
+    Mat g, u;
+    Arena *arena = gradient_arena(s, cx);
+    TRY(arena_mat(arena, &a->dg, s->act, a->rows, a->cols, "gated.dg"));
+    TRY(arena_mat(arena, &a->du, s->act, a->rows, a->cols, "gated.du"));
+    size_t mark = arena_mark(cx->scratch);
+    TRY(kept_inputs(s, cx, a, &g, &u));
+    prof_enter(PROF_ELEMENTWISE);
+    TRY(cx->ops->swiglu_bwd(&cx->op, a->dg, a->du, dgate, dh, g, u, a->gate));
+    prof_leave();
+    arena_release(cx->scratch, mark);
+    TRY(operand_pair(s, cx, dg, &a->dg_t, a->dg, a->site.dg, a->site.dg_t, groups));
+    return operand_pair(s, cx, du, &a->du_t, a->du, a->site.du, a->site.du_t, groups);
+}
+
 Err gated_turned(const Shape *s, Cx *cx, const Gated *a, Turned *t, Groups groups) {
+    if (a->h_t.t.q) {
+        *t = a->h_t;
+        return OK;
+    }
     Operand h = a->h;
     if (s->recompute_swiglu) TRY(kept_h(s, cx, a, &h, cx->scratch));
     h.sample = a->sample;

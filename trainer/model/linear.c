@@ -8,6 +8,17 @@ static QuantRule site_rule(const Shape *s, const Cx *cx, Site site) {
     return calibration_rule(cx->calibration, &s->recipe, cx->layer, site);
 }
 
+bool is_fused(const Shape *s, const Cx *cx) {
+    return s->mode == MODE_FP8 && !s->is_unfused && !cx->shadow && s->recipe.row[CLASS_ACTIVATION].scope == SCOPE_TILE &&
+           s->recipe.row[CLASS_GRADIENT].scope == SCOPE_TILE;
+}
+
+Err operand_room(const Shape *s, Cx *cx, QuantOut *out, Arena *arena, int64_t rows, int64_t cols, Site site) {
+    const RecipeRow *row = &s->recipe.row[site_class(site)];
+    out->n = cx_count(cx, site);
+    return arena_matq_rows(arena, &out->q, row->scale, row->code, rows, cols, "operand codes");
+}
+
 Err operand_make(const Shape *s, Cx *cx, Operand *o, Arena *arena, Mat x, Site site, bool keep_x) {
     Operand r = {0};
     if (s->mode != MODE_FP8) {
@@ -15,11 +26,12 @@ Err operand_make(const Shape *s, Cx *cx, Operand *o, Arena *arena, Mat x, Site s
         *o = r;
         return OK;
     }
+    QuantOut out;
     if (keep_x) r.x = x;
-    const RecipeRow *row = &s->recipe.row[site_class(site)];
-    TRY(arena_matq_rows(arena, &r.q, row->scale, row->code, x.rows, x.cols, "operand codes"));
+    TRY(operand_room(s, cx, &out, arena, x.rows, x.cols, site));
+    r.q = out.q;
     prof_enter(PROF_QUANT);
-    TRY(cx->ops->quant_tile(&cx->op, r.q, x, site_rule(s, cx, site), cx_count(cx, site)));
+    TRY(cx->ops->quant_tile(&cx->op, r.q, x, site_rule(s, cx, site), out.n));
     prof_leave();
     TRY(shadow_sample(cx, &r.sample, x));
     *o = r;
@@ -28,6 +40,17 @@ Err operand_make(const Shape *s, Cx *cx, Operand *o, Arena *arena, Mat x, Site s
 
 Err operand_normed(const Shape *s, Cx *cx, Operand *o, float *rstd, Mat x, const Param *w, float eps, Site site) {
     bool is_temporary = s->mode == MODE_FP8;
+    if (is_fused(s, cx)) {
+        Operand r = {0};
+        QuantOut out;
+        TRY(operand_room(s, cx, &out, cx->acts, x.rows, x.cols, site));
+        prof_enter(PROF_ELEMENTWISE);
+        TRY(cx->ops->norm_quant_fwd(&cx->op, out, mat_none(), rstd, x, w->w.p, eps));
+        prof_leave();
+        r.q = out.q;
+        *o = r;
+        return OK;
+    }
     size_t mark = arena_mark(cx->scratch);
     Mat n;
     TRY(arena_mat(is_temporary || s->recompute_norm ? cx->scratch : cx->acts, &n, s->act, x.rows, x.cols, "normed"));
@@ -109,11 +132,12 @@ Err linear_dgrad_pair(const Shape *s, Cx *cx, Mat dx, const Operand *dya, const 
     return OK;
 }
 
-// turned_codes_memory: room for the 128x1 form of [tokens, channels].
-static Err turned_memory(const Shape *s, Cx *cx, Turned *t, int64_t tokens, int64_t channels, Site site, Groups g) {
+Err turned_room(const Shape *s, Cx *cx, QuantOut *out, Arena *arena, int64_t tokens, int64_t channels, Site site,
+                Groups g) {
     int64_t n = g.n ? g.n : 1;
     const RecipeRow *row = &s->recipe.row[site_class(site)];
-    return arena_matq_cols(cx->scratch, &t->t, row->scale, row->code, channels, tokens, n, "turned codes");
+    out->n = cx_count(cx, site);
+    return arena_matq_cols(arena, &out->q, row->scale, row->code, channels, tokens, n, "turned codes");
 }
 
 Err turn_codes(const Shape *s, Cx *cx, Turned *t, const Operand *o, Site site, Groups g) {
@@ -121,9 +145,11 @@ Err turn_codes(const Shape *s, Cx *cx, Turned *t, const Operand *o, Site site, G
     r.x = o->x;
     r.sample = o->sample;
     if (s->mode == MODE_FP8) {
-        TRY(turned_memory(s, cx, &r, o->q.rows, o->q.cols, site, g));
+        QuantOut out;
+        TRY(turned_room(s, cx, &out, cx->scratch, o->q.rows, o->q.cols, site, g));
+        r.t = out.q;
         prof_enter(PROF_QUANT);
-        TRY(cx->ops->requant_tile_t(&cx->op, r.t, o->q, g, site_rule(s, cx, site), cx_count(cx, site)));
+        TRY(cx->ops->requant_tile_t(&cx->op, r.t, o->q, g, site_rule(s, cx, site), out.n));
         prof_leave();
     }
     *t = r;
@@ -135,13 +161,42 @@ Err turn_fresh(const Shape *s, Cx *cx, Turned *t, Mat x, Site site, Groups g) {
     r.x = x;
     if (cx->shadow) r.sample = x; // its first rows
     if (s->mode == MODE_FP8) {
-        TRY(turned_memory(s, cx, &r, x.rows, x.cols, site, g));
+        QuantOut out;
+        TRY(turned_room(s, cx, &out, cx->scratch, x.rows, x.cols, site, g));
+        r.t = out.q;
         prof_enter(PROF_QUANT);
-        TRY(cx->ops->quant_tile_t(&cx->op, r.t, x, g, site_rule(s, cx, site), cx_count(cx, site)));
+        TRY(cx->ops->quant_tile_t(&cx->op, r.t, x, g, site_rule(s, cx, site), out.n));
         prof_leave();
     }
     *t = r;
     return OK;
+}
+
+Err operand_pair(const Shape *s, Cx *cx, Operand *o, Turned *t, Mat dy, Site site, Site site_t, Groups g) {
+    Operand rows = {0};
+    Turned cols = {0};
+    if (s->mode != MODE_FP8) {
+        rows.x = cols.x = dy;
+    } else {
+        QuantOut r, c;
+        TRY(operand_room(s, cx, &r, cx->scratch, dy.rows, dy.cols, site));
+        TRY(turned_room(s, cx, &c, cx->acts, dy.rows, dy.cols, site_t, g));
+        rows.q = r.q;
+        cols.t = c.q;
+        prof_enter(PROF_QUANT);
+        TRY(cx->ops->quant_tile_pair(&cx->op, r.q, c.q, dy, g, site_rule(s, cx, site), site_rule(s, cx, site_t), r.n,
+                                     c.n));
+        prof_leave();
+        TRY(shadow_sample(cx, &rows.sample, dy));
+        cols.sample = rows.sample;
+    }
+    *o = rows;
+    *t = cols;
+    return OK;
+}
+
+Arena *gradient_arena(const Shape *s, const Cx *cx) {
+    return s->mode == MODE_FP8 && !s->is_unfused ? cx->scratch : cx->acts;
 }
 
 Err linear_wgrad(const Shape *s, Cx *cx, Param *w, const Turned *dy, const Turned *x, Groups g) {

@@ -2,8 +2,8 @@
 //
 // In fp8 mode the input is quantised once in 1x128 tiles (Operand), the weight lives in 128x128 blocks, the
 // output gradient is quantised in 1x128 tiles for Dgrad; for Wgrad the input's codes are re-tiled 128x1 along
-// the tokens and the output gradient is quantised 128x1 from BF16 where it is local, from its dispatched codes where
-// it came over the wire. In bf16 and fp32 mode an Operand is the matrix itself. DeepSeek-V3 report 3.3.
+// the tokens and the output gradient is quantised 128x1 from BF16 where it is local, in the same pass as its 1x128
+// form, from its dispatched codes where it came over the wire. In bf16 and fp32 mode an Operand is the matrix itself. DeepSeek-V3 report 3.3.
 #pragma once
 #include "params.h"
 
@@ -19,6 +19,11 @@ typedef struct Operand {
 // operand_make: quantise x in fp8 mode (codes pushed on `arena`), else a view of x. In fp8 mode `keep_x` says whether
 // the view of x stays in the operand (the caller keeps its memory).
 Err operand_make(const Shape *s, Cx *cx, Operand *o, Arena *arena, Mat x, Site site, bool keep_x) MUST_CHECK;
+// is_fused: may layers of this model use the fused operations (fused.h) here? Then what lies between two of them never
+// exists as a matrix. In fp8 mode with 1x128 tiles, unless somebody wants to see those matrices. Local, pure.
+bool is_fused(const Shape *s, const Cx *cx);
+// operand_room: codes of a site's format [rows, cols] pushed on `arena`, not yet written, with the site's counters.
+Err operand_room(const Shape *s, Cx *cx, QuantOut *out, Arena *arena, int64_t rows, int64_t cols, Site site) MUST_CHECK;
 // operand_normed: the operand of RMSNorm(x) with w; rstd [M] is written. fp8 mode: codes on acts. Else the matrix, on
 // acts, or with recompute.norm on scratch until the caller releases it.
 Err operand_normed(const Shape *s, Cx *cx, Operand *o, float *rstd, Mat x, const Param *w, float eps, Site site)
@@ -44,9 +49,17 @@ typedef struct Turned {
     MatQ t;
     Mat sample; // as the operand's
 } Turned;
-// turn_codes: from an operand's codes (inputs; dispatched gradients). turn_fresh: from the matrix (local gradients).
+// turned_room: codes of a site's format for [tokens, channels], pushed on `arena`, not yet written.
+Err turned_room(const Shape *s, Cx *cx, QuantOut *out, Arena *arena, int64_t tokens, int64_t channels, Site site,
+                Groups g) MUST_CHECK;
+// turn_codes: from an operand's codes (inputs; dispatched gradients). turn_fresh: from the matrix.
 Err turn_codes(const Shape *s, Cx *cx, Turned *t, const Operand *o, Site site, Groups g) MUST_CHECK;
 Err turn_fresh(const Shape *s, Cx *cx, Turned *t, Mat x, Site site, Groups g) MUST_CHECK;
+// operand_pair: a local output gradient dy in both forms, coded in one pass: o for Dgrad, its codes on scratch, t for
+// Wgrad, its codes on acts. Outside of fp8 mode both are views of dy, which must live as long.
+Err operand_pair(const Shape *s, Cx *cx, Operand *o, Turned *t, Mat dy, Site site, Site site_t, Groups g) MUST_CHECK;
+// gradient_arena: where such a dy belongs: scratch if only its codes are kept for Wgrad, else acts.
+Arena *gradient_arena(const Shape *s, const Cx *cx);
 // linear_wgrad: w->grad += dy^T x (per group). FP32.
 Err linear_wgrad(const Shape *s, Cx *cx, Param *w, const Turned *dy, const Turned *x, Groups g) MUST_CHECK;
 

@@ -14,7 +14,9 @@
 static void measure_ops(MemoryPlan *out, const Shape *s) {
     size_t S = (size_t)s->S + 1024, width = (size_t)(s->Dn + s->Dr + s->Dv) + 64, rope = (size_t)(s->S * s->Dr);
     size_t blocks = (size_t)ceil_div(s->S, TILE) * (size_t)s->B;
+    int64_t widest = max_i64(max_i64(s->Fd, s->Fs), max_i64(s->F, s->D));
     out->op_thread = sizeof(float) * (S * (3 * width + 128) + 4 * rope) + ((size_t)4 << 20);
+    out->op_thread += fused_scratch_bytes(1, widest);
     out->op_shared = sizeof(float) * ((size_t)s->H * rope + blocks * (size_t)(s->D + 8 * s->E + 4 * s->K + 256));
 }
 
@@ -51,17 +53,22 @@ static Err measure_pass(const Shape *s, Cx *cx, Model **m, bool with_grad, bool 
 Err memory_measure(MemoryPlan *out, const Shape *s, const Mesh *mesh, bool with_grad, bool with_state) {
     memset(out, 0, sizeof *out);
     measure_ops(out, s);
-    for (int balanced = 0; balanced < 2; balanced++) {
+    // Steps with and without comparison keep different things.
+    int kinds = s->shadow_every > 0 && with_grad ? 4 : 2;
+    for (int kind = 0; kind < kinds; kind++) {
         Cx cx;
         Model *m = NULL;
-        TRY(measure_cx(&cx, mesh, balanced == 1));
+        bool balanced = kind % 2 == 1;
+        TRY(measure_cx(&cx, mesh, balanced));
         Shadow samples = {0}; // only its presence counts in measure mode
-        if (s->shadow_every > 0 && with_grad) cx.shadow = &samples;
+        if (kind >= 2) cx.shadow = &samples;
         Err err = measure_pass(s, &cx, &m, with_grad, with_state);
         out->params = arena_high(cx.params);
         out->state = arena_high(cx.state);
-        *(balanced ? &out->acts_balanced : &out->acts) = arena_high(cx.acts);
-        *(balanced ? &out->scratch_balanced : &out->scratch) = arena_high(cx.scratch);
+        size_t *acts = balanced ? &out->acts_balanced : &out->acts;
+        size_t *scratch = balanced ? &out->scratch_balanced : &out->scratch;
+        *acts = arena_high(cx.acts) > *acts ? arena_high(cx.acts) : *acts;
+        *scratch = arena_high(cx.scratch) > *scratch ? arena_high(cx.scratch) : *scratch;
         for (int k = 0; k < SAVED_KINDS; k++)
             out->saved[k] = (double)cx.saved.bytes[k] / (double)max_i64(cx.saved.tokens, 1);
         model_free(&m);

@@ -89,8 +89,9 @@ static Err combine(const Shape *s, Cx *cx, const ExPlan *plan, Mat y, Mat pairs,
 
 // experts_fwd: pairs [R,D] = W_down( silu(W_gate xe) * W_up xe * gate ) of the local experts.
 static Err experts_fwd(const Shape *s, Cx *cx, const MoeParams *p, MoeSaved *a, Mat pairs) {
-    static const GatedSites sites = {SITE_EXPERT_GATE_KEPT, SITE_EXPERT_UP_KEPT, SITE_EXPERT_DOWN_X,
-                                     SITE_EXPERT_DOWN_X_T};
+    static const GatedSites sites = {SITE_EXPERT_GATE_KEPT, SITE_EXPERT_UP_KEPT,   SITE_EXPERT_DOWN_X,
+                                     SITE_EXPERT_DOWN_X_T,  SITE_EXPERT_GATE_DY,   SITE_EXPERT_GATE_DY_T,
+                                     SITE_EXPERT_UP_DY,     SITE_EXPERT_UP_DY_T};
     Groups g = plan_groups(&a->plan);
     size_t mark = arena_mark(cx->scratch);
     Mat gate, up;
@@ -104,12 +105,33 @@ static Err experts_fwd(const Shape *s, Cx *cx, const MoeParams *p, MoeSaved *a, 
     return OK;
 }
 
-// normed: n = RMSNorm(x); rstd is written unless it is NULL. With recompute.norm n lies on scratch until the caller
-// releases it.
-static Err normed(const Shape *s, Cx *cx, const MoeParams *p, Mat *n, float *rstd, Mat x) {
-    TRY(arena_mat(s->recompute_norm ? cx->scratch : cx->acts, n, s->act, x.rows, x.cols, "moe.n"));
+// normed: n = RMSNorm(x), which the router reads, and its operand nq. With recompute.norm n lies on scratch until the
+// caller releases it.
+static Err normed(const Shape *s, Cx *cx, const MoeParams *p, MoeSaved *a, Mat x) {
+    TRY(arena_mat(s->recompute_norm ? cx->scratch : cx->acts, &a->n, s->act, x.rows, x.cols, "moe.n"));
+    cx_saved(cx, SAVED_NORM);
+    if (is_fused(s, cx)) {
+        QuantOut out;
+        TRY(operand_room(s, cx, &out, cx->acts, x.rows, x.cols, SITE_FFN_IN_X));
+        a->nq.q = out.q;
+        prof_enter(PROF_ELEMENTWISE);
+        TRY(cx->ops->norm_quant_fwd(&cx->op, out, a->n, a->rstd, x, p->norm->w.p, s->eps));
+        prof_leave();
+    } else {
+        prof_enter(PROF_ELEMENTWISE);
+        TRY(cx->ops->norm_rms_fwd(&cx->op, a->n, a->rstd, x, p->norm->w.p, s->eps));
+        prof_leave();
+        TRY(operand_make(s, cx, &a->nq, cx->acts, a->n, SITE_FFN_IN_X, false));
+    }
+    cx_saved(cx, SAVED_FFN_IN);
+    return OK;
+}
+
+// normed_again: n for the backward, on scratch.
+static Err normed_again(const Shape *s, Cx *cx, const MoeParams *p, Mat *n, Mat x) {
+    TRY(arena_mat(cx->scratch, n, s->act, x.rows, x.cols, "moe.n again"));
     prof_enter(PROF_ELEMENTWISE);
-    TRY(cx->ops->norm_rms_fwd(&cx->op, *n, rstd, x, p->norm->w.p, s->eps));
+    TRY(cx->ops->norm_rms_fwd(&cx->op, *n, NULL, x, p->norm->w.p, s->eps));
     prof_leave();
     return OK;
 }
@@ -121,10 +143,7 @@ Err moe_fwd(const Shape *s, Cx *cx, const MoeParams *p, MoeSaved *a, Mat y, Mat 
     *a = saved;
     size_t mark = arena_mark(cx->scratch);
     ARENA_NEW(cx->acts, a->rstd, T);
-    TRY(normed(s, cx, p, &a->n, a->rstd, x));
-    cx_saved(cx, SAVED_NORM);
-    TRY(operand_make(s, cx, &a->nq, cx->acts, a->n, SITE_FFN_IN_X, false));
-    cx_saved(cx, SAVED_FFN_IN);
+    TRY(normed(s, cx, p, a, x));
     TRY(route(s, cx, p, a, with_balance, balance));
     prof_enter(PROF_EXCHANGE);
     TRY(exchange_plan(cx->ep, &a->plan, cx->acts, cx->scratch, a->idx, a->gate, T, s->K, s->L, &cx->bytes));
@@ -152,40 +171,34 @@ Err moe_fwd(const Shape *s, Cx *cx, const MoeParams *p, MoeSaved *a, Mat y, Mat 
 // experts_bwd: dpairs [R,D] and the gates' gradients [R] from the dispatched output gradients.
 static Err experts_bwd(const Shape *s, Cx *cx, const MoeParams *p, MoeSaved *a, Mat dpairs, float *dgate) {
     Groups g = plan_groups(&a->plan);
-    int64_t R = a->plan.npair;
-    TRY(arena_mat(cx->acts, &a->dg, s->act, R, s->F, "moe.dg"));
-    TRY(arena_mat(cx->acts, &a->du, s->act, R, s->F, "moe.du"));
     size_t mark = arena_mark(cx->scratch);
     Mat dh;
     Operand dg, du;
-    TRY(arena_mat(cx->scratch, &dh, s->act, R, s->F, "moe.dh"));
+    TRY(arena_mat(cx->scratch, &dh, s->act, a->plan.npair, s->F, "moe.dh"));
     TRY(linear_dgrad(s, cx, dh, &a->dye, p->down, g, false));
-    TRY(gated_bwd(s, cx, &a->mid, a->dg, a->du, dgate, dh));
-    TRY(operand_make(s, cx, &dg, cx->scratch, a->dg, SITE_EXPERT_GATE_DY, false));
-    TRY(operand_make(s, cx, &du, cx->scratch, a->du, SITE_EXPERT_UP_DY, false));
+    TRY(gated_bwd(s, cx, &a->mid, &dg, &du, dgate, dh, g));
     TRY(linear_dgrad_pair(s, cx, dpairs, &dg, p->gate, &du, p->up, g));
     arena_release(cx->scratch, mark);
     return OK;
 }
 
 // local_bwd: dsum [T,D] f32 = shared expert's and router's gradients of the normalised input.
-static Err local_bwd(const Shape *s, Cx *cx, const MoeParams *p, MoeSaved *a, Mat dsum, const Operand *dyq, Mat dy,
+static Err local_bwd(const Shape *s, Cx *cx, const MoeParams *p, MoeSaved *a, Mat dsum, const Operand *dyq,
                      const float *dgate, double balance_scale) {
     bool has_shared = p->shared.gate != NULL;
+    int64_t T = a->x.rows;
     size_t mark = arena_mark(cx->scratch);
     if (has_shared) {
         Operand dg, du;
-        TRY(ffn_bwd_core(s, cx, &p->shared, &a->shared, dyq, dy));
-        TRY(operand_make(s, cx, &dg, cx->scratch, a->shared.dg, SITE_FFN_GATE_DY, false));
-        TRY(operand_make(s, cx, &du, cx->scratch, a->shared.du, SITE_FFN_UP_DY, false));
+        TRY(ffn_bwd_core(s, cx, &p->shared, &a->shared, &dg, &du, dyq));
         TRY(linear_dgrad(s, cx, dsum, &dg, p->shared.gate, groups_none(), false));
         TRY(linear_dgrad(s, cx, dsum, &du, p->shared.up, groups_none(), true));
         arena_release(cx->scratch, mark);
     }
-    TRY(arena_mat(cx->acts, &a->dlogits, DT_F32, dy.rows, s->E, "moe.dlogits"));
+    TRY(arena_mat(cx->acts, &a->dlogits, DT_F32, T, s->E, "moe.dlogits"));
     prof_enter(PROF_ROUTE);
     TRY(cx->ops->route_bwd(&cx->op, a->dlogits, dgate, a->gate, a->score, a->idx, a->coef,
-                           route_shape(s, dy.rows, balance_scale), a->nseq));
+                           route_shape(s, T, balance_scale), a->nseq));
     TRY(cx->ops->gemm_nn(&cx->op, dsum, a->dlogits, p->router->w, has_shared));
     prof_leave();
     return OK;
@@ -193,10 +206,11 @@ static Err local_bwd(const Shape *s, Cx *cx, const MoeParams *p, MoeSaved *a, Ma
 
 Err moe_bwd_input(const Shape *s, Cx *cx, const MoeParams *p, MoeSaved *a, Mat dx, Mat dy, double balance_scale) {
     int64_t T = dy.rows;
-    a->dy = dy;
     size_t mark = arena_mark(cx->scratch);
     Operand dyq;
-    TRY(operand_make(s, cx, &dyq, cx->scratch, dy, SITE_FFN_OUT_DY, true));
+    if (p->shared.gate)
+        TRY(operand_pair(s, cx, &dyq, &a->shared.dy_t, dy, SITE_FFN_OUT_DY, SITE_FFN_DOWN_DY_T, groups_none()));
+    else TRY(operand_make(s, cx, &dyq, cx->scratch, dy, SITE_FFN_OUT_DY, false));
     TRY(dispatch(s, cx, &a->plan, &a->dye, &dyq, CLASS_GRADIENT));
     Mat dsum, dn, dpairs;
     float *dgate_pair = NULL, *dgate = NULL;
@@ -209,7 +223,7 @@ Err moe_bwd_input(const Shape *s, Cx *cx, const MoeParams *p, MoeSaved *a, Mat d
     prof_enter(PROF_EXCHANGE);
     TRY(exchange_gate_grads(cx->ep, &a->plan, cx->scratch, dgate, dgate_pair, &cx->bytes));
     prof_leave();
-    TRY(local_bwd(s, cx, p, a, dsum, &dyq, dy, dgate, balance_scale));
+    TRY(local_bwd(s, cx, p, a, dsum, &dyq, dgate, balance_scale));
     TRY(combine(s, cx, &a->plan, dn, dpairs, dsum));
     prof_enter(PROF_ELEMENTWISE);
     TRY(cx->ops->norm_rms_bwd(&cx->op, dx, p->norm->grad.p, dn, a->x, p->norm->w.p, a->rstd, dy));
@@ -225,7 +239,7 @@ Err moe_bwd_weight(const Shape *s, Cx *cx, const MoeParams *p, MoeSaved *a) {
     Mat n = a->n;
     Operand nq = a->nq;
     if (s->recompute_norm) {
-        TRY(normed(s, cx, p, &n, NULL, a->x));
+        TRY(normed_again(s, cx, p, &n, a->x));
         if (s->mode != MODE_FP8) nq.x = n;
     }
     prof_enter(PROF_ROUTE);
@@ -241,12 +255,8 @@ Err moe_bwd_weight(const Shape *s, Cx *cx, const MoeParams *p, MoeSaved *a) {
     TRY(linear_wgrad(s, cx, p->down, &dy, &x, g));
     arena_release(cx->scratch, mark);
     TRY(turn_codes(s, cx, &x, &a->xe, SITE_EXPERT_IN_X_T, g));
-    size_t inner = arena_mark(cx->scratch);
-    TRY(turn_fresh(s, cx, &dy, a->dg, SITE_EXPERT_GATE_DY_T, g));
-    TRY(linear_wgrad(s, cx, p->gate, &dy, &x, g));
-    arena_release(cx->scratch, inner);
-    TRY(turn_fresh(s, cx, &dy, a->du, SITE_EXPERT_UP_DY_T, g));
-    TRY(linear_wgrad(s, cx, p->up, &dy, &x, g));
+    TRY(linear_wgrad(s, cx, p->gate, &a->mid.dg_t, &x, g));
+    TRY(linear_wgrad(s, cx, p->up, &a->mid.du_t, &x, g));
     arena_release(cx->scratch, mark);
     return OK;
 }

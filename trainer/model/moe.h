@@ -28,7 +28,7 @@ typedef struct MoeSaved {
     Operand xe; // [npair,D] rows of the experts
     Gated mid;  // [npair,F] outputs of gate and up, input of down: what gated.h keeps of them
     // kept by bwd_input for bwd_weight
-    Mat dy, dg, du, dlogits;
+    Mat dlogits;
     Operand dye; // [npair,D] dispatched output gradients
 } MoeSaved;
 

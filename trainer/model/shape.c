@@ -48,6 +48,7 @@ Err shape_from_config(Shape *s, const Config *c, const Mesh *mesh) {
     r.cache_o_e5m6 = r.mode == MODE_FP8 && c->fp8.cache_attn_out == CACHE_ATTN_OUT_E5M6;
     r.cache_swiglu_fp8 = r.mode == MODE_FP8 && c->fp8.cache_swiglu == CACHE_SWIGLU_FP8;
     r.shadow_every = r.mode == MODE_FP8 ? c->fp8.shadow_every : 0;
+    r.is_unfused = c->debug.unfused;
     r.recompute_norm = c->recompute.norm;
     r.recompute_up = c->recompute.mla_up;
     r.recompute_swiglu = c->recompute.swiglu;

@@ -27,6 +27,7 @@ typedef struct Shape {
     Recipe recipe;               // fp8 mode: scales, codes and sums
     bool cache_o_e5m6, cache_swiglu_fp8; // fp8 mode: what the backward keeps in fewer bits
     int64_t shadow_every;        // fp8 mode: steps between comparisons with BF16 (shadow_gemm.h), 0 = never
+    bool is_unfused;             // debug.unfused
     bool recompute_norm, recompute_up, recompute_swiglu;
     double init_std;
     uint64_t seed;

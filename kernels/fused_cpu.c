@@ -1,0 +1,196 @@
+// fused_cpu.c - the fused producers on the CPU: the single operations, block of rows by block of rows.
+//
+// Threads share out blocks; inside a block one thread calls the single operations on views, so bits and counters are
+// theirs and what lies between them stays in that core's cache. Contract: fused.h.
+#include "fused.h"
+
+#include <string.h>
+
+#include "ops.h"
+
+enum { ROWS = 32 }; // rows of a block where tiles do not run along the tokens
+
+// What one thread works in.
+typedef struct Room {
+    OpCx cx; // one thread
+    char *at;
+    size_t bytes;
+} Room;
+
+size_t fused_scratch_bytes(int nthreads, int64_t cols) {
+    // g, u and h of 128 rows in BF16, and the codes of h.
+    int64_t row = 3 * 2 * cols + matq_row_bytes(SCALE_F32, cols);
+    return (size_t)nthreads * ((size_t)(TILE * row) + 8 * ARENA_ALIGN);
+}
+
+static Err rooms_make(OpCx *cx, Room **rooms, int nthreads, int64_t cols) {
+    ARENA_NEW(cx->scratch, *rooms, nthreads);
+    for (int i = 0; i < nthreads; i++) {
+        Room *r = *rooms + i;
+        r->cx = *cx;
+        r->cx.nthreads = 1;
+        r->bytes = fused_scratch_bytes(1, cols);
+        ARENA_NEW(cx->scratch, r->at, r->bytes);
+    }
+    return OK;
+}
+
+// Memory of a room, from its start on; nothing is given back.
+static void *take(Room *r, size_t *used, size_t bytes) {
+    void *p = r->at + *used;
+    *used += (bytes + ARENA_ALIGN - 1) / ARENA_ALIGN * ARENA_ALIGN;
+    return p;
+}
+
+static Mat take_mat(Room *r, size_t *used, int64_t rows, int64_t cols) {
+    return mat(take(r, used, (size_t)(rows * cols) * 2), DT_BF16, rows, cols);
+}
+
+static int threads_for(const OpCx *cx, int64_t values, int64_t blocks) {
+    if (values < 8192 || cx->nthreads < 1) return 1;
+    return (int)max_i64(1, min_i64(cx->nthreads, blocks));
+}
+
+// A block of rows, with all that its operation needs.
+typedef Err (*BlockFn)(const void *job, Room *room, int64_t block);
+
+// Every block once, on all threads; the first error of any.
+static Err run_blocks(OpCx *cx, BlockFn fn, const void *job, int64_t blocks, int64_t cols, int64_t values) {
+    Err first = OK;
+    Room *rooms = NULL;
+    int nthreads = threads_for(cx, values, blocks), next = 0;
+    size_t mark = arena_mark(cx->scratch);
+    TRY(rooms_make(cx, &rooms, nthreads, cols));
+#pragma omp parallel num_threads(nthreads) if (nthreads > 1)
+    {
+        Room *room = NULL;
+#pragma omp critical(fused_room)
+        room = rooms + next++;
+#pragma omp for schedule(dynamic)
+        for (int64_t i = 0; i < blocks; i++) {
+            Err e = fn(job, room, i);
+            if (e == OK) continue;
+#pragma omp critical(fused_room)
+            first = first == OK ? e : first;
+        }
+    }
+    arena_release(cx->scratch, mark);
+    return first;
+}
+
+// --- RMSNorm ---
+
+typedef struct NormJob {
+    QuantOut q;
+    Mat y, x;
+    float *rstd;
+    const float *w;
+    float eps;
+} NormJob;
+
+static Err norm_block(const void *job, Room *room, int64_t block) {
+    const NormJob *j = job;
+    size_t used = 0;
+    int64_t r0 = block * ROWS, n = min_i64(ROWS, j->x.rows - r0);
+    Mat y = j->y.p ? mat_rows(j->y, r0, n) : take_mat(room, &used, n, j->x.cols);
+    TRY(norm_rms_fwd_cpu(&room->cx, y, j->rstd ? j->rstd + r0 : NULL, mat_rows(j->x, r0, n), j->w, j->eps));
+    return quant_tile_cpu(&room->cx, matq_rows(j->q.q, r0, n), y, (QuantRule){0}, j->q.n);
+}
+
+Err norm_quant_fwd_cpu(OpCx *cx, QuantOut q, Mat y, float *rstd, Mat x, const float *w, float eps) {
+    CHECK(q.q.rows == x.rows && q.q.cols == x.cols && (!y.p || (y.rows == x.rows && y.cols == x.cols)), E_INTERNAL,
+          "norm_quant_fwd: shapes disagree");
+    NormJob job = {q, y, x, rstd, w, eps};
+    return run_blocks(cx, norm_block, &job, ceil_div(x.rows, ROWS), x.cols, x.rows * x.cols);
+}
+
+// --- SwiGLU ---
+
+typedef struct GatedJob {
+    QuantOut h, g_kept, u_kept;
+    Mat g, u;
+    const float *gate;
+} GatedJob;
+
+static Err gated_block(const void *job, Room *room, int64_t block) {
+    const GatedJob *j = job;
+    size_t used = 0;
+    QuantRule tiles = {0};
+    int64_t r0 = block * ROWS, n = min_i64(ROWS, j->g.rows - r0);
+    Mat h = take_mat(room, &used, n, j->g.cols), g = mat_rows(j->g, r0, n), u = mat_rows(j->u, r0, n);
+    TRY(swiglu_fwd_cpu(&room->cx, h, g, u, j->gate ? j->gate + r0 : NULL));
+    TRY(quant_tile_cpu(&room->cx, matq_rows(j->h.q, r0, n), h, tiles, j->h.n));
+    TRY(quant_tile_cpu(&room->cx, matq_rows(j->g_kept.q, r0, n), g, tiles, j->g_kept.n));
+    return quant_tile_cpu(&room->cx, matq_rows(j->u_kept.q, r0, n), u, tiles, j->u_kept.n);
+}
+
+static bool is_shape(QuantOut o, int64_t rows, int64_t cols) {
+    return o.q.rows == rows && o.q.cols == cols;
+}
+
+Err swiglu_quant_fwd_cpu(OpCx *cx, QuantOut h, QuantOut g_kept, QuantOut u_kept, Mat g, Mat u, const float *gate) {
+    int64_t M = g.rows, F = g.cols;
+    CHECK(u.rows == M && u.cols == F && is_shape(h, M, F) && is_shape(g_kept, M, F) && is_shape(u_kept, M, F),
+          E_INTERNAL, "swiglu_quant_fwd: shapes disagree");
+    GatedJob job = {h, g_kept, u_kept, g, u, gate};
+    return run_blocks(cx, gated_block, &job, ceil_div(M, ROWS), F, M * F * 8);
+}
+
+// A block of the backward is one tile of tokens of a group.
+typedef struct GatedBwdJob {
+    SwigluQuantBwd out;
+    float *dgate;
+    Mat dh;
+    MatQ g, u;
+    const float *gate;
+    Groups groups;
+} GatedBwdJob;
+
+// The codes of h exist for this block only: from them come its 128x1 tiles.
+static Err turned_h(const GatedBwdJob *j, Room *room, size_t used, Mat g, Mat u, const float *gate, MatQ h_t) {
+    Mat h = take_mat(room, &used, g.rows, g.cols);
+    int64_t bytes = matq_row_bytes(h_t.st, g.cols) * g.rows;
+    MatQ hq = matq_wire(take(room, &used, (size_t)bytes), h_t.st, h_t.ct, g.rows, g.cols);
+    TRY(swiglu_fwd_cpu(&room->cx, h, g, u, gate));
+    TRY(quant_tile_cpu(&room->cx, hq, h, (QuantRule){0}, NULL));
+    return requant_tile_t_cpu(&room->cx, h_t, hq, (Groups){0}, (QuantRule){0}, j->out.h_t.n);
+}
+
+// Rows [r0, r0+n) of group e in both forms.
+static Err both_forms(Room *room, QuantOut rows, QuantOut cols, Mat x, int64_t r0, int64_t tile) {
+    QuantRule tiles = {0};
+    return quant_tile_pair_cpu(&room->cx, matq_rows(rows.q, r0, x.rows), matq_cols(cols.q, r0, x.rows, tile), x,
+                               (Groups){0}, tiles, tiles, rows.n, cols.n);
+}
+
+static Err gated_bwd_block(const void *job, Room *room, int64_t tile) {
+    const GatedBwdJob *j = job;
+    int64_t e = 0, first = 0; // of the group's tiles
+    while (tile >= first + ceil_div(j->groups.count[e], TILE)) first += ceil_div(j->groups.count[e++], TILE);
+    int64_t at = (tile - first) * TILE, r0 = j->groups.start[e] + at, n = min_i64(TILE, j->groups.count[e] - at);
+    size_t used = 0;
+    const float *gate = j->gate ? j->gate + r0 : NULL;
+    Mat g = take_mat(room, &used, n, j->dh.cols), u = take_mat(room, &used, n, j->dh.cols);
+    TRY(dequant_cpu(&room->cx, g, matq_rows(j->g, r0, n)));
+    TRY(dequant_cpu(&room->cx, u, matq_rows(j->u, r0, n)));
+    TRY(turned_h(j, room, used, g, u, gate, matq_cols(j->out.h_t.q, r0, n, tile)));
+    TRY(swiglu_bwd_cpu(&room->cx, g, u, j->dgate ? j->dgate + r0 : NULL, mat_rows(j->dh, r0, n), g, u, gate));
+    TRY(both_forms(room, j->out.dg, j->out.dg_t, g, r0, tile));
+    return both_forms(room, j->out.du, j->out.du_t, u, r0, tile);
+}
+
+Err swiglu_quant_bwd_cpu(OpCx *cx, SwigluQuantBwd out, float *dgate, Mat dh, MatQ g, MatQ u, const float *gate,
+                         Groups groups) {
+    int64_t M = dh.rows, F = dh.cols, start = 0;
+    CHECK(g.rows == M && g.cols == F && u.rows == M && u.cols == F && is_shape(out.dg, M, F) &&
+              is_shape(out.du, M, F) && is_shape(out.dg_t, F, M) && is_shape(out.du_t, F, M) &&
+              is_shape(out.h_t, F, M),
+          E_INTERNAL, "swiglu_quant_bwd: shapes disagree");
+    if (groups.n == 0) groups = (Groups){&start, &M, 1};
+    for (int64_t e = 0; e < groups.n; e++)
+        CHECK(groups.start[e] >= 0 && groups.count[e] >= 0 && groups.start[e] + groups.count[e] <= M, E_INTERNAL,
+              "swiglu_quant_bwd: group %lld has rows %lld..%lld of %lld", (long long)e, (long long)groups.start[e],
+              (long long)(groups.start[e] + groups.count[e]), (long long)M);
+    GatedBwdJob job = {out, dgate, dh, g, u, gate, groups};
+    return run_blocks(cx, gated_bwd_block, &job, groups_tiles(groups, M), F, M * F * 16);
+}

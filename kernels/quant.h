@@ -59,6 +59,11 @@ double quant_count_scale_quantile(const QuantCount *count, double q);
 //   x [M,K] f32 or bf16
 //   g        groups of rows of x (n == 0: one). Rows outside groups are neither read nor written.
 //
+// quant_tile_pair: quant_tile(y, x, rule, n) and quant_tile_t(yt, x, g, rule_t, n_t) together, the same bits and
+// counters; all rows of x go into y, those inside groups into yt. Class EXACT.
+//   y [M,K], yt [K,M] MatQ tile_rows 1  out: each with its own formats
+//   n, n_t   added to; may be NULL, may be the same
+//
 // requant_tile_t: from row-quantised codes to the transposed form: value = code * scale, rounded to BF16
 // (exact with power-of-two scales), then as quant_tile_t.
 //   y [K,M] MatQ  out

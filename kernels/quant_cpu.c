@@ -324,6 +324,13 @@ Err quant_tile_t_cpu(OpCx *cx, MatQ y, Mat x, Groups g, QuantRule rule, QuantCou
     return OK;
 }
 
+Err quant_tile_pair_cpu(OpCx *cx, MatQ y, MatQ yt, Mat x, Groups g, QuantRule rule,
+                        QuantRule rule_t, QuantCount *n, QuantCount *n_t) {
+    TRY(quant_tile_cpu(cx, y, x, rule, n));
+    TRY(quant_tile_t_cpu(cx, yt, x, g, rule_t, n_t));
+    return OK;
+}
+
 Err requant_tile_t_cpu(OpCx *cx, MatQ y, MatQ x, Groups g, QuantRule rule, QuantCount *n) {
     Source from = {.q = x};
     TRY(quant_tokens(cx, "requant_tile_t", y, &from, x.rows, x.cols, g, rule, n));

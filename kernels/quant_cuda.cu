@@ -215,6 +215,14 @@ extern "C" Err quant_tile_t_cuda(OpCx *cx, MatQ y, Mat x, Groups g, QuantRule ru
     return OK;
 }
 
+extern "C" Err quant_tile_pair_cuda(OpCx *cx, MatQ y, MatQ yt, Mat x, Groups g, QuantRule rule, QuantRule rule_t,
+                                    QuantCount *n, QuantCount *n_t) {
+    TRY(check_recipe("quant_tile_pair", yt, rule_t)); // before anything is written
+    TRY(quant_tile_cuda(cx, y, x, rule, n));
+    TRY(quant_tile_t_cuda(cx, yt, x, g, rule_t, n_t));
+    return OK;
+}
+
 extern "C" Err requant_tile_t_cuda(OpCx *cx, MatQ y, MatQ x, Groups g, QuantRule rule, QuantCount *n) {
     (void)cx;
     TokenSource from = {};

@@ -105,6 +105,63 @@ static void columns_are_exact(void **state) {
     }
 }
 
+// Codes and scales of a in memory that nobody has written to, and whether two such are the same.
+static MatQ like_rows(MatQ a) {
+    MatQ b;
+    assert_int_equal(arena_matq_rows(cx.scratch, &b, a.st, a.ct, a.rows, a.cols, "b"), OK);
+    return b;
+}
+static MatQ like_cols(MatQ a) {
+    MatQ b;
+    assert_int_equal(arena_matq_cols(cx.scratch, &b, a.st, a.ct, a.rows, a.cols, 5, "b"), OK);
+    return b;
+}
+static void assert_same(MatQ a, MatQ b, int64_t tiles) {
+    assert_memory_equal(a.q, b.q, (size_t)(a.rows * a.ld));
+    for (int64_t r = 0; r < a.rows; r++)
+        for (int64_t t = 0; t < tiles; t++) assert_true(scale_at(a, r, t) == scale_at(b, r, t));
+}
+
+// quant_tile_pair = quant_tile and quant_tile_t, in every mixture of formats and scopes.
+static void pairs_are_exact(void **state) {
+    (void)state;
+    FOR_ALL_CASES {
+        int64_t M = shapes[shape][0], K = ceil_div(shapes[shape][1], 4) * 4, start[5], count[5];
+        double *exact = malloc((size_t)(M * K) * sizeof *exact + 1);
+        Mat x = make_mat((kind + shape) % 2 ? DT_F32 : DT_BF16, M, K, kind, exact);
+        Groups g;
+        make_groups(&g, start, count, M, (kind + shape) % 3 != 0);
+        QuantRule rule = {SCOPE_TILE, 1.5f}, rule_t = rule;
+#ifndef TESTS_CUDA
+        rule.scope = (QuantScope)(kind % 4 == 0 ? (kind + shape + isa) % 5 : 0);
+        rule_t.scope = (QuantScope)(kind % 4 == 1 ? (kind + shape + isa) % 5 : 0);
+#endif
+        size_t mark = arena_mark(cx.scratch);
+        MatQ a, at;
+        ScaleType st_t = (ScaleType)((st + kind / 2) % 2);
+        CodeType ct_t = (CodeType)((ct + shape / 2) % CODE_TYPES);
+        assert_int_equal(arena_matq_rows(cx.scratch, &a, st, ct, M, K, "a"), OK);
+        assert_int_equal(arena_matq_cols(cx.scratch, &at, st_t, ct_t, K, M, 5, "at"), OK);
+        MatQ b = like_rows(a), bt = like_cols(at);
+        QuantCount one = {0}, one_t = {0}, two = {0}, two_t = {0}, both = {0};
+        cx.nthreads = 1 + kind % 3;
+        assert_int_equal(quant_tile_cpu(&cx, a, x, rule, &one), OK);
+        assert_int_equal(quant_tile_t_cpu(&cx, at, x, g, rule_t, &one_t), OK);
+        assert_int_equal(quant_tile_pair_cpu(&cx, b, bt, x, g, rule, rule_t, &two, &two_t), OK);
+        assert_same(a, b, ceil_div(K, TILE));
+        assert_same(at, bt, groups_tiles(g, M));
+        assert_counts(&two, &one);
+        assert_counts(&two_t, &one_t);
+        assert_int_equal(quant_tile_pair_cpu(&cx, b, bt, x, g, rule, rule_t, &both, &both), OK);
+        quant_count_add(&one, &one_t);
+        assert_counts(&both, &one);
+        assert_int_equal(quant_tile_pair_cpu(&cx, b, bt, x, g, rule, rule_t, NULL, NULL), OK);
+        arena_release(cx.scratch, mark);
+        free(exact);
+        free(x.p);
+    }
+}
+
 // requant_tile_t = quant_tile_t of the BF16-rounded dequantised values, for both formats on either
 // side.
 static void requant_is_exact(void **state) {
@@ -223,6 +280,12 @@ static void wrong_shapes_are_refused(void **state) {
     assert_int_equal(
         quant_tile_t_cpu(&cx, y, mat(x, DT_F32, 2, 2), past_the_end, (QuantRule){0}, NULL),
         E_INTERNAL);
+    QuantRule tiles = {0};
+    Mat square = mat(x, DT_F32, 2, 2), flat = mat(x, DT_F32, 1, 4);
+    assert_int_equal(quant_tile_pair_cpu(&cx, y, y, flat, all, tiles, tiles, NULL, NULL),
+                     E_INTERNAL);
+    assert_int_equal(quant_tile_pair_cpu(&cx, y, y, square, past_the_end, tiles, tiles, NULL, NULL),
+                     E_INTERNAL);
     assert_int_equal(dequant_cpu(&cx, mat(x, DT_F32, 1, 4), y), E_INTERNAL);
     assert_int_equal(weight_prepare_cpu(&cx, y, mat(x, DT_F32, 2, 2), (QuantRule){0}, NULL),
                      E_INTERNAL);
@@ -230,9 +293,9 @@ static void wrong_shapes_are_refused(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(rows_are_exact),           cmocka_unit_test(columns_are_exact),
-        cmocka_unit_test(requant_is_exact),         cmocka_unit_test(weights_are_exact),
-        cmocka_unit_test(wrong_shapes_are_refused),
+        cmocka_unit_test(rows_are_exact),   cmocka_unit_test(columns_are_exact),
+        cmocka_unit_test(requant_is_exact), cmocka_unit_test(weights_are_exact),
+        cmocka_unit_test(pairs_are_exact),  cmocka_unit_test(wrong_shapes_are_refused),
     };
     if (arena_create(&cx.scratch, "scratch", 16 << 20, false) != OK) return 1;
     arena_poison(true);

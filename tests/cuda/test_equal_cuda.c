@@ -127,6 +127,9 @@ static void test_quant_tokens(void **state) {
             MUST_OK(requant_tile_t_cuda(&cx, d.m, rows.m, g, tiles_rule, &nb));
             same_codes(c, d, "requant_tile_t");
             same_counts(na, nb);
+            memset(d.m.q, 0x55, d.qbytes);
+            MUST_OK(quant_tile_pair_cuda(&cx, rows.m, d.m, x, g, tiles_rule, tiles_rule, NULL, &nb));
+            same_codes(a, d, "quant_tile_pair");
         }
         free(x.p), free_codes(rows), free_codes(a), free_codes(b), free_codes(c), free_codes(d);
     }
@@ -165,6 +168,7 @@ static void test_refused(void **state) {
         QuantRule rule = {(QuantScope)scope, 1.0f};
         MUST_FAIL(quant_tile_cuda(&cx, q.m, x, rule, &n), E_INTERNAL, scopes[scope]);
         MUST_FAIL(quant_tile_t_cuda(&cx, q.m, x, g, rule, &n), E_INTERNAL, scopes[scope]);
+        MUST_FAIL(quant_tile_pair_cuda(&cx, q.m, q.m, x, g, tiles_rule, rule, &n, &n), E_INTERNAL, scopes[scope]);
         MUST_FAIL(requant_tile_t_cuda(&cx, q.m, r.m, g, rule, &n), E_INTERNAL, scopes[scope]);
         MUST_FAIL(weight_prepare_cuda(&cx, w.m, x, rule, &n), E_INTERNAL, scopes[scope]);
     }

@@ -82,6 +82,19 @@ static Outcome run(const char *const *more, const char *const *and_more) {
     return out;
 }
 
+// same_outcome: the same bits and counters.
+static void same_outcome(const Outcome *a, const Outcome *b, int format, int i) {
+    if (memcmp(a->grad, b->grad, (size_t)a->n * sizeof *a->grad) != 0)
+        fail_msg("format %d, %d: gradients differ", format, i);
+    assert_memory_equal(&a->sums, &b->sums, sizeof a->sums);
+    for (int j = 0; j < BLOCKS * SITE_COUNT; j++) {
+        if (memcmp(&a->health[j], &b->health[j], sizeof a->health[j]) != 0)
+            fail_msg("format %d, %d: %s is counted otherwise", format, i,
+                     site_label(j / SITE_COUNT, (Site)(j % SITE_COUNT)).s);
+    }
+    assert_memory_equal(a->routed, b->routed, sizeof a->routed);
+}
+
 static const char *const nothing_again[] = {"recompute.norm=false", "recompute.mla_up=false",
                                             "recompute.swiglu=false", NULL};
 
@@ -111,15 +124,7 @@ static void making_again_changes_nothing(void **state) {
         arena_poison(true);
         for (int i = 0; i < 4; i++) {
             Outcome o = run(formats[f], again[i]);
-            if (memcmp(o.grad, kept.grad, (size_t)o.n * sizeof *o.grad) != 0)
-                fail_msg("format %d, %d: gradients differ", (int)f, i);
-            assert_memory_equal(&o.sums, &kept.sums, sizeof o.sums);
-            for (int j = 0; j < BLOCKS * SITE_COUNT; j++) {
-                if (memcmp(&o.health[j], &kept.health[j], sizeof o.health[j]) != 0)
-                    fail_msg("format %d, %d: %s is counted otherwise", (int)f, i,
-                             site_label(j / SITE_COUNT, (Site)(j % SITE_COUNT)).s);
-            }
-            assert_memory_equal(o.routed, kept.routed, sizeof o.routed);
+            same_outcome(&o, &kept, (int)f, i);
             assert_int_equal(o.routed[0] + o.routed[1] + o.routed[2] + o.routed[3], 2 * 100);
             if (!(o.acts < kept.acts)) fail_msg("format %d, %d: no memory was saved", (int)f, i);
             outcome_free(&o);
@@ -127,6 +132,30 @@ static void making_again_changes_nothing(void **state) {
         arena_poison(false);
         outcome_free(&kept);
     }
+}
+
+// Fused operations give what the single ones give, for every format of codes and scales, with and without queries'
+// latents and a shared expert; debug.unfused is what turns them off.
+static void fusing_changes_nothing(void **state) {
+    (void)state;
+    static const char *const formats[][MORE] = {
+        {"model.q_lora_rank=132"},
+        {"fp8.scale_format=fp32", "model.n_shared_experts=0"},
+        {"model.q_lora_rank=132", "recompute.norm=false", "fp8.cache_attn_out=codes"},
+        {"recompute.swiglu=false", "fp8.weight_scale_format=pow2"},
+        {"fp8.grad_format=e5m2", "fp8.cache_swiglu=bf16"},
+        {"fp8.grad_format=e5m2", "fp8.grad_scale_format=fp32"},
+    };
+    static const char *const single[] = {"precision.mode=fp8", "debug.unfused=true", NULL};
+    static const char *const fused[] = {"precision.mode=fp8", NULL};
+    arena_poison(true);
+    for (size_t f = 0; f < sizeof formats / sizeof formats[0]; f++) {
+        Outcome a = run(formats[f], fused), b = run(formats[f], single);
+        same_outcome(&a, &b, (int)f, 0);
+        outcome_free(&a);
+        outcome_free(&b);
+    }
+    arena_poison(false);
 }
 
 // values: quantised in all.
@@ -228,6 +257,7 @@ int main(void) {
     log_init(1, 2); // no lines
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(making_again_changes_nothing),
+        cmocka_unit_test(fusing_changes_nothing),
         cmocka_unit_test(cached_formats_are_near),
         cmocka_unit_test(saved_bytes),
     };

@@ -140,7 +140,7 @@ static const char every_key[] =
     "eval: {every: 100, max_sequences: 5}\n"
     "checkpoint: {every: 200, keep_last: 3, keep_every: 400}\n"
     "log: {every: 5}\n"
-    "debug: {state_hash: true}\n";
+    "debug: {state_hash: true, unfused: true}\n";
 
 static char *key_text(const Config *c, const Key *k) {
     char *text = NULL;

@@ -21,7 +21,7 @@ typedef struct AttentionSaved {
     Mat q, kv;                // [T,H*(Dn+Dr)] rotated, [T,H*(Dn+Dv)]; made again with recompute.mla_up
     Mat o_x;                  // [T,H*Dv] output of the attention itself; with e5m6 o_packed stands for it
     Mat o_packed;             // [T, row bytes] u8, 12-bit codes of o_x (base/e5m6.h)
-    // output gradients of the linears and, kept by bwd_input for bwd_weight, their forms for Wgrad; dq_a: of q_a, or of q
+    // output gradients of the linears and, kept by bwd_input for bwd_weight, their forms for Wgrad (dq_a: of q_a or q)
     Mat dq, dkv, dcq_raw, dkva; // on gradient_arena
     Turned dy_t, dq_t, dkv_t, dq_a_t, dkva_t;
 } AttentionSaved;

@@ -9,7 +9,8 @@ static QuantRule site_rule(const Shape *s, const Cx *cx, Site site) {
 }
 
 bool is_fused(const Shape *s, const Cx *cx) {
-    return s->mode == MODE_FP8 && !s->is_unfused && !cx->shadow && s->recipe.row[CLASS_ACTIVATION].scope == SCOPE_TILE &&
+    bool is_plain = s->is_unfused || cx->shadow;
+    return s->mode == MODE_FP8 && !is_plain && s->recipe.row[CLASS_ACTIVATION].scope == SCOPE_TILE &&
            s->recipe.row[CLASS_GRADIENT].scope == SCOPE_TILE;
 }
 

@@ -3,7 +3,8 @@
 // In fp8 mode the input is quantised once in 1x128 tiles (Operand), the weight lives in 128x128 blocks, the
 // output gradient is quantised in 1x128 tiles for Dgrad; for Wgrad the input's codes are re-tiled 128x1 along
 // the tokens and the output gradient is quantised 128x1 from BF16 where it is local, in the same pass as its 1x128
-// form, from its dispatched codes where it came over the wire. In bf16 and fp32 mode an Operand is the matrix itself. DeepSeek-V3 report 3.3.
+// form, from its dispatched codes where it came over the wire. In bf16 and fp32 mode an Operand is the matrix itself.
+// DeepSeek-V3 report 3.3.
 #pragma once
 #include "params.h"
 

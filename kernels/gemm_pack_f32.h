@@ -13,6 +13,7 @@
 #define INLINE static inline __attribute__((always_inline))
 #define NR (VW * NV)
 #define AS TILE
+#define STEP (VW < 8 ? VW : 8)
 
 INLINE int64_t src_bytes(GemmSrc t) {
     return t == SRC_F32 ? 4 : t == SRC_BF16 ? 2 : 1;
@@ -93,6 +94,8 @@ INLINE void pack_b_as(GemmSrc t, bool is_k_contig, const GemmOperand *o, int64_t
             vstore(dst + k * NR + v * VW,
                    n > v * VW ? load_lanes(t, p + v * VW * src_bytes(t), n - v * VW) : vset1(0.0f));
     }
+    for (int64_t k = nk; k % STEP; k++)
+        for (int v = 0; v < NV; v++) vstore(dst + k * NR + v * VW, vset1(0.0f));
 }
 
 // The type and the orientation become constants, so that no decision is left in the loops.
@@ -124,10 +127,4 @@ static __attribute__((noinline)) void pack_a(const GemmOperand *o, int64_t i0, i
 static __attribute__((noinline)) void pack_b(const GemmOperand *o, int64_t j0, int64_t n,
                                              int64_t k0, int64_t nk, float *dst) {
     PACK(pack_b_as, o, j0, n, k0, nk, dst);
-}
-
-// Units of the panels that nk elements of the contraction fill.
-INLINE int64_t units_of(GemmSrc t, int64_t nk) {
-    (void)t;
-    return nk;
 }

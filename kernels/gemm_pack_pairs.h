@@ -17,6 +17,7 @@
 #define INLINE static inline __attribute__((always_inline))
 #define NR 32
 #define AS (TILE / 2)
+#define STEP 8
 
 // The halves of the BF16 value of each magnitude: a table of 128 bytes in two registers. Normal numbers
 // are (magnitude << 4) + (120 << 7) for E4M3, (magnitude << 5) + (112 << 7) for E5M2.
@@ -242,11 +243,12 @@ static void pack_b(const GemmOperand *o, int64_t j0, int64_t n, int64_t k0, int6
     int64_t size = o->t == SRC_BF16 ? 2 : 1, ld = o->ld;
     const uint8_t *p =
         (const uint8_t *)o->p + (o->is_k_contig ? j0 * ld + k0 : k0 * ld + j0) * size;
-    int64_t step = o->t == SRC_BF16 ? (o->is_k_contig ? 32 : 2) : (o->is_k_contig ? 64 : 8);
+    int64_t step = o->t == SRC_BF16 ? (o->is_k_contig ? 32 : 2 * STEP) : (o->is_k_contig ? 64 : 2 * STEP);
     if (n < NR || nk % step) {
         pad_piece(pad, p, ld * size, o->is_k_contig, n, nk, size);
         p = pad;
         ld = o->is_k_contig ? TILE : NR;
+        nk = ceil_div(nk, step) * step;
     }
     if (o->t == SRC_BF16 && o->is_k_contig)
         columns_bf16((const uint16_t *)(const void *)p, ld, nk, dst);
@@ -258,7 +260,4 @@ static void pack_b(const GemmOperand *o, int64_t j0, int64_t n, int64_t k0, int6
         columns_codes_across(o->t, p, ld, nk, dst);
 }
 
-// Units of the panels that nk elements of the contraction fill.
-INLINE int64_t units_of(GemmSrc t, int64_t nk) {
-    return t == SRC_BF16 ? ceil_div(nk, 2) : 2 * ceil_div(nk, 4);
-}
+

@@ -31,23 +31,42 @@ typedef struct GemmFlow {
     bool is_added; // to what lies at `to`
 } GemmFlow;
 
+// p += ld, and the compiler must not make a register of each of the rows' addresses.
+#define STEP_POINTER(p, ld)                                                                        \
+    do {                                                                                           \
+        (p) += (ld);                                                                               \
+        __asm__("" : "+r"(p));                                                                     \
+    } while (0)
+
 INLINE void put_strip(const int h, const GemmScaling scaling, const bool is_added,
-                      vf acc[MR][NV], const GemmFlow *f, const float *sa, const float *sb) {
+                      vf acc[MR][NV], const GemmFlow *flow, const float *sa, const float *sb) {
+    const float *from = flow->from, *old = flow->to;
+    float *to = flow->to;
+    int64_t from_ld = flow->from_ld, to_ld = flow->to_ld;
 #pragma GCC unroll 16
-    for (int r = 0; r < h; r++)
+    for (int r = 0; r < h; r++) {
+        vf s = vset1(scaling == UNSCALED ? 0.0f : sa[r]);
 #pragma GCC unroll 4
         for (int v = 0; v < NV; v++) {
-            vf sum = vload(f->from + r * f->from_ld + v * VW);
-            float *to = f->to + r * f->to_ld + v * VW;
+            vf sum = vload(from + v * VW);
             if (scaling == UNSCALED)
                 sum = vadd(sum, acc[r][v]);
             else if (scaling == ROWS_SCALED)
-                sum = vfma(acc[r][v], vset1(sa[r]), sum);
+                sum = vfma(acc[r][v], s, sum);
             else
-                sum = vfma(acc[r][v], vmul(vset1(sa[r]), vload(sb + v * VW)), sum);
-            if (is_added) sum = vadd(vload(to), sum);
-            vstore(to, sum);
+                sum = vfma(acc[r][v], vmul(s, vload(sb + v * VW)), sum);
+            acc[r][v] = is_added ? vadd(vload(old + v * VW), sum) : sum;
         }
+        STEP_POINTER(from, from_ld);
+        if (is_added) STEP_POINTER(old, to_ld);
+    }
+    // All loads are under way before the first store.
+#pragma GCC unroll 16
+    for (int r = 0; r < h; r++) {
+#pragma GCC unroll 4
+        for (int v = 0; v < NV; v++) vstore(to + v * VW, acc[r][v]);
+        STEP_POINTER(to, to_ld);
+    }
 }
 
 // h rows x NR columns, at most 128 of the contraction.
@@ -58,15 +77,18 @@ INLINE void kernel(const int h, const GemmScaling scaling, int64_t nu, const flo
     for (int r = 0; r < h; r++)
 #pragma GCC unroll 4
         for (int v = 0; v < NV; v++) acc[r][v] = vset1(0.0f);
-    for (int64_t u = 0; u < nu; u++) {
-        vf bv[NV];
+    for (int64_t u = 0; u < nu; u += STEP, a += STEP, b += STEP * NR) {
+#pragma GCC unroll 8
+        for (int i = 0; i < STEP; i++) {
+            vf bv[NV];
 #pragma GCC unroll 4
-        for (int v = 0; v < NV; v++) bv[v] = vload(b + u * NR + v * VW);
+            for (int v = 0; v < NV; v++) bv[v] = vload(b + i * NR + v * VW);
 #pragma GCC unroll 16
-        for (int r = 0; r < h; r++) {
-            vf av = vset1(a[r * AS + u]);
+            for (int r = 0; r < h; r++) {
+                vf av = vset1(a[r * AS + i]);
 #pragma GCC unroll 4
-            for (int v = 0; v < NV; v++) acc[r][v] = vdot(av, bv[v], acc[r][v]);
+                for (int v = 0; v < NV; v++) acc[r][v] = vdot(av, bv[v], acc[r][v]);
+            }
         }
     }
     if (f->is_added)
@@ -113,8 +135,9 @@ KERNEL(12)
 static const KernelFn kernels[SCALINGS][MR + 1] = {
     {ROWS(kernel_plain_)}, {ROWS(kernel_rows_)}, {ROWS(kernel_both_)}};
 
-// Cache lines of the columns that are packed next: the part-th of `parts` pieces of them.
-static void prefetch_columns(const GemmOperand *o, int64_t j0, int64_t n, int64_t k0, int64_t nk,
+// Cache lines of the columns that are packed next: the part-th of `parts` pieces of them. Inline, because
+// gcc drops calls of a function that does nothing but this.
+INLINE void prefetch_columns(const GemmOperand *o, int64_t j0, int64_t n, int64_t k0, int64_t nk,
                              int64_t part, int64_t parts) {
     enum { LINE = 64 };
     int64_t size = o->t == SRC_F32 ? 4 : o->t == SRC_BF16 ? 2 : 1;
@@ -162,7 +185,7 @@ static void run_columns(const Work *t, int64_t j, int64_t nj, int64_t i) {
     static const float zeros[NR];
     const GemmProblem *p = t->p;
     GemmWork *w = t->w;
-    int64_t k0 = (t->slice + i) * TILE, nu = units_of(p->a.t, min_i64(TILE, p->k - k0));
+    int64_t k0 = (t->slice + i) * TILE, nu = ceil_div(min_i64(TILE, p->k - k0), KU * STEP) * STEP;
     pack_b(&p->b, j, nj, k0, min_i64(TILE, p->k - k0), w->b);
     GemmScaling scaling = scale_columns(t, j, nj, i);
     const float *sa = scaling == ROWS_SCALED ? w->s : w->sa + i * t->stride;

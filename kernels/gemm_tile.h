@@ -38,8 +38,8 @@ typedef struct GemmFlow {
         __asm__("" : "+r"(p));                                                                     \
     } while (0)
 
-INLINE void put_strip(const int h, const GemmScaling scaling, const bool is_added,
-                      vf acc[MR][NV], const GemmFlow *flow, const float *sa, const float *sb) {
+INLINE void put_strip(const int h, const GemmScaling scaling, vf acc[MR][NV], const GemmFlow *flow,
+                      const float *sa, const float *sb) {
     const float *from = flow->from, *old = flow->to;
     float *to = flow->to;
     int64_t from_ld = flow->from_ld, to_ld = flow->to_ld;
@@ -50,15 +50,21 @@ INLINE void put_strip(const int h, const GemmScaling scaling, const bool is_adde
         for (int v = 0; v < NV; v++) {
             vf sum = vload(from + v * VW);
             if (scaling == UNSCALED)
-                sum = vadd(sum, acc[r][v]);
+                acc[r][v] = vadd(sum, acc[r][v]);
             else if (scaling == ROWS_SCALED)
-                sum = vfma(acc[r][v], s, sum);
+                acc[r][v] = vfma(acc[r][v], s, sum);
             else
-                sum = vfma(acc[r][v], vmul(s, vload(sb + v * VW)), sum);
-            acc[r][v] = is_added ? vadd(vload(old + v * VW), sum) : sum;
+                acc[r][v] = vfma(acc[r][v], vmul(s, vload(sb + v * VW)), sum);
         }
         STEP_POINTER(from, from_ld);
-        if (is_added) STEP_POINTER(old, to_ld);
+    }
+    if (flow->is_added) {
+#pragma GCC unroll 16
+        for (int r = 0; r < h; r++) {
+#pragma GCC unroll 4
+            for (int v = 0; v < NV; v++) acc[r][v] = vadd(vload(old + v * VW), acc[r][v]);
+            STEP_POINTER(old, to_ld);
+        }
     }
     // All loads are under way before the first store.
 #pragma GCC unroll 16
@@ -91,10 +97,7 @@ INLINE void kernel(const int h, const GemmScaling scaling, int64_t nu, const flo
             }
         }
     }
-    if (f->is_added)
-        put_strip(h, scaling, true, acc, f, sa, sb);
-    else
-        put_strip(h, scaling, false, acc, f, sa, sb);
+    put_strip(h, scaling, acc, f, sa, sb);
 }
 
 typedef void (*KernelFn)(int64_t nu, const float *a, const float *b, const GemmFlow *f,
@@ -196,8 +199,9 @@ static void run_columns(const Work *t, int64_t j, int64_t nj, int64_t i) {
     bool is_to_y = is_end && p->y.t == DT_F32 && nj == NR;
     float *c = t->c + (t->is_first && t->is_last ? 0 : j - t->n0);
     int64_t strips = ceil_div(t->mn, MR), early = min_i64(strips, 6);
-    for (int64_t s = 0; s < strips; s++) {
-        int64_t r = t->mn * s / strips, h = t->mn * (s + 1) / strips - r;
+    int64_t low = t->mn / strips, high = t->mn % strips; // rows of a strip; strips with one more
+    for (int64_t s = 0, r = 0, h = 0; s < strips; s++, r += h) {
+        h = low + (s < high);
         GemmFlow f = {c + r * t->c_ld, t->c_ld, c + r * t->c_ld, t->c_ld, false};
         if (is_begin) f.from = zeros, f.from_ld = 0;
         if (is_to_y) {

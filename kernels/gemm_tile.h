@@ -28,7 +28,6 @@ typedef struct GemmFlow {
     int64_t from_ld;
     float *to;
     int64_t to_ld;
-    bool is_added; // to what lies at `to`
 } GemmFlow;
 
 // p += ld, and the compiler must not make a register of each of the rows' addresses.
@@ -40,7 +39,7 @@ typedef struct GemmFlow {
 
 INLINE void put_strip(const int h, const GemmScaling scaling, vf acc[MR][NV], const GemmFlow *flow,
                       const float *sa, const float *sb) {
-    const float *from = flow->from, *old = flow->to;
+    const float *from = flow->from;
     float *to = flow->to;
     int64_t from_ld = flow->from_ld, to_ld = flow->to_ld;
 #pragma GCC unroll 16
@@ -57,14 +56,6 @@ INLINE void put_strip(const int h, const GemmScaling scaling, vf acc[MR][NV], co
                 acc[r][v] = vfma(acc[r][v], vmul(s, vload(sb + v * VW)), sum);
         }
         STEP_POINTER(from, from_ld);
-    }
-    if (flow->is_added) {
-#pragma GCC unroll 16
-        for (int r = 0; r < h; r++) {
-#pragma GCC unroll 4
-            for (int v = 0; v < NV; v++) acc[r][v] = vadd(vload(old + v * VW), acc[r][v]);
-            STEP_POINTER(old, to_ld);
-        }
     }
     // All loads are under way before the first store.
 #pragma GCC unroll 16
@@ -183,6 +174,29 @@ static GemmScaling scale_columns(const Work *t, int64_t j, int64_t nj, int64_t i
     return ROWS_SCALED;
 }
 
+// Cache lines of the output: rows [row, row+h) x nj columns at j, to be written soon.
+INLINE void prefetch_output(const GemmProblem *p, int64_t row, int64_t h, int64_t j, int64_t nj) {
+    int64_t size = p->y.t == DT_F32 ? 4 : 2;
+    char *y = (char *)p->y.p + (row * p->y.ld + j) * size;
+    for (int64_t r = 0; r < h; r++, y += p->y.ld * size) {
+        __builtin_prefetch(y, 1);
+        if (nj * size > 64) __builtin_prefetch(y + nj * size - 1, 1);
+    }
+}
+
+// The finished sums of nj columns at j go to the output.
+static void put_columns(const Work *t, int64_t j, int64_t nj, const float *c) {
+    enum { AHEAD = 4 }; // rows; of rows that a large power of two lies between, a cache holds few more
+    const GemmProblem *p = t->p;
+    for (int64_t r = 0; r < t->mn; r++) {
+        if (r + AHEAD < t->mn) prefetch_output(p, t->m0 + r + AHEAD, 1, j, nj);
+        if (nj == NR)
+            store_row(p, t->m0 + r, j, NR, c + r * t->c_ld);
+        else
+            store_row(p, t->m0 + r, j, nj, c + r * t->c_ld);
+    }
+}
+
 // All rows x nj columns at j, the i-th slice of the panel.
 static void run_columns(const Work *t, int64_t j, int64_t nj, int64_t i) {
     static const float zeros[NR];
@@ -196,29 +210,19 @@ static void run_columns(const Work *t, int64_t j, int64_t nj, int64_t i) {
     int64_t next_k = i + 1 < t->slices ? k0 + TILE : t->slice * TILE;
     int64_t next_n = min_i64(NR, t->n0 + t->nn - next_j), next_nk = min_i64(TILE, p->k - next_k);
     bool is_begin = t->is_first && i == 0, is_end = t->is_last && i + 1 == t->slices;
-    bool is_to_y = is_end && p->y.t == DT_F32 && nj == NR;
     float *c = t->c + (t->is_first && t->is_last ? 0 : j - t->n0);
     int64_t strips = ceil_div(t->mn, MR), early = min_i64(strips, 6);
     int64_t low = t->mn / strips, high = t->mn % strips; // rows of a strip; strips with one more
     for (int64_t s = 0, r = 0, h = 0; s < strips; s++, r += h) {
         h = low + (s < high);
-        GemmFlow f = {c + r * t->c_ld, t->c_ld, c + r * t->c_ld, t->c_ld, false};
+        GemmFlow f = {c + r * t->c_ld, t->c_ld, c + r * t->c_ld, t->c_ld};
         if (is_begin) f.from = zeros, f.from_ld = 0;
-        if (is_to_y) {
-            f.to = (float *)p->y.p + (t->m0 + r) * p->y.ld + j;
-            f.to_ld = p->y.ld;
-            f.is_added = p->acc;
-            for (int64_t x = 0; x < h; x++) {
-                __builtin_prefetch(f.to + x * f.to_ld, 1);
-                __builtin_prefetch(f.to + x * f.to_ld + NR - 1, 1);
-            }
-        }
+        if (is_end) prefetch_output(p, t->m0 + r, h, j, nj);
         if (s < early && next_n > 0)
             prefetch_columns(&p->b, next_j, next_n, next_k, next_nk, s, early);
         kernels[scaling][h](nu, w->a + (i * t->stride + r) * AS, w->b, &f, sa + r, w->sb);
     }
-    if (!is_end || is_to_y) return;
-    for (int64_t r = 0; r < t->mn; r++) store_row(p, t->m0 + r, j, nj, c + r * t->c_ld);
+    if (is_end) put_columns(t, j, nj, c);
 }
 
 void GEMM_TILE(const GemmProblem *p, int64_t m0, int64_t mn, int64_t n0, int64_t nn, GemmWork *w) {

@@ -10,7 +10,6 @@ typedef __m256 vf;
 #define VW 8
 #define MR 6
 #define NV 2
-#define KU 1
 #define GEMM_TILE gemm_tile_avx2
 #define GEMM_PEAK gemm_peak_avx2
 
@@ -28,6 +27,9 @@ static inline vf vmul(vf a, vf b) {
 }
 static inline vf vadd(vf a, vf b) {
     return _mm256_add_ps(a, b);
+}
+static inline vf vfma(vf a, vf b, vf c) {
+    return _mm256_fmadd_ps(a, b, c);
 }
 static inline vf vdot(vf a, vf b, vf c) {
     return _mm256_fmadd_ps(a, b, c);
@@ -69,22 +71,6 @@ static inline vf vlanes_e5m2(const void *p) {
     __m256i sign = _mm256_and_si256(x, _mm256_set1_epi32((int)0x80000000u));
     return _mm256_or_ps(v, _mm256_castsi256_ps(sign));
 }
-static inline vf vunits_f32(const void *p) {
-    return vlanes_f32(p);
-}
-static inline vf vunits_bf16(const void *p) {
-    return vlanes_bf16(p);
-}
-static inline vf vunits_e4m3(const void *p) {
-    return vlanes_e4m3(p);
-}
-static inline vf vunits_e5m2(const void *p) {
-    return vlanes_e5m2(p);
-}
-static inline vf vjoin(vf even, vf odd) {
-    (void)odd;
-    return even;
-}
 static inline __attribute__((always_inline)) void vtranspose(vf r[VW]) {
     vf t[VW];
 #pragma GCC unroll 4
@@ -107,6 +93,7 @@ static inline __attribute__((always_inline)) void vtranspose(vf r[VW]) {
     }
 }
 
+#include "gemm_pack_f32.h"
 #include "gemm_tile.h"
 #else
 void gemm_tile_avx2(const GemmProblem *p, int64_t m0, int64_t mn, int64_t n0, int64_t nn,

@@ -6,56 +6,38 @@
 // them; without the flags (another architecture) only names that are never called are left.
 #include "gemm_engine.h"
 
-#ifdef __AVX512BF16__
+#if defined(__AVX512BF16__) && defined(__AVX512VBMI__)
 #include <immintrin.h>
 
-#include "gemm_lanes512.h"
+#include "gemm_pack_pairs.h"
 
-#define KU 2
+typedef __m512 vf;
+#define VW 16
+#define MR 12
+#define NV 2
 #define GEMM_TILE gemm_tile_avx512bf16
 #define GEMM_PEAK gemm_peak_avx512bf16
 
+static inline vf vload(const float *p) {
+    return _mm512_loadu_ps(p);
+}
+static inline void vstore(float *p, vf x) {
+    _mm512_storeu_ps(p, x);
+}
+static inline vf vset1(float x) {
+    return _mm512_set1_ps(x);
+}
+static inline vf vmul(vf a, vf b) {
+    return _mm512_mul_ps(a, b);
+}
+static inline vf vadd(vf a, vf b) {
+    return _mm512_add_ps(a, b);
+}
+static inline vf vfma(vf a, vf b, vf c) {
+    return _mm512_fmadd_ps(a, b, c);
+}
 static inline vf vdot(vf a, vf b, vf c) {
     return _mm512_dpbf16_ps(c, (__m512bh)a, (__m512bh)b);
-}
-static inline vf vunits_f32(const void *p) {
-    return vload(p); // never reached: F32 operands go to the FP32 kernels
-}
-static inline vf vunits_bf16(const void *p) {
-    return vload(p);
-}
-// 32 codes to 32 BF16, exact, NaN included; the values below 2^-6 come from a table.
-static inline vf vunits_e4m3(const void *p) {
-    static const uint16_t low[8] = {0, 0x3B00, 0x3B80, 0x3BC0, 0x3C00, 0x3C20, 0x3C40, 0x3C60};
-    const __m512i table = _mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i *)low));
-    __m512i x = _mm512_cvtepi8_epi16(_mm256_loadu_si256((const __m256i *)p));
-    __m512i mag = _mm512_and_si512(x, _mm512_set1_epi16(0x7F));
-    __m512i v = _mm512_add_epi16(_mm512_slli_epi16(mag, 4), _mm512_set1_epi16(120 << 7));
-    __mmask32 is_low = _mm512_cmplt_epu16_mask(mag, _mm512_set1_epi16(8));
-    __mmask32 is_nan = _mm512_cmpeq_epi16_mask(mag, _mm512_set1_epi16(0x7F));
-    v = _mm512_mask_permutexvar_epi16(v, is_low, mag, table);
-    v = _mm512_mask_mov_epi16(v, is_nan, _mm512_set1_epi16(0x7FC0));
-    return _mm512_castsi512_ps(
-        _mm512_ternarylogic_epi32(v, x, _mm512_set1_epi16((short)0x8000), 0xF8));
-}
-static inline vf vunits_e5m2(const void *p) {
-    static const uint16_t low[8] = {0, 0x3780, 0x3800, 0x3840}; // k * 2^-16
-    const __m512i table = _mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i *)low));
-    __m512i x = _mm512_cvtepi8_epi16(_mm256_loadu_si256((const __m256i *)p));
-    __m512i mag = _mm512_and_si512(x, _mm512_set1_epi16(0x7F));
-    __m512i v = _mm512_add_epi16(_mm512_slli_epi16(mag, 5), _mm512_set1_epi16(112 << 7));
-    __mmask32 is_low = _mm512_cmplt_epu16_mask(mag, _mm512_set1_epi16(4));
-    __mmask32 is_end = _mm512_cmpgt_epu16_mask(mag, _mm512_set1_epi16(0x7B));
-    v = _mm512_mask_permutexvar_epi16(v, is_low, mag, table);
-    v = _mm512_mask_mov_epi16(v, is_end,
-                              _mm512_or_si512(v, _mm512_set1_epi16(255 << 7))); // infinity and NaN
-    return _mm512_castsi512_ps(
-        _mm512_ternarylogic_epi32(v, x, _mm512_set1_epi16((short)0x8000), 0xF8));
-}
-// The low halves of decoded BF16 and FP8 values are zero.
-static inline vf vjoin(vf even, vf odd) {
-    __m512i lo = _mm512_srli_epi32(_mm512_castps_si512(even), 16);
-    return _mm512_castsi512_ps(_mm512_or_si512(lo, _mm512_castps_si512(odd)));
 }
 
 #include "gemm_tile.h"

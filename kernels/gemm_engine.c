@@ -5,22 +5,21 @@
 
 #include "gemm.h"
 
-static const GemmTiles vector_tiles = {GEMM_MB, GEMM_NB, 48, 64, 4};
 static const GemmTiles other_tiles = {GEMM_MB / 2, GEMM_NB, 48, 64, 4}; // of `sum`
 // Tile registers multiply so fast that packing decides: large tiles.
 static const GemmTiles register_tiles = {GEMM_AMX_MB, GEMM_AMX_NB, 64, 64, 2};
 
 static const GemmIsa isas[] = {
     {"amx", gemm_tile_avx512, gemm_tile_amx, gemm_accumulate_avx512, gemm_peak_avx512,
-     gemm_peak_amx, &register_tiles, false},
+     gemm_peak_amx, 0, false},
     {"avx512-bf16", gemm_tile_avx512, gemm_tile_avx512bf16, gemm_accumulate_avx512,
-     gemm_peak_avx512, gemm_peak_avx512bf16, &vector_tiles, true},
+     gemm_peak_avx512, gemm_peak_avx512bf16, 2, true},
     {"avx512", gemm_tile_avx512, gemm_tile_avx512, gemm_accumulate_avx512, gemm_peak_avx512,
-     gemm_peak_avx512, &vector_tiles, true},
+     gemm_peak_avx512, 1, true},
     {"avx2", gemm_tile_avx2, gemm_tile_avx2, gemm_accumulate_avx2, gemm_peak_avx2, gemm_peak_avx2,
-     &vector_tiles, true},
+     1, true},
     {"portable", gemm_tile_portable, gemm_tile_portable, gemm_accumulate_portable,
-     gemm_peak_portable, gemm_peak_portable, &vector_tiles, true},
+     gemm_peak_portable, gemm_peak_portable, 1, true},
 };
 enum { ISA_COUNT = sizeof isas / sizeof isas[0] };
 
@@ -34,7 +33,9 @@ static bool isa_is_usable(int i) {
                       __builtin_cpu_supports("fma");
     switch (i) {
     case 0: return has_avx512 && gemm_amx_permit();
-    case 1: return has_avx512 && __builtin_cpu_supports("avx512bf16");
+    case 1:
+        return has_avx512 && __builtin_cpu_supports("avx512bf16") &&
+               __builtin_cpu_supports("avx512vbmi");
     case 2: return has_avx512;
     case 3: return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
     }
@@ -104,16 +105,6 @@ static bool is_idle(const GemmProblem *p) {
     return p->m == 0 || p->n == 0 || (p->k == 0 && p->acc);
 }
 
-static int64_t tiles_of(const GemmProblem *p, int64_t mb, int64_t nb) {
-    return is_idle(p) ? 0 : ceil_div(p->m, mb) * ceil_div(p->n, nb);
-}
-
-static int64_t count_tiles(const GemmProblem *problems, int64_t np, int64_t mb, int64_t nb) {
-    int64_t n = 0;
-    for (int64_t i = 0; i < np; i++) n += tiles_of(&problems[i], mb, nb);
-    return n;
-}
-
 // How the FP8 products of a call are summed: by the tile function of the instruction set, or
 // otherwise.
 typedef struct Sum {
@@ -140,60 +131,105 @@ static bool is_half(const GemmIsa *isa, const GemmProblem *p) {
     return p->a.t == p->b.t && p->a.t != SRC_F32;
 }
 
+// The tiles of the function that computes this product.
+static GemmTiles tiles_of(const GemmIsa *isa, const GemmProblem *p, const Sum *sum) {
+    if (gemm_is_fp8(p->a.t) && sum->is_other) return other_tiles;
+    int unit = is_half(isa, p) ? isa->unit_half : 1;
+    if (!unit) return register_tiles;
+    int64_t row = max_i64(ceil_div(p->k, TILE), 1) * TILE / unit; // units of the panel of a
+    GemmTiles t = {GEMM_MB, GEMM_NB, 48, 64, 4};
+    if (row * 128 > GEMM_PANEL) return t;
+    t.rows = min_i64(GEMM_MB_MAX, GEMM_PANEL / row / 32 * 32);
+    t.columns = GEMM_NB_WIDE;
+    return t;
+}
+
+// Products of a call cut into tiles.
+typedef struct Cut {
+    const GemmIsa *isa;
+    const Sum *sum;
+    int64_t rows, columns; // of a tile, unless the product's function takes only smaller ones
+} Cut;
+
+// Tiles down and across the output of a product. `columns` is a multiple of 64.
+static int64_t count_tiles(const Cut *cut, const GemmProblem *p, int64_t *down, int64_t *columns) {
+    GemmTiles most = tiles_of(cut->isa, p, cut->sum);
+    *down = ceil_div(p->m, min_i64(cut->rows, most.rows));
+    *columns = min_i64(cut->columns, most.columns);
+    return is_idle(p) ? 0 : *down * ceil_div(p->n, *columns);
+}
+
+static int64_t count_all(const Cut *cut, const GemmProblem *problems, int64_t np) {
+    int64_t n = 0, down, columns;
+    for (int64_t i = 0; i < np; i++) n += count_tiles(cut, &problems[i], &down, &columns);
+    return n;
+}
+
+// The largest tiles that keep all threads busy.
+static Cut choose_tiles(const GemmIsa *isa, const Sum *sum, const GemmProblem *problems, int64_t np,
+                        int nthreads) {
+    Cut cut = {isa, sum, 1, 64};
+    GemmTiles least = {0};
+    for (int64_t i = 0; i < np; i++) {
+        GemmTiles t = tiles_of(isa, &problems[i], sum);
+        cut.rows = max_i64(cut.rows, min_i64(t.rows, problems[i].m));
+        cut.columns = max_i64(cut.columns, min_i64(t.columns, ceil_div(problems[i].n, 64) * 64));
+        least = t;
+    }
+    while (nthreads > 1 && count_all(&cut, problems, np) < least.per_thread * nthreads &&
+           (cut.rows > least.rows_least || cut.columns > least.columns_least)) {
+        if (cut.columns <= least.columns_least || cut.rows >= cut.columns)
+            cut.rows /= 2;
+        else
+            cut.columns = ceil_div(cut.columns / 2, 64) * 64;
+    }
+    return cut;
+}
+
 // The t-th tile of a product; tiles of a row or column of tiles differ by at most one row or column
 // multiple, so that no thread gets a sliver.
-static void run_tile(const GemmIsa *isa, const GemmProblem *p, int64_t t, int64_t mb, int64_t nb,
-                     const Sum *sum, GemmWork *w) {
-    int64_t tm = ceil_div(p->m, mb), tn = ceil_div(p->n, nb);
-    int64_t i = t / tn, j = t % tn;
-    int64_t m0 = p->m * i / tm, m1 = p->m * (i + 1) / tm;
-    int64_t n0 = min_i64(j * nb, p->n), n1 = min_i64((j + 1) * nb, p->n);
-    if (gemm_is_fp8(p->a.t) && sum->is_other) {
-        isa->sum(p, m0, m1 - m0, n0, n1 - n0, w, sum->how, sum->every);
+static void run_tile(const Cut *cut, const GemmProblem *p, int64_t t, GemmWork *w) {
+    int64_t down, columns, tiles = count_tiles(cut, p, &down, &columns), across = tiles / down;
+    int64_t i = t / across, j = t % across;
+    int64_t m0 = p->m * i / down, m1 = p->m * (i + 1) / down;
+    int64_t n0 = min_i64(j * columns, p->n), n1 = min_i64((j + 1) * columns, p->n);
+    if (gemm_is_fp8(p->a.t) && cut->sum->is_other) {
+        cut->isa->sum(p, m0, m1 - m0, n0, n1 - n0, w, cut->sum->how, cut->sum->every);
         return;
     }
-    (is_half(isa, p) ? isa->tile_half : isa->tile)(p, m0, m1 - m0, n0, n1 - n0, w);
+    GemmTileFn tile = is_half(cut->isa, p) ? cut->isa->tile_half : cut->isa->tile;
+    tile(p, m0, m1 - m0, n0, n1 - n0, w);
+}
+
+static Err check_problem(const GemmProblem *p) {
+    CHECK(p->m >= 0 && p->n >= 0 && p->k >= 0, E_INTERNAL, "gemm: size %lld x %lld x %lld",
+          (long long)p->m, (long long)p->n, (long long)p->k);
+    CHECK(gemm_is_fp8(p->a.t) == gemm_is_fp8(p->b.t), E_INTERNAL,
+          "gemm: one operand is FP8, the other is not");
+    CHECK(p->y.t == DT_F32 || (p->y.t == DT_BF16 && !p->acc), E_INTERNAL, "gemm: output type %s%s",
+          dtype_name(p->y.t), p->acc ? " cannot be added to" : "");
+    return OK;
 }
 
 Err gemm_run(OpCx *cx, const GemmProblem *problems, int64_t np) {
-    const GemmIsa *isa = gemm_current();
     double flops = 0;
-    bool is_any_fp8 = false, is_all_half = true;
     Sum sum;
     TRY(sum_of(&sum, cx));
     for (int64_t i = 0; i < np; i++) {
         const GemmProblem *p = &problems[i];
-        bool is_fp8 = gemm_is_fp8(p->a.t);
-        CHECK(p->m >= 0 && p->n >= 0 && p->k >= 0, E_INTERNAL, "gemm: size %lld x %lld x %lld",
-              (long long)p->m, (long long)p->n, (long long)p->k);
-        CHECK(is_fp8 == gemm_is_fp8(p->b.t), E_INTERNAL,
-              "gemm: one operand is FP8, the other is not");
-        CHECK(p->y.t == DT_F32 || (p->y.t == DT_BF16 && !p->acc), E_INTERNAL,
-              "gemm: output type %s%s", dtype_name(p->y.t), p->acc ? " cannot be added to" : "");
-        is_any_fp8 = is_any_fp8 || is_fp8;
-        is_all_half = is_all_half && is_half(isa, p);
+        TRY(check_problem(p));
         flops += 2.0 * (double)p->m * (double)p->n * (double)(p->k + 1);
     }
     // Below this a second thread costs more than it brings.
     int nthreads = flops < 1e5 || cx->nthreads < 1 ? 1 : cx->nthreads;
-    const GemmTiles *tiles = is_any_fp8 && sum.is_other ? &other_tiles
-                             : is_all_half              ? isa->tiles_half
-                                                        : &vector_tiles;
-    int64_t mb = tiles->rows, nb = tiles->columns;
-    while (nthreads > 1 && count_tiles(problems, np, mb, nb) < tiles->per_thread * nthreads &&
-           (mb > tiles->rows_least || nb > tiles->columns_least)) {
-        if (mb >= nb)
-            mb /= 2;
-        else
-            nb /= 2;
-    }
+    Cut cut = choose_tiles(gemm_current(), &sum, problems, np, nthreads);
     size_t mark = arena_mark(cx->scratch);
     int64_t *first = NULL;
     GemmWork *work = NULL;
     ARENA_NEW(cx->scratch, first, np + 1);
     ARENA_NEW(cx->scratch, work, nthreads);
     first[0] = 0;
-    for (int64_t i = 0; i < np; i++) first[i + 1] = first[i] + tiles_of(&problems[i], mb, nb);
+    for (int64_t i = 0; i < np; i++) first[i + 1] = first[i] + count_all(&cut, &problems[i], 1);
     int64_t ntiles = first[np];
 #pragma omp parallel num_threads(nthreads) if (nthreads > 1)
     {
@@ -201,11 +237,12 @@ Err gemm_run(OpCx *cx, const GemmProblem *problems, int64_t np) {
         int64_t i = 0;
 #pragma omp critical(gemm_work)
         w = work++;
+        w->packed = NULL;
 #pragma omp for schedule(dynamic, 1)
         for (int64_t t = 0; t < ntiles; t++) {
             while (i > 0 && t < first[i]) i--;
             while (t >= first[i + 1]) i++;
-            run_tile(isa, &problems[i], t - first[i], mb, nb, &sum, w);
+            run_tile(&cut, &problems[i], t - first[i], w);
         }
     }
     arena_release(cx->scratch, mark);

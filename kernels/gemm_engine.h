@@ -37,36 +37,44 @@ typedef struct GemmProblem {
 } GemmProblem;
 
 enum {
-    GEMM_MB = 240, // rows of the largest output tile: a multiple of every strip and vector
-    GEMM_NB = 256, // columns of the largest output tile
-    GEMM_LDC = GEMM_NB + 16, // row stride of the tile's sums: no power of two
-    GEMM_NR_MAX = 64,        // columns of the widest panel of b
-    GEMM_CUT_EVERY = 32,     // products of one cut sum; promotion intervals are multiples
-    GEMM_AMX_MB = 256,       // the same for tile registers: rows,
-    GEMM_AMX_NB = 512,       // columns,
-    GEMM_AMX_KB = 256,       // elements of the contraction that are packed at a time
+    GEMM_MB = 240, // rows of an output tile whose contraction does not fit the panel of a
+    GEMM_NB = 256, // its columns
+    GEMM_MB_MAX = 240,        // rows of the largest output tile otherwise; both multiples of 32
+    GEMM_NB_WIDE = 1024,      // its columns
+    GEMM_PANEL = GEMM_MB * 256, // units of 32 bits in the panel of a: half of a second-level cache
+    GEMM_LDC = GEMM_NB + 16,  // row stride of the tile's sums: no power of two
+    GEMM_NR_MAX = 32,         // columns of the panel of b
+    GEMM_CUT_EVERY = 32,      // products of one cut sum; promotion intervals are multiples
+    GEMM_AMX_MB = 256,        // the same for tile registers: rows,
+    GEMM_AMX_NB = 512,        // columns,
+    GEMM_AMX_KB = 256,        // elements of the contraction that are packed at a time
 };
 
-// What one thread works in; 64-byte aligned, contents undefined.
-typedef union GemmWork {
-    struct {
-        float a[GEMM_MB * TILE];
-        float b[GEMM_NR_MAX * TILE];
-        float c[GEMM_MB * GEMM_LDC];
-        float sa[GEMM_MB];
-        float sb[GEMM_NR_MAX];
+// What one thread works in; 64-byte aligned, contents undefined but for `packed`.
+typedef struct GemmWork {
+    union {
+        struct {
+            float a[GEMM_PANEL];
+            float b[GEMM_NR_MAX * TILE];
+            float c[GEMM_MB * GEMM_LDC];
+            float sa[GEMM_PANEL / (TILE / 2)]; // for each slice of 128 of the contraction, of each row
+            float sb[GEMM_NR_MAX];
+            float s[GEMM_MB_MAX]; // scales of the rows times that of the columns
+        };
+        struct {
+            uint16_t rows[GEMM_AMX_MB * GEMM_AMX_KB], columns[GEMM_AMX_NB * GEMM_AMX_KB];
+            float sums[GEMM_AMX_MB * GEMM_AMX_NB];
+            float parts[2 * 4 * 256];
+            float row_scales[GEMM_AMX_KB / TILE][GEMM_AMX_MB];
+            float column_scales[GEMM_AMX_KB / TILE][GEMM_AMX_NB];
+        } amx;
     };
-    struct {
-        uint16_t rows[GEMM_AMX_MB * GEMM_AMX_KB], columns[GEMM_AMX_NB * GEMM_AMX_KB];
-        float sums[GEMM_AMX_MB * GEMM_AMX_NB];
-        float parts[2 * 4 * 256];
-        float row_scales[GEMM_AMX_KB / TILE][GEMM_AMX_MB];
-        float column_scales[GEMM_AMX_KB / TILE][GEMM_AMX_NB];
-    } amx;
+    const struct GemmProblem *packed; // whose rows are in a, all of the contraction; NULL = nobody's
+    int64_t packed_m0, packed_mn;
 } GemmWork;
 
 // One output tile: rows [m0, m0+mn), columns [n0, n0+nn), at most as large as the instruction set
-// takes (GEMM_MB x GEMM_NB, or GEMM_AMX_MB x GEMM_AMX_NB).
+// takes. One thread gets the tiles of a call in ascending order, `packed` NULL before the first.
 typedef void (*GemmTileFn)(const GemmProblem *p, int64_t m0, int64_t mn, int64_t n0, int64_t nn,
                            GemmWork *w);
 void gemm_tile_amx(const GemmProblem *p, int64_t m0, int64_t mn, int64_t n0, int64_t nn,
@@ -120,7 +128,7 @@ typedef struct GemmIsa {
     GemmSumFn sum;        // products of FP8 x FP8, any accumulation
     GemmPeakFn peak;      // of `tile`
     GemmPeakFn peak_half; // of `tile_half`
-    const GemmTiles *tiles_half; // of `tile_half`
+    int unit_half;        // elements of a unit of 32 bits in the panels of `tile_half`; 0: other tiles
     bool is_half_e5m2;    // `tile_half` takes E5M2 codes; else `tile` does
 } GemmIsa;
 

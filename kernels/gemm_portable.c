@@ -8,7 +8,6 @@ typedef float vf __attribute__((vector_size(16)));
 #define VW 4
 #define MR 4
 #define NV 2
-#define KU 1
 #define GEMM_TILE gemm_tile_portable
 #define GEMM_PEAK gemm_peak_portable
 
@@ -28,6 +27,9 @@ static inline vf vmul(vf a, vf b) {
 }
 static inline vf vadd(vf a, vf b) {
     return a + b;
+}
+static inline vf vfma(vf a, vf b, vf c) {
+    return a * b + c;
 }
 static inline vf vdot(vf a, vf b, vf c) {
     return c + a * b;
@@ -50,22 +52,6 @@ static inline vf vlanes_e5m2(const void *p) {
     memcpy(c, p, sizeof c);
     return (vf){f32_from_e5m2(c[0]), f32_from_e5m2(c[1]), f32_from_e5m2(c[2]), f32_from_e5m2(c[3])};
 }
-static inline vf vunits_f32(const void *p) {
-    return vlanes_f32(p);
-}
-static inline vf vunits_bf16(const void *p) {
-    return vlanes_bf16(p);
-}
-static inline vf vunits_e4m3(const void *p) {
-    return vlanes_e4m3(p);
-}
-static inline vf vunits_e5m2(const void *p) {
-    return vlanes_e5m2(p);
-}
-static inline vf vjoin(vf even, vf odd) {
-    (void)odd;
-    return even;
-}
 static inline __attribute__((always_inline)) void vtranspose(vf r[VW]) {
     vf a = r[0], b = r[1], c = r[2], d = r[3];
     r[0] = (vf){a[0], b[0], c[0], d[0]};
@@ -74,4 +60,5 @@ static inline __attribute__((always_inline)) void vtranspose(vf r[VW]) {
     r[3] = (vf){a[3], b[3], c[3], d[3]};
 }
 
+#include "gemm_pack_f32.h"
 #include "gemm_tile.h"

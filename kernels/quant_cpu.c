@@ -49,8 +49,8 @@ typedef struct Tally {
 
 static void add_tally(QuantCount *to, Tally *t) {
     if (!to) return;
-    t->count.saturated = t->found.saturated;
-    t->count.underflow = t->found.underflow;
+    t->count.saturated += t->found.saturated;
+    t->count.underflow += t->found.underflow;
 #pragma omp critical(quant_count)
     quant_count_add(to, &t->count);
 }
@@ -86,11 +86,15 @@ INLINE Scale scale_for_bits(MatQ y, int32_t amax) {
     return scale_for(y.st, y.ct, f32_from_bits((uint32_t)amax));
 }
 
+static void *scale_at(MatQ y, int64_t at) {
+    return (char *)y.s + at * (y.st == SCALE_F32 ? 4 : 1);
+}
+
 static void store_scale(MatQ y, int64_t at, Scale k) {
     if (y.st == SCALE_F32)
-        ((float *)y.s)[at] = k.s;
+        *(float *)scale_at(y, at) = k.s;
     else
-        ((uint8_t *)y.s)[at] = k.e8m0;
+        *(uint8_t *)scale_at(y, at) = k.e8m0;
 }
 
 static float load_scale(MatQ x, int64_t r, int64_t c) {
@@ -160,11 +164,22 @@ static bool scale_of_all(Scale *k, OpCx *cx, MatQ y, const Source *from, int64_t
 
 // --- rows ---
 
+// The loops for whole tiles, if there are any for y; each tile must have its own scale.
+static const QuantTiles *tiles_for(const QuantLanes *l, MatQ y) {
+    return y.ct == CODE_E4M3 ? l->tiles : NULL;
+}
+
 // The tiles of rows [r0, r0+nr) and columns [c0, c0+nc); shared = their scale, NULL = each its own.
 static void code_tiles(const QuantLanes *l, MatQ y, const Source *from, int64_t r0, int64_t nr,
                        int64_t c0, int64_t nc, const Scale *shared, Tally *t) {
+    const QuantTiles *whole = shared ? NULL : tiles_for(l, y);
     for (int64_t r = r0; r < r0 + nr; r++) {
         for (int64_t c = c0; c < c0 + nc; c += TILE) {
+            if (whole)
+                c += whole->row(y.q + r * y.ld + c, scale_at(y, r * y.srow + c / TILE * y.scol),
+                                y.scol, y.st, mat_at(from->x, r, c), from->x.t == DT_F32,
+                                c0 + nc - c, &t->count);
+            if (c >= c0 + nc) break;
             float v[TILE];
             int64_t w = min_i64(TILE, c0 + nc - c);
             bool is_bad = false;
@@ -221,10 +236,56 @@ typedef struct Turn {
     const Scale *whole; // the scale of everything; NULL: the scope shares less
 } Turn;
 
+// Channels [c, c+w) of a tile of m tokens at m0, from BF16 bits v, w <= 32; false: not for these
+// loops.
+static bool turn_values(const QuantTiles *whole, MatQ y, const uint16_t *v, int64_t v_ld,
+                        const uint16_t *most, int64_t m0, int64_t m, int64_t c, int64_t w,
+                        int64_t tile, Tally *t) {
+    float room[32]; // scales of either form
+    int64_t at = c * y.srow + tile * y.scol;
+    void *s = y.srow == 1 ? scale_at(y, at) : room;
+    if (!whole->turn(y.q + c * y.ld + m0, y.ld, s, y.st, v, v_ld, most, m, w, &t->count))
+        return false;
+    for (int64_t i = 0; i < w && s == room; i++)
+        if (y.st == SCALE_F32)
+            *(float *)scale_at(y, at + i * y.srow) = room[i];
+        else
+            *(uint8_t *)scale_at(y, at + i * y.srow) = ((uint8_t *)room)[i];
+    return true;
+}
+
+// Tokens [m0, m0+m) x channels [c0, c0+w) of the source by the loops for whole tiles; returns how
+// many channels are done, a multiple of 32 or all.
+static int64_t turn_tile(const Turn *u, int64_t m0, int64_t m, int64_t c0, int64_t w, int64_t tile,
+                         Tally *t) {
+    const QuantTiles *whole = tiles_for(u->l, u->y);
+    uint16_t v[TILE][CHANNELS], most[CHANNELS] = {0};
+    Mat x = u->from.x;
+    MatQ q = u->from.q;
+    if (!whole || (!x.p && q.ct != CODE_E4M3)) return 0;
+    if (!x.p) {
+        float s[TILE];
+        for (int64_t i = 0; i < m; i++) s[i] = load_scale(q, m0 + i, c0);
+        whole->take_codes(v[0], CHANNELS, q.q + m0 * q.ld + c0, q.ld, s, q.st == SCALE_E8M0, m, w,
+                          most);
+    } else if (!whole->take(v[0], CHANNELS, mat_at(x, m0, c0), x.t == DT_F32, x.ld, m, w, most)) {
+        return 0;
+    }
+    int64_t c = 0;
+    while (c < w && turn_values(whole, u->y, v[0] + c, CHANNELS, most + c, m0, m, c0 + c,
+                                min_i64(32, w - c), tile, t))
+        c = min_i64(c + 32, w);
+    return c;
+}
+
 // Tokens [m0, m0+m) x channels [c0, c0+w) of the source, w <= CHANNELS, as one 128x1 tile per
 // channel. Channel c has the scale shared[c * step], or with shared NULL its own.
 static void token_tile(const Turn *u, int64_t m0, int64_t m, int64_t c0, int64_t w, int64_t tile,
                        const Scale *shared, int64_t step, Tally *t) {
+    int64_t done = shared ? 0 : turn_tile(u, m0, m, c0, w, tile, t);
+    c0 += done;
+    w -= done;
+    if (w == 0) return;
     float v[TILE][CHANNELS], s[CHANNELS], inv[CHANNELS];
     uint8_t codes[TILE][CHANNELS];
     int32_t most[CHANNELS] = {0}, bad[CHANNELS] = {0};
@@ -346,6 +407,14 @@ Err dequant_cpu(OpCx *cx, Mat y, MatQ x) {
         for (int64_t c = 0; c < x.cols; c += TILE) {
             int64_t w = min_i64(TILE, x.cols - c);
             float v[TILE];
+            if (y.t == DT_BF16 && w == TILE && x.ct == CODE_E4M3 && l->tiles) {
+                uint16_t most[TILE]; // not asked for
+                float s = load_scale(x, r, c);
+                for (int64_t i = 0; i < TILE; i += TILE / 2)
+                    l->tiles->take_codes(mat_at(y, r, c + i), y.ld, x.q + r * x.ld + c + i, x.ld,
+                                         &s, x.st == SCALE_E8M0, 1, TILE / 2, most);
+                continue;
+            }
             l->decode[x.ct](y.t == DT_F32 ? mat_at(y, r, c) : v, x.q + r * x.ld + c,
                             load_scale(x, r, c), w);
             if (y.t != DT_F32) l->store_bf16(mat_at(y, r, c), v, w);
@@ -379,11 +448,36 @@ MatQ weight_view(void *p, int64_t nmat, int64_t N, int64_t K, ScaleType st) {
     return w;
 }
 
+// The block by the loops for whole tiles; false: not for them.
+static bool weight_block_whole(const QuantLanes *l, MatQ w, Mat x, int64_t r0, int64_t c0,
+                               int64_t rows, int64_t cols, Tally *t) {
+    const QuantTiles *whole = tiles_for(l, w);
+    uint16_t v[TILE * TILE], most[TILE] = {0};
+    bool is_f32 = x.t == DT_F32;
+    const uint16_t *from = is_f32 ? v : mat_at(x, r0, c0);
+    int64_t ld = is_f32 ? TILE : x.ld;
+    if (!whole ||
+        !whole->take(is_f32 ? v : NULL, TILE, mat_at(x, r0, c0), is_f32, x.ld, rows, cols, most))
+        return false;
+    uint16_t amax = 0;
+    for (int64_t c = 0; c < cols; c++) amax = most[c] > amax ? most[c] : amax;
+    float largest = f32_from_bf16(amax);
+    if ((int32_t)f32_bits(largest) >= F32_INF_BITS) return false;
+    Scale k = scale_for(w.st, w.ct, largest);
+    if (!whole->block(w.q + r0 * w.ld + c0, w.ld, w.st, k.s, from, ld, rows, cols, amax, &t->count))
+        return false;
+    store_scale(w, r0 / TILE * w.srow + c0 / TILE * w.scol, k);
+    t->count.values += rows * cols;
+    quant_tile_counted(&t->count, (int32_t)f32_bits(largest), false, k.s);
+    return true;
+}
+
 // The block of w (one matrix) at (r0, c0); x is the same matrix. shared: its scale, NULL = its own.
 static void weight_block(const QuantLanes *l, MatQ w, Mat x, int64_t r0, int64_t c0,
                          const Scale *shared, Tally *t) {
     int64_t rows = min_i64(TILE, w.rows - r0), cols = min_i64(TILE, w.cols - c0);
     Source from = {.x = x};
+    if (!shared && weight_block_whole(l, w, x, r0, c0, rows, cols, t)) return;
     int32_t most = 0;
     bool is_bad = false;
     float v[TILE];

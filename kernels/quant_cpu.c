@@ -4,12 +4,7 @@
 #include <string.h>
 
 #include "ops.h"
-#include "quant_core.h"
-#include "quant_lanes.h"
-
-#define INLINE static inline __attribute__((always_inline))
-
-enum { CHANNELS = 64 }; // channels of one transposed piece of work; divides TILE
+#include "quant_cpu.h"
 
 static const QuantLanes *chosen;
 
@@ -62,51 +57,6 @@ static Err check_rule(const char *op, QuantRule rule) {
           E_INTERNAL, "%s: a fixed scale for an amax of %g", op, (double)rule.amax);
     return OK;
 }
-
-// The scale of an amax, and its inverse if that gives the same bits as dividing (else 0).
-typedef struct Scale {
-    float s, inv;
-    uint8_t e8m0;
-} Scale;
-
-INLINE Scale scale_for(ScaleType st, CodeType ct, float amax) {
-    Scale k = {0};
-    bool is_e5m2 = ct == CODE_E5M2;
-    if (st == SCALE_F32) {
-        k.s = is_e5m2 ? tile_scale_e5m2_f32(amax) : tile_scale_f32(amax);
-        return k;
-    }
-    k.e8m0 = is_e5m2 ? tile_scale_e5m2_e8m0(amax) : tile_scale_e8m0(amax);
-    k.s = f32_from_e8m0(k.e8m0);
-    k.inv = f32_from_e8m0((uint8_t)(254 - k.e8m0));
-    return k;
-}
-
-INLINE Scale scale_for_bits(MatQ y, int32_t amax) {
-    return scale_for(y.st, y.ct, f32_from_bits((uint32_t)amax));
-}
-
-static void *scale_at(MatQ y, int64_t at) {
-    return (char *)y.s + at * (y.st == SCALE_F32 ? 4 : 1);
-}
-
-static void store_scale(MatQ y, int64_t at, Scale k) {
-    if (y.st == SCALE_F32)
-        *(float *)scale_at(y, at) = k.s;
-    else
-        *(uint8_t *)scale_at(y, at) = k.e8m0;
-}
-
-static float load_scale(MatQ x, int64_t r, int64_t c) {
-    int64_t at = r / x.tile_rows * x.srow + c / TILE * x.scol;
-    return x.st == SCALE_F32 ? ((const float *)x.s)[at] : f32_from_e8m0(((const uint8_t *)x.s)[at]);
-}
-
-// Where the values of a quantisation come from: a matrix, or codes.
-typedef struct Source {
-    Mat x; // x.p NULL: q
-    MatQ q;
-} Source;
 
 // Columns [c, c+n) of a row, rounded to BF16, none beyond c's tile.
 INLINE void load_rounded(const QuantLanes *l, float *dst, const Source *from, int64_t r, int64_t c,
@@ -164,15 +114,10 @@ static bool scale_of_all(Scale *k, OpCx *cx, MatQ y, const Source *from, int64_t
 
 // --- rows ---
 
-// The loops for whole tiles, if there are any for y; each tile must have its own scale.
-static const QuantTiles *tiles_for(const QuantLanes *l, MatQ y) {
-    return y.ct == CODE_E4M3 ? l->tiles : NULL;
-}
-
 // The tiles of rows [r0, r0+nr) and columns [c0, c0+nc); shared = their scale, NULL = each its own.
 static void code_tiles(const QuantLanes *l, MatQ y, const Source *from, int64_t r0, int64_t nr,
                        int64_t c0, int64_t nc, const Scale *shared, Tally *t) {
-    const QuantTiles *whole = shared ? NULL : tiles_for(l, y);
+    const QuantTiles *whole = shared ? NULL : quant_tiles_for(l, y);
     for (int64_t r = r0; r < r0 + nr; r++) {
         for (int64_t c = c0; c < c0 + nc; c += TILE) {
             if (whole)
@@ -194,9 +139,14 @@ static void code_tiles(const QuantLanes *l, MatQ y, const Source *from, int64_t 
     }
 }
 
-Err quant_tile_cpu(OpCx *cx, MatQ y, Mat x, QuantRule rule, QuantCount *n) {
+static Err check_rows(const char *op, MatQ y, Mat x) {
     CHECK(y.rows == x.rows && y.cols == x.cols && y.tile_rows == 1, E_INTERNAL,
-          "quant_tile: shapes disagree");
+          "%s: shapes disagree", op);
+    return OK;
+}
+
+Err quant_tile_cpu(OpCx *cx, MatQ y, Mat x, QuantRule rule, QuantCount *n) {
+    TRY(check_rows("quant_tile", y, x));
     TRY(check_rule("quant_tile", rule));
     const QuantLanes *l = lanes();
     int nthreads = threads_for(cx, x.rows * x.cols);
@@ -236,53 +186,13 @@ typedef struct Turn {
     const Scale *whole; // the scale of everything; NULL: the scope shares less
 } Turn;
 
-// Channels [c, c+w) of a tile of m tokens at m0, from BF16 bits v, w <= 32; false: not for these
-// loops.
-static bool turn_values(const QuantTiles *whole, MatQ y, const uint16_t *v, int64_t v_ld,
-                        const uint16_t *most, int64_t m0, int64_t m, int64_t c, int64_t w,
-                        int64_t tile, Tally *t) {
-    float room[32]; // scales of either form
-    int64_t at = c * y.srow + tile * y.scol;
-    void *s = y.srow == 1 ? scale_at(y, at) : room;
-    if (!whole->turn(y.q + c * y.ld + m0, y.ld, s, y.st, v, v_ld, most, m, w, &t->count))
-        return false;
-    for (int64_t i = 0; i < w && s == room; i++)
-        if (y.st == SCALE_F32)
-            *(float *)scale_at(y, at + i * y.srow) = room[i];
-        else
-            *(uint8_t *)scale_at(y, at + i * y.srow) = ((uint8_t *)room)[i];
-    return true;
-}
-
-// Tokens [m0, m0+m) x channels [c0, c0+w) of the source by the loops for whole tiles; returns how
-// many channels are done, a multiple of 32 or all.
-static int64_t turn_tile(const Turn *u, int64_t m0, int64_t m, int64_t c0, int64_t w, int64_t tile,
-                         Tally *t) {
-    const QuantTiles *whole = tiles_for(u->l, u->y);
-    uint16_t v[TILE][CHANNELS], most[CHANNELS] = {0};
-    Mat x = u->from.x;
-    MatQ q = u->from.q;
-    if (!whole || (!x.p && q.ct != CODE_E4M3)) return 0;
-    if (!x.p) {
-        float s[TILE];
-        for (int64_t i = 0; i < m; i++) s[i] = load_scale(q, m0 + i, c0);
-        whole->take_codes(v[0], CHANNELS, q.q + m0 * q.ld + c0, q.ld, s, q.st == SCALE_E8M0, m, w,
-                          most);
-    } else if (!whole->take(v[0], CHANNELS, mat_at(x, m0, c0), x.t == DT_F32, x.ld, m, w, most)) {
-        return 0;
-    }
-    int64_t c = 0;
-    while (c < w && turn_values(whole, u->y, v[0] + c, CHANNELS, most + c, m0, m, c0 + c,
-                                min_i64(32, w - c), tile, t))
-        c = min_i64(c + 32, w);
-    return c;
-}
-
 // Tokens [m0, m0+m) x channels [c0, c0+w) of the source, w <= CHANNELS, as one 128x1 tile per
 // channel. Channel c has the scale shared[c * step], or with shared NULL its own.
 static void token_tile(const Turn *u, int64_t m0, int64_t m, int64_t c0, int64_t w, int64_t tile,
                        const Scale *shared, int64_t step, Tally *t) {
-    int64_t done = shared ? 0 : turn_tile(u, m0, m, c0, w, tile, t);
+    const QuantTiles *whole = shared ? NULL : quant_tiles_for(u->l, u->y);
+    int64_t done =
+        whole ? quant_tiles_tokens(whole, u->y, &u->from, m0, m, c0, w, tile, &t->count) : 0;
     c0 += done;
     w -= done;
     if (w == 0) return;
@@ -340,19 +250,24 @@ static void token_piece(const Turn *u, int64_t m0, int64_t m, int64_t c0, int64_
                        shared, u->scope == SCOPE_ROW, t);
 }
 
-// Every tile of every group. Threads share out pieces: a tile of tokens, or with scales of whole
-// channels a group, by some channels.
-static Err quant_tokens(OpCx *cx, const char *op, MatQ y, const Source *from, int64_t rows,
-                        int64_t cols, Groups g, QuantRule rule, QuantCount *n) {
+static Err check_tokens(const char *op, MatQ y, int64_t rows, int64_t cols, Groups g) {
     CHECK(y.rows == cols && y.cols == rows && y.tile_rows == 1, E_INTERNAL, "%s: shapes disagree",
           op);
-    TRY(check_rule(op, rule));
-    int64_t whole_start = 0;
-    if (g.n == 0) g = (Groups){&whole_start, &rows, 1};
     for (int64_t e = 0; e < g.n; e++)
         CHECK(g.start[e] >= 0 && g.count[e] >= 0 && g.start[e] + g.count[e] <= rows, E_INTERNAL,
               "%s: group %lld has rows %lld..%lld of %lld", op, (long long)e, (long long)g.start[e],
               (long long)(g.start[e] + g.count[e]), (long long)rows);
+    return OK;
+}
+
+// Every tile of every group. Threads share out pieces: a tile of tokens, or with scales of whole
+// channels a group, by some channels.
+static Err quant_tokens(OpCx *cx, const char *op, MatQ y, const Source *from, int64_t rows,
+                        int64_t cols, Groups g, QuantRule rule, QuantCount *n) {
+    TRY(check_tokens(op, y, rows, cols, g));
+    TRY(check_rule(op, rule));
+    int64_t whole_start = 0;
+    if (g.n == 0) g = (Groups){&whole_start, &rows, 1};
     int nthreads = threads_for(cx, rows * cols);
     Scale whole = {0};
     bool is_whole = scale_of_all(&whole, cx, y, from, cols, g, rule);
@@ -385,10 +300,77 @@ Err quant_tile_t_cpu(OpCx *cx, MatQ y, Mat x, Groups g, QuantRule rule, QuantCou
     return OK;
 }
 
+// Both forms of tokens [m0, m0+m) x columns [c0, c0+w), which are tile `tile`, w <= TILE: read
+// once.
+static void pair_piece(const Turn *u, MatQ y, int64_t m0, int64_t m, int64_t c0, int64_t w,
+                       int64_t tile, Tally *t, Tally *t_t) {
+    uint16_t v[TILE][TILE], most[TILE] = {0};
+    const QuantTiles *whole = u->l->tiles;
+    Mat x = u->from.x;
+    bool is_taken = whole->take(v[0], TILE, mat_at(x, m0, c0), x.t == DT_F32, x.ld, m, w, most);
+    for (int64_t i = 0; i < m; i++) {
+        int64_t r = m0 + i;
+        if (!is_taken ||
+            whole->row(y.q + r * y.ld + c0, scale_at(y, r * y.srow + c0 / TILE * y.scol), y.scol,
+                       y.st, v[i], false, w, &t->count) < w)
+            code_tiles(u->l, y, &u->from, r, 1, c0, w, NULL, t);
+    }
+    int64_t c =
+        is_taken ? quant_tiles_turn(whole, u->y, v[0], TILE, most, m0, m, c0, w, tile, &t_t->count)
+                 : 0;
+    for (; c < w; c += CHANNELS)
+        token_tile(u, m0, m, c0 + c, min_i64(CHANNELS, w - c), tile, NULL, 0, t_t);
+}
+
+// The pair in pieces of 128 x 128, then the rows that no group has. The groups ascend.
+static void pair_pieces(const Turn *u, MatQ y, Groups g, int nthreads, QuantCount *n,
+                        QuantCount *n_t) {
+    Mat x = u->from.x;
+    int64_t strips = ceil_div(x.cols, TILE), pieces = groups_tiles(g, x.rows) * strips;
+#pragma omp parallel num_threads(nthreads) if (nthreads > 1)
+    {
+        Tally t = {0}, t_t = {0};
+        int64_t e = 0, first = 0, at = 0; // as in quant_tokens
+#pragma omp for schedule(static) nowait
+        for (int64_t i = 0; i < pieces; i++) {
+            int64_t tile = i / strips, c0 = i % strips * TILE;
+            while (tile >= first + ceil_div(g.count[e], TILE))
+                first += ceil_div(g.count[e++], TILE);
+            int64_t i0 = (tile - first) * TILE;
+            pair_piece(u, y, g.start[e] + i0, min_i64(TILE, g.count[e] - i0), c0,
+                       min_i64(TILE, x.cols - c0), tile, &t, &t_t);
+        }
+        for (int64_t k = 0; k <= g.n; k++) {
+            int64_t end = k < g.n ? g.start[k] : x.rows;
+#pragma omp for schedule(static) nowait
+            for (int64_t r = at; r < end; r++)
+                code_tiles(u->l, y, &u->from, r, 1, 0, x.cols, NULL, &t);
+            if (k < g.n) at = end + g.count[k];
+        }
+        add_tally(n, &t);
+        add_tally(n_t, &t_t);
+    }
+}
+
 Err quant_tile_pair_cpu(OpCx *cx, MatQ y, MatQ yt, Mat x, Groups g, QuantRule rule,
                         QuantRule rule_t, QuantCount *n, QuantCount *n_t) {
-    TRY(quant_tile_cpu(cx, y, x, rule, n));
-    TRY(quant_tile_t_cpu(cx, yt, x, g, rule_t, n_t));
+    const QuantLanes *l = lanes();
+    int64_t at = 0;
+    bool is_one_pass = rule.scope == SCOPE_TILE && rule_t.scope == SCOPE_TILE &&
+                       quant_tiles_for(l, y) && quant_tiles_for(l, yt);
+    for (int64_t e = 0; e < g.n; at = g.start[e] + g.count[e], e++)
+        is_one_pass = is_one_pass && g.start[e] >= at;
+    if (!is_one_pass) {
+        TRY(quant_tile_cpu(cx, y, x, rule, n));
+        TRY(quant_tile_t_cpu(cx, yt, x, g, rule_t, n_t));
+        return OK;
+    }
+    TRY(check_rows("quant_tile_pair", y, x));
+    TRY(check_tokens("quant_tile_pair", yt, x.rows, x.cols, g));
+    int64_t start = 0;
+    if (g.n == 0) g = (Groups){&start, &x.rows, 1};
+    Turn u = {l, yt, {.x = x}, SCOPE_TILE, NULL};
+    pair_pieces(&u, y, g, threads_for(cx, x.rows * x.cols), n, n_t);
     return OK;
 }
 
@@ -448,36 +430,13 @@ MatQ weight_view(void *p, int64_t nmat, int64_t N, int64_t K, ScaleType st) {
     return w;
 }
 
-// The block by the loops for whole tiles; false: not for them.
-static bool weight_block_whole(const QuantLanes *l, MatQ w, Mat x, int64_t r0, int64_t c0,
-                               int64_t rows, int64_t cols, Tally *t) {
-    const QuantTiles *whole = tiles_for(l, w);
-    uint16_t v[TILE * TILE], most[TILE] = {0};
-    bool is_f32 = x.t == DT_F32;
-    const uint16_t *from = is_f32 ? v : mat_at(x, r0, c0);
-    int64_t ld = is_f32 ? TILE : x.ld;
-    if (!whole ||
-        !whole->take(is_f32 ? v : NULL, TILE, mat_at(x, r0, c0), is_f32, x.ld, rows, cols, most))
-        return false;
-    uint16_t amax = 0;
-    for (int64_t c = 0; c < cols; c++) amax = most[c] > amax ? most[c] : amax;
-    float largest = f32_from_bf16(amax);
-    if ((int32_t)f32_bits(largest) >= F32_INF_BITS) return false;
-    Scale k = scale_for(w.st, w.ct, largest);
-    if (!whole->block(w.q + r0 * w.ld + c0, w.ld, w.st, k.s, from, ld, rows, cols, amax, &t->count))
-        return false;
-    store_scale(w, r0 / TILE * w.srow + c0 / TILE * w.scol, k);
-    t->count.values += rows * cols;
-    quant_tile_counted(&t->count, (int32_t)f32_bits(largest), false, k.s);
-    return true;
-}
-
 // The block of w (one matrix) at (r0, c0); x is the same matrix. shared: its scale, NULL = its own.
 static void weight_block(const QuantLanes *l, MatQ w, Mat x, int64_t r0, int64_t c0,
                          const Scale *shared, Tally *t) {
     int64_t rows = min_i64(TILE, w.rows - r0), cols = min_i64(TILE, w.cols - c0);
     Source from = {.x = x};
-    if (!shared && weight_block_whole(l, w, x, r0, c0, rows, cols, t)) return;
+    const QuantTiles *whole = shared ? NULL : quant_tiles_for(l, w);
+    if (whole && quant_tiles_block(whole, w, x, r0, c0, rows, cols, &t->count)) return;
     int32_t most = 0;
     bool is_bad = false;
     float v[TILE];

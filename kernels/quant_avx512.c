@@ -4,78 +4,18 @@
 // of them: both exponents are subtracted and four bits rounded away, to even. Quotients below the
 // smallest normal code (2^-6) lose more bits; they are rare, so only tiles (or 16 rows) that have
 // one take the longer way, which counts underflow too. With FP32 scales values are divided.
-#include "quant_core.h"
-#include "quant_lanes.h"
-
 #if defined(__AVX512BW__) && defined(__AVX512VL__) && defined(__AVX512DQ__)
-#include <immintrin.h>
-
-#define INLINE static inline __attribute__((always_inline))
+#include "quant_avx512.h"
 
 enum {
-    WIDE = 64,        // columns of one pass over a block
-    GROUP = 16,       // rows that are turned together
-    AHEAD = 4096,     // bytes that rows are fetched ahead
-    POW2_LEAST = 12,  // exponent byte of a scale above which BF16's subnormals have code 0
-    EXACT_LOW = 10,   // between these exponent bytes code * scale is a normal
-    EXACT_HIGH = 246, //   BF16 number, whatever the code
-    BF16_INF = 0x7F80,
+    WIDE = 64,       // columns of one pass over a block
+    GROUP = 16,      // rows that are turned together
+    E4M3_DROP = 4,   // bits of BF16 that a code has not
+    E4M3_EDGE = 7,   // exponent byte of a scale less the edge of quant_avx512.h
+    POW2_LEAST = 12, // exponent byte of a scale from which on BF16's subnormals have code 0
+    EXACT_LOW = 10,  // between these exponent bytes code * scale is a normal
+    EXACT_HIGH = 246 //   BF16 number, whatever the code
 };
-
-INLINE __m512i words(int x) {
-    return _mm512_set1_epi16((short)x);
-}
-// Bits of c where mask has ones, of a elsewhere.
-INLINE __m512i mix(__m512i mask, __m512i c, __m512i a) {
-    return _mm512_ternarylogic_epi32(mask, c, a, 0xCA);
-}
-INLINE __m512i magnitude(__m512i v) {
-    return _mm512_and_si512(v, words(0x7FFF));
-}
-// Lanes of the first n of 32 and of 16.
-INLINE __mmask32 first32(int64_t n) {
-    return n >= 32 ? 0xFFFFFFFFu : n <= 0 ? 0 : (1u << n) - 1;
-}
-INLINE __mmask16 first16(int64_t n) {
-    return (__mmask16)first32(n < 16 ? n : 16);
-}
-
-INLINE int largest_word(__m512i m) {
-    __m256i h = _mm256_max_epu16(_mm512_castsi512_si256(m), _mm512_extracti64x4_epi64(m, 1));
-    __m128i q = _mm_max_epu16(_mm256_castsi256_si128(h), _mm256_extracti128_si256(h, 1));
-    __m128i least = _mm_minpos_epu16(_mm_xor_si128(q, _mm_set1_epi8(-1)));
-    return 0xFFFF ^ (_mm_cvtsi128_si32(least) & 0xFFFF);
-}
-
-// --- values as BF16 bits ---
-
-INLINE __m512i rounded(__m512i x) { // floats, not NaN; the upper half of each is the result
-    __m512i even = _mm512_and_si512(_mm512_srli_epi32(x, 16), _mm512_set1_epi32(1));
-    return _mm512_add_epi32(x, _mm512_add_epi32(even, _mm512_set1_epi32(0x7FFF)));
-}
-
-// n > 0 of 32 values from p. *is_nan: all bits if there was a NaN in F32.
-INLINE __m512i take32(const void *p, const bool is_f32, int64_t n, __mmask16 *nan) {
-    if (!is_f32) {
-        if (n >= 32) return _mm512_loadu_si512(p);
-        return _mm512_maskz_loadu_epi16(first32(n), p);
-    }
-    __m512 a, b;
-    const float *x = p;
-    if (n >= 32) {
-        a = _mm512_loadu_ps(x);
-        b = _mm512_loadu_ps(x + 16);
-    } else {
-        a = _mm512_maskz_loadu_ps(first16(n), x);
-        b = _mm512_maskz_loadu_ps(first16(n - 16), x + 16);
-    }
-    *nan |= _mm512_cmp_ps_mask(a, b, _CMP_UNORD_Q);
-    const __m512i upper =
-        _mm512_set_epi16(63, 61, 59, 57, 55, 53, 51, 49, 47, 45, 43, 41, 39, 37, 35, 33, 31, 29, 27,
-                         25, 23, 21, 19, 17, 15, 13, 11, 9, 7, 5, 3, 1);
-    return _mm512_permutex2var_epi16(rounded(_mm512_castps_si512(a)), upper,
-                                     rounded(_mm512_castps_si512(b)));
-}
 
 // 64 columns (or w) of m rows, as QuantTiles.take.
 INLINE bool take64(const bool is_f32, uint16_t *dst, int64_t dst_ld, const char *src,
@@ -114,6 +54,11 @@ static bool take(uint16_t *dst, int64_t dst_ld, const void *x, bool is_f32, int6
         if (!is_finite) return false;
     }
     return true;
+}
+
+INLINE __m512i rounded(__m512i x) { // floats, not NaN; the upper half of each is the result
+    __m512i even = _mm512_and_si512(_mm512_srli_epi32(x, 16), _mm512_set1_epi32(1));
+    return _mm512_add_epi32(x, _mm512_add_epi32(even, _mm512_set1_epi32(0x7FFF)));
 }
 
 // BF16 bits of E4M3 codes 0 to 7, the subnormals.
@@ -177,50 +122,7 @@ static void take_codes(uint16_t *dst, int64_t dst_ld, const uint8_t *q, int64_t 
     _mm512_storeu_si512(most + 32, m1);
 }
 
-// --- codes: 32 values give 32 words, of which the low byte is the code ---
-
-// The signs of values at the place of the codes' signs; the other bits of `code` below them.
-INLINE __m512i signed_words(__m512i code, __m512i v) {
-    return mix(words(0x7F), code, _mm512_srli_epi16(v, 8));
-}
-
-// Quotients' bits for codes: bits 4 to 10 are the code where the quotient is normal or the value 0.
-// offset: exponents of the scale and of code 0, less 7.
-INLINE __m512i pow2_rounded(__m512i v, __m512i offset) {
-    __m512i even = _mm512_and_si512(_mm512_srli_epi16(v, 4), words(1));
-    return _mm512_subs_epu16(_mm512_add_epi16(magnitude(v), even), offset);
-}
-INLINE __m512i pow2_offset(__m512i b) {
-    return _mm512_slli_epi16(_mm512_sub_epi16(b, words(7)), 7);
-}
-
-// *least = min(*least, magnitude - 1): zeros count as large.
-INLINE void watch_small(__m512i *least, __m512i v) {
-    *least = _mm512_min_epu16(*least, _mm512_sub_epi16(magnitude(v), words(1)));
-}
-INLINE bool has_small(__m512i least, __m512i offset) {
-    return _mm512_cmplt_epu16_mask(least, _mm512_add_epi16(offset, words(0x7F))) != 0;
-}
-
-// Codes of any values; b: exponent byte of the scale, POW2_LEAST or more unless all values are 0.
-INLINE __m512i pow2_codes(__m512i v, __m512i b, int64_t *underflow) {
-    __m512i one = words(1), edge = _mm512_sub_epi16(b, words(7));
-    __m512i offset = _mm512_slli_epi16(edge, 7);
-    __m512i mag = magnitude(v), e = _mm512_srli_epi16(mag, 7);
-    __m512i normal = _mm512_srli_epi16(pow2_rounded(v, _mm512_sub_epi16(offset, words(7))), 4);
-    // e <= edge: x * 2^-shift units of the subnormal codes.
-    __mmask32 is_low = _mm512_cmple_epu16_mask(e, edge);
-    __m512i x = mix(words(0x7F), v, words(0x80));
-    __m512i shift = _mm512_add_epi16(_mm512_sub_epi16(edge, e), words(5));
-    __m512i below_half =
-        _mm512_sub_epi16(_mm512_sllv_epi16(one, _mm512_sub_epi16(shift, one)), one);
-    __m512i even = _mm512_and_si512(_mm512_srlv_epi16(x, shift), one);
-    __m512i low = _mm512_srlv_epi16(_mm512_add_epi16(_mm512_add_epi16(x, below_half), even), shift);
-    __m512i code = _mm512_mask_mov_epi16(normal, is_low, low);
-    __mmask32 is_zero = _mm512_testn_epi16_mask(code, code);
-    *underflow += __builtin_popcount(_mm512_mask_test_epi16_mask(is_zero, mag, mag));
-    return signed_words(code, v);
-}
+// --- codes: 32 values give 32 words, of which the low 7 bits are the code without sign ---
 
 // Magnitude code of the quotient of floats, at most the largest code before rounding's last bit.
 INLINE __m512i divided(__m512i x, __m512 s) {
@@ -243,17 +145,55 @@ INLINE __m512i f32_codes(__m512i v, __m512 s_even, __m512 s_odd, int64_t *underf
     __m512i code = _mm512_or_si512(even, _mm512_slli_epi32(odd, 16));
     __mmask32 is_zero = _mm512_testn_epi16_mask(code, code);
     *underflow += __builtin_popcount(_mm512_mask_test_epi16_mask(is_zero, v, words(0x7FFF)));
-    return signed_words(code, v);
+    return code;
 }
 
-// 64 codes from two such registers, of which n are stored.
-INLINE void store64(uint8_t *q, __m512i a, __m512i b, int64_t n) {
+// The codes of 64 values v0, v1 from their words, signs added.
+INLINE __m512i packed(__m512i c0, __m512i c1, __m512i v0, __m512i v1) {
     const __m512i order = _mm512_set_epi64(7, 5, 3, 1, 6, 4, 2, 0);
-    __m512i codes = _mm512_permutexvar_epi64(order, _mm512_packus_epi16(a, b));
+    __m512i signs = _mm512_packs_epi16(v0, v1);
+    __m512i codes = mix(_mm512_set1_epi8(0x7F), _mm512_packus_epi16(c0, c1), signs);
+    return _mm512_permutexvar_epi64(order, codes);
+}
+// Stores n of 64 codes.
+INLINE void store64(uint8_t *q, __m512i codes, int64_t n) {
     if (n >= 64)
         _mm512_storeu_si512(q, codes);
     else
         _mm512_mask_storeu_epi8(q, n <= 0 ? 0 : (1ull << n) - 1, codes);
+}
+// Whether one of 64 codes is 0 or a subnormal.
+INLINE bool has_low(__m512i codes) {
+    return _mm512_testn_epi8_mask(codes, _mm512_set1_epi8(0x78)) != 0;
+}
+
+// Codes of n * 64 values by a power of two with this edge (pow2_codes).
+INLINE void pow2_packed(__m512i *codes, const __m512i *v, const int n, int edge,
+                        int64_t *underflow) {
+    __m512i less = pow2_less(words(edge), E4M3_DROP), least = words(-1);
+    bool is_low = false;
+#pragma GCC unroll 2
+    for (int i = 0; i < n; i++) {
+        __m512i c0 = _mm512_srli_epi16(pow2_rounded(v[2 * i], less, E4M3_DROP), E4M3_DROP);
+        __m512i c1 = _mm512_srli_epi16(pow2_rounded(v[2 * i + 1], less, E4M3_DROP), E4M3_DROP);
+        codes[i] = packed(c0, c1, v[2 * i], v[2 * i + 1]);
+        is_low |= has_low(codes[i]);
+    }
+    if (__builtin_expect(!is_low, 1)) return;
+    for (int i = 0; i < 2 * n; i++) watch_small(&least, v[i]);
+    if (!has_small(least, words(edge))) return; // only zeros
+    for (int i = 0; i < n; i++)
+        codes[i] = packed(pow2_codes(v[2 * i], words(edge), E4M3_DROP, underflow),
+                          pow2_codes(v[2 * i + 1], words(edge), E4M3_DROP, underflow), v[2 * i],
+                          v[2 * i + 1]);
+}
+INLINE void f32_packed(__m512i *codes, const __m512i *v, const int n, float scale,
+                       int64_t *underflow) {
+    __m512 s = _mm512_set1_ps(scale);
+#pragma GCC unroll 2
+    for (int i = 0; i < n; i++)
+        codes[i] = packed(f32_codes(v[2 * i], s, s, underflow),
+                          f32_codes(v[2 * i + 1], s, s, underflow), v[2 * i], v[2 * i + 1]);
 }
 
 // Values of a tile whose quotient by its own scale lies above 448: the largest, or none.
@@ -267,7 +207,7 @@ INLINE bool is_amax_above(float amax, float s) {
 INLINE bool row_tile(const bool is_f32, const ScaleType st, uint8_t *q, void *s, const char *x,
                      int64_t w, QuantCount *count) {
     const int64_t step = 32 * (is_f32 ? 4 : 2);
-    __m512i v[4], code[4], most = _mm512_setzero_si512(), least = words(-1);
+    __m512i v[4], codes[2], most = _mm512_setzero_si512();
     __mmask16 nan = 0;
 #pragma GCC unroll 4
     for (int i = 0; i < 4; i++) {
@@ -275,7 +215,6 @@ INLINE bool row_tile(const bool is_f32, const ScaleType st, uint8_t *q, void *s,
             __builtin_prefetch(x + i * step + j * 64 + AHEAD);
         v[i] = w > 32 * i ? take32(x + i * step, is_f32, w - 32 * i, &nan) : _mm512_setzero_si512();
         most = _mm512_max_epu16(most, magnitude(v[i]));
-        if (st == SCALE_E8M0) watch_small(&least, v[i]);
     }
     int amax = largest_word(most);
     if (nan || amax >= BF16_INF) return false;
@@ -286,25 +225,16 @@ INLINE bool row_tile(const bool is_f32, const ScaleType st, uint8_t *q, void *s,
         if (b < POW2_LEAST) return false;
         *(uint8_t *)s = b;
         scale = f32_from_e8m0(b);
-        __m512i offset = words((b - 7) << 7), less = words(((b - 7) << 7) - 7);
-        if (__builtin_expect(has_small(least, offset), 0)) {
-            for (int i = 0; i < 4; i++) code[i] = pow2_codes(v[i], words(b), &underflow);
-        } else {
-#pragma GCC unroll 4
-            for (int i = 0; i < 4; i++)
-                code[i] = signed_words(_mm512_srli_epi16(pow2_rounded(v[i], less), 4), v[i]);
-        }
+        pow2_packed(codes, v, 2, b - E4M3_EDGE, &underflow);
     } else {
         float f = f32_from_bf16((uint16_t)amax);
         *(float *)s = scale = tile_scale_f32(f);
-        __m512 divisor = _mm512_set1_ps(scale);
-#pragma GCC unroll 4
-        for (int i = 0; i < 4; i++) code[i] = f32_codes(v[i], divisor, divisor, &underflow);
+        f32_packed(codes, v, 2, scale, &underflow);
         for (int i = 0; i < 4 && is_amax_above(f, scale); i++)
             saturated += __builtin_popcount(_mm512_cmpeq_epi16_mask(magnitude(v[i]), words(amax)));
     }
-    store64(q, code[0], code[1], w);
-    if (w > 64) store64(q + 64, code[2], code[3], w - 64);
+    store64(q, codes[0], w);
+    if (w > 64) store64(q + 64, codes[1], w - 64);
     count->values += w;
     count->saturated += saturated;
     count->underflow += underflow;
@@ -336,34 +266,20 @@ static bool block(uint8_t *q, int64_t ld, ScaleType st, float scale, const uint1
                   int64_t v_ld, int64_t m, int64_t w, int amax, QuantCount *count) {
     int b = (int)(f32_bits(scale) >> 23);
     if (st == SCALE_E8M0 && b < POW2_LEAST) return false;
-    __m512i offset = words((b - 7) << 7), less = words(((b - 7) << 7) - 7);
-    __m512 divisor = _mm512_set1_ps(scale);
     bool is_above = st == SCALE_F32 && is_amax_above(f32_from_bf16((uint16_t)amax), scale);
     for (int64_t r = 0; r < m; r++)
         for (int64_t c = 0; c < w; c += WIDE) {
             const uint16_t *from = v + r * v_ld + c;
-            __m512i v0 = take32(from, false, w - c, NULL), v1 = _mm512_setzero_si512();
-            if (w - c > 32) v1 = take32(from + 32, false, w - c - 32, NULL);
-            __m512i least = words(-1), c0, c1;
-            if (st == SCALE_F32) {
-                c0 = f32_codes(v0, divisor, divisor, &count->underflow);
-                c1 = f32_codes(v1, divisor, divisor, &count->underflow);
-            } else {
-                watch_small(&least, v0);
-                watch_small(&least, v1);
-                if (__builtin_expect(has_small(least, offset), 0)) {
-                    c0 = pow2_codes(v0, words(b), &count->underflow);
-                    c1 = pow2_codes(v1, words(b), &count->underflow);
-                } else {
-                    c0 = signed_words(_mm512_srli_epi16(pow2_rounded(v0, less), 4), v0);
-                    c1 = signed_words(_mm512_srli_epi16(pow2_rounded(v1, less), 4), v1);
-                }
-            }
-            if (is_above)
+            __m512i x[2] = {take32(from, false, w - c, NULL), _mm512_setzero_si512()}, codes;
+            if (w - c > 32) x[1] = take32(from + 32, false, w - c - 32, NULL);
+            if (st == SCALE_F32)
+                f32_packed(&codes, x, 1, scale, &count->underflow);
+            else
+                pow2_packed(&codes, x, 1, b - E4M3_EDGE, &count->underflow);
+            for (int i = 0; i < 2 && is_above; i++)
                 count->saturated +=
-                    __builtin_popcount(_mm512_cmpeq_epi16_mask(magnitude(v0), words(amax))) +
-                    __builtin_popcount(_mm512_cmpeq_epi16_mask(magnitude(v1), words(amax)));
-            store64(q + r * ld + c, c0, c1, w - c);
+                    __builtin_popcount(_mm512_cmpeq_epi16_mask(magnitude(x[i]), words(amax)));
+            store64(q + r * ld + c, codes, w - c);
         }
     return true;
 }
@@ -409,24 +325,10 @@ INLINE void count_scales(const Scales32 *k, __mmask32 channels, QuantCount *coun
     count->tiles += __builtin_popcount(channels);
 }
 
-// Words of two rows: the code of v0 low, of v1 high.
-INLINE __m512i two_rows(const ScaleType st, const bool is_plain, const Scales32 *k, __m512i less,
-                        __m512i v0, __m512i v1, int64_t *underflow) {
-    if (is_plain) {
-        __m512i c0 = _mm512_srli_epi16(pow2_rounded(v0, less), 4);
-        __m512i c1 = _mm512_slli_epi16(pow2_rounded(v1, less), 4);
-        c0 = mix(words(0x7F), c0, _mm512_srli_epi16(v0, 8));
-        return mix(words(0xFF), c0, mix(words(0x7FFF), c1, v1));
-    }
-    __m512i c0, c1;
-    if (st == SCALE_E8M0) {
-        c0 = pow2_codes(v0, k->b, underflow);
-        c1 = pow2_codes(v1, k->b, underflow);
-    } else {
-        c0 = f32_codes(v0, k->even, k->odd, underflow);
-        c1 = f32_codes(v1, k->even, k->odd, underflow);
-    }
-    return _mm512_or_si512(c0, _mm512_slli_epi16(c1, 8));
+// Words of two rows: the code of v0 low, of v1 high, from words with their codes there.
+INLINE __m512i two_rows(__m512i low, __m512i high, __m512i v0, __m512i v1) {
+    __m512i signs = mix(words(0xFF), _mm512_srli_epi16(v0, 8), v1);
+    return mix(words(0x7F7F), mix(words(0xFF), low, high), signs);
 }
 
 // 8 x 8 words in each quarter of 8 registers: out[j] has, in quarter l, the 16 codes of channel 8l
@@ -455,19 +357,20 @@ INLINE void turn_quarters(__m512i *out, const __m512i *p) {
 // 16 rows of 32 channels, coded and turned.
 INLINE void turn_group(const ScaleType st, __m512i *out, const uint16_t *v, int64_t v_ld,
                        const Scales32 *k, QuantCount *count) {
-    __m512i p[8];
+    __m512i p[8], edge = _mm512_sub_epi16(k->b, words(E4M3_EDGE));
     if (st == SCALE_E8M0) {
-        __m512i offset = pow2_offset(k->b), least = words(-1);
-        __m512i less = _mm512_sub_epi16(offset, words(7));
+        __m512i less = pow2_less(edge, E4M3_DROP), least = words(-1);
 #pragma GCC unroll 8
         for (int i = 0; i < 8; i++) {
             __m512i v0 = _mm512_loadu_si512(v + 2 * i * v_ld);
             __m512i v1 = _mm512_loadu_si512(v + (2 * i + 1) * v_ld);
             watch_small(&least, v0);
             watch_small(&least, v1);
-            p[i] = two_rows(st, true, k, less, v0, v1, NULL);
+            p[i] = two_rows(_mm512_srli_epi16(pow2_rounded(v0, less, E4M3_DROP), E4M3_DROP),
+                            _mm512_slli_epi16(pow2_rounded(v1, less, E4M3_DROP), 8 - E4M3_DROP), v0,
+                            v1);
         }
-        if (__builtin_expect(!has_small(least, offset), 1)) {
+        if (__builtin_expect(!has_small(least, edge), 1)) {
             turn_quarters(out, p);
             return;
         }
@@ -475,7 +378,15 @@ INLINE void turn_group(const ScaleType st, __m512i *out, const uint16_t *v, int6
     for (int i = 0; i < 8; i++) {
         __m512i v0 = _mm512_loadu_si512(v + 2 * i * v_ld);
         __m512i v1 = _mm512_loadu_si512(v + (2 * i + 1) * v_ld);
-        p[i] = two_rows(st, false, k, v0, v0, v1, &count->underflow);
+        __m512i c0, c1;
+        if (st == SCALE_E8M0) {
+            c0 = pow2_codes(v0, edge, E4M3_DROP, &count->underflow);
+            c1 = pow2_codes(v1, edge, E4M3_DROP, &count->underflow);
+        } else {
+            c0 = f32_codes(v0, k->even, k->odd, &count->underflow);
+            c1 = f32_codes(v1, k->even, k->odd, &count->underflow);
+        }
+        p[i] = two_rows(c0, _mm512_slli_epi16(c1, 8), v0, v1);
         if (st == SCALE_F32 && k->above)
             count->saturated +=
                 __builtin_popcount(_mm512_mask_cmpeq_epi16_mask(k->above, magnitude(v0), k->most)) +

@@ -473,5 +473,7 @@ static bool turn(uint8_t *q, int64_t ld, void *s, ScaleType st, const uint16_t *
                             : turn32(SCALE_F32, q, ld, s, v, v_ld, most, m, w, count);
 }
 
-const QuantTiles quant_tiles_avx512 = {take, take_codes, row, block, turn};
+const QuantTiles quant_tiles_avx512 = {
+    take, take_codes, row, block, turn, quant_avx512_e5m6, quant_avx512_from_e5m6,
+};
 #endif

@@ -13,6 +13,10 @@ enum {
     BF16_INF = 0x7F80,
 };
 
+// The members of QuantTiles that are in quant_avx512_e5m6.c.
+bool quant_avx512_e5m6(uint8_t *dst, uint8_t *scale, const void *x, bool is_f32, QuantCount *count);
+bool quant_avx512_from_e5m6(uint16_t *dst, const uint8_t *src, uint8_t b);
+
 INLINE __m512i words(int x) {
     return _mm512_set1_epi16((short)x);
 }

@@ -26,7 +26,7 @@ bool quant_select(const char *name) {
     return false;
 }
 
-static const QuantLanes *lanes(void) {
+const QuantLanes *quant_chosen(void) {
     if (!chosen) quant_select(NULL);
     return chosen;
 }

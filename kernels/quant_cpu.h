@@ -54,6 +54,10 @@ typedef struct Source {
     MatQ q;
 } Source;
 
+static inline const QuantLanes *lanes(void) {
+    return quant_chosen();
+}
+
 // quant_tiles_for: the loops for whole tiles of y, NULL if there are none. For tiles that have
 // their own scale each.
 static inline const QuantTiles *quant_tiles_for(const QuantLanes *l, MatQ y) {

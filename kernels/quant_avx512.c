@@ -24,11 +24,11 @@ INLINE bool take64(const bool is_f32, uint16_t *dst, int64_t dst_ld, const char 
     __m512i m0 = _mm512_loadu_si512(most), m1 = _mm512_loadu_si512(most + 32);
     __mmask16 nan = 0;
     for (int64_t r = 0; r < m; r++, src += row_bytes) {
-        __builtin_prefetch(src + 2 * half);
-        __builtin_prefetch(src + 2 * half + 64);
+        __builtin_prefetch(src + 2 * half, 0, 2);
+        __builtin_prefetch(src + 2 * half + 64, 0, 2);
         if (is_f32) {
-            __builtin_prefetch(src + 2 * half + 128);
-            __builtin_prefetch(src + 2 * half + 192);
+            __builtin_prefetch(src + 2 * half + 128, 0, 2);
+            __builtin_prefetch(src + 2 * half + 192, 0, 2);
         }
         __m512i a = take32(src, is_f32, w, &nan), b = _mm512_setzero_si512();
         if (w > 32) b = take32(src + half, is_f32, w - 32, &nan);
@@ -280,6 +280,7 @@ static bool block(uint8_t *q, int64_t ld, ScaleType st, float scale, const uint1
                 count->saturated +=
                     __builtin_popcount(_mm512_cmpeq_epi16_mask(magnitude(x[i]), words(amax)));
             store64(q + r * ld + c, codes, w - c);
+            __builtin_prefetch(q + r * ld + c + TILE, 1, 2);
         }
     return true;
 }
@@ -445,6 +446,10 @@ INLINE bool turn32(const ScaleType st, uint8_t *q, int64_t ld, char *s, const ui
         uint32_t o =
             _mm512_cmp_ps_mask(_mm512_div_ps(_mm512_castsi512_ps(odd), k.odd), top, _CMP_GT_OQ);
         for (int i = 0; i < 16; i++) k.above |= (e >> i & 1) << 2 * i | (o >> i & 1) << (2 * i + 1);
+    }
+    for (int64_t c = 0; c < w; c++) { // what the next 32 channels but one will write
+        __builtin_prefetch(q + (2 * w + c) * ld, 1, 2);
+        __builtin_prefetch(q + (2 * w + c) * ld + 64, 1, 2);
     }
     count_scales(&k, channels, count);
     count->values += m * w;

@@ -300,45 +300,35 @@ Err quant_tile_t_cpu(OpCx *cx, MatQ y, Mat x, Groups g, QuantRule rule, QuantCou
     return OK;
 }
 
-// Both forms of tokens [m0, m0+m) x columns [c0, c0+w), which are tile `tile`, w <= TILE: read
-// once.
+enum { PAIR_COLUMNS = 1024 }; // 128 rows of so many values and their codes fit the cache
+
+// Both forms of tokens [m0, m0+m), which are tile `tile`, and columns [c0, c0+w): the second one
+// reads what the first has brought to the cache.
 static void pair_piece(const Turn *u, MatQ y, int64_t m0, int64_t m, int64_t c0, int64_t w,
                        int64_t tile, Tally *t, Tally *t_t) {
-    uint16_t v[TILE][TILE], most[TILE] = {0};
-    const QuantTiles *whole = u->l->tiles;
-    Mat x = u->from.x;
-    bool is_taken = whole->take(v[0], TILE, mat_at(x, m0, c0), x.t == DT_F32, x.ld, m, w, most);
-    for (int64_t i = 0; i < m; i++) {
-        int64_t r = m0 + i;
-        if (!is_taken ||
-            whole->row(y.q + r * y.ld + c0, scale_at(y, r * y.srow + c0 / TILE * y.scol), y.scol,
-                       y.st, v[i], false, w, &t->count) < w)
-            code_tiles(u->l, y, &u->from, r, 1, c0, w, NULL, t);
-    }
-    int64_t c =
-        is_taken ? quant_tiles_turn(whole, u->y, v[0], TILE, most, m0, m, c0, w, tile, &t_t->count)
-                 : 0;
-    for (; c < w; c += CHANNELS)
+    code_tiles(u->l, y, &u->from, m0, m, c0, w, NULL, t);
+    for (int64_t c = 0; c < w; c += CHANNELS)
         token_tile(u, m0, m, c0 + c, min_i64(CHANNELS, w - c), tile, NULL, 0, t_t);
 }
 
-// The pair in pieces of 128 x 128, then the rows that no group has. The groups ascend.
+// The pair in pieces that fit the cache, then the rows that no group has. The groups ascend.
 static void pair_pieces(const Turn *u, MatQ y, Groups g, int nthreads, QuantCount *n,
                         QuantCount *n_t) {
     Mat x = u->from.x;
-    int64_t strips = ceil_div(x.cols, TILE), pieces = groups_tiles(g, x.rows) * strips;
+    int64_t strips = ceil_div(x.cols, PAIR_COLUMNS);
+    int64_t pieces = groups_tiles(g, x.rows) * strips;
 #pragma omp parallel num_threads(nthreads) if (nthreads > 1)
     {
         Tally t = {0}, t_t = {0};
         int64_t e = 0, first = 0, at = 0; // as in quant_tokens
 #pragma omp for schedule(static) nowait
         for (int64_t i = 0; i < pieces; i++) {
-            int64_t tile = i / strips, c0 = i % strips * TILE;
+            int64_t tile = i / strips, c0 = i % strips * PAIR_COLUMNS;
             while (tile >= first + ceil_div(g.count[e], TILE))
                 first += ceil_div(g.count[e++], TILE);
             int64_t i0 = (tile - first) * TILE;
             pair_piece(u, y, g.start[e] + i0, min_i64(TILE, g.count[e] - i0), c0,
-                       min_i64(TILE, x.cols - c0), tile, &t, &t_t);
+                       min_i64(PAIR_COLUMNS, x.cols - c0), tile, &t, &t_t);
         }
         for (int64_t k = 0; k <= g.n; k++) {
             int64_t end = k < g.n ? g.start[k] : x.rows;
@@ -356,8 +346,7 @@ Err quant_tile_pair_cpu(OpCx *cx, MatQ y, MatQ yt, Mat x, Groups g, QuantRule ru
                         QuantRule rule_t, QuantCount *n, QuantCount *n_t) {
     const QuantLanes *l = lanes();
     int64_t at = 0;
-    bool is_one_pass = rule.scope == SCOPE_TILE && rule_t.scope == SCOPE_TILE &&
-                       quant_tiles_for(l, y) && quant_tiles_for(l, yt);
+    bool is_one_pass = rule.scope == SCOPE_TILE && rule_t.scope == SCOPE_TILE;
     for (int64_t e = 0; e < g.n; at = g.start[e] + g.count[e], e++)
         is_one_pass = is_one_pass && g.start[e] >= at;
     if (!is_one_pass) {

@@ -4,12 +4,7 @@
 #include <string.h>
 
 #include "ops.h"
-#include "quant_core.h"
-#include "quant_lanes.h"
-
-#define INLINE static inline __attribute__((always_inline))
-
-enum { CHANNELS = 64 }; // channels of one transposed piece of work; divides TILE
+#include "quant_cpu.h"
 
 static const QuantLanes *chosen;
 
@@ -31,7 +26,7 @@ bool quant_select(const char *name) {
     return false;
 }
 
-static const QuantLanes *lanes(void) {
+const QuantLanes *quant_chosen(void) {
     if (!chosen) quant_select(NULL);
     return chosen;
 }
@@ -49,8 +44,8 @@ typedef struct Tally {
 
 static void add_tally(QuantCount *to, Tally *t) {
     if (!to) return;
-    t->count.saturated = t->found.saturated;
-    t->count.underflow = t->found.underflow;
+    t->count.saturated += t->found.saturated;
+    t->count.underflow += t->found.underflow;
 #pragma omp critical(quant_count)
     quant_count_add(to, &t->count);
 }
@@ -62,47 +57,6 @@ static Err check_rule(const char *op, QuantRule rule) {
           E_INTERNAL, "%s: a fixed scale for an amax of %g", op, (double)rule.amax);
     return OK;
 }
-
-// The scale of an amax, and its inverse if that gives the same bits as dividing (else 0).
-typedef struct Scale {
-    float s, inv;
-    uint8_t e8m0;
-} Scale;
-
-INLINE Scale scale_for(ScaleType st, CodeType ct, float amax) {
-    Scale k = {0};
-    bool is_e5m2 = ct == CODE_E5M2;
-    if (st == SCALE_F32) {
-        k.s = is_e5m2 ? tile_scale_e5m2_f32(amax) : tile_scale_f32(amax);
-        return k;
-    }
-    k.e8m0 = is_e5m2 ? tile_scale_e5m2_e8m0(amax) : tile_scale_e8m0(amax);
-    k.s = f32_from_e8m0(k.e8m0);
-    k.inv = f32_from_e8m0((uint8_t)(254 - k.e8m0));
-    return k;
-}
-
-INLINE Scale scale_for_bits(MatQ y, int32_t amax) {
-    return scale_for(y.st, y.ct, f32_from_bits((uint32_t)amax));
-}
-
-static void store_scale(MatQ y, int64_t at, Scale k) {
-    if (y.st == SCALE_F32)
-        ((float *)y.s)[at] = k.s;
-    else
-        ((uint8_t *)y.s)[at] = k.e8m0;
-}
-
-static float load_scale(MatQ x, int64_t r, int64_t c) {
-    int64_t at = r / x.tile_rows * x.srow + c / TILE * x.scol;
-    return x.st == SCALE_F32 ? ((const float *)x.s)[at] : f32_from_e8m0(((const uint8_t *)x.s)[at]);
-}
-
-// Where the values of a quantisation come from: a matrix, or codes.
-typedef struct Source {
-    Mat x; // x.p NULL: q
-    MatQ q;
-} Source;
 
 // Columns [c, c+n) of a row, rounded to BF16, none beyond c's tile.
 INLINE void load_rounded(const QuantLanes *l, float *dst, const Source *from, int64_t r, int64_t c,
@@ -163,8 +117,14 @@ static bool scale_of_all(Scale *k, OpCx *cx, MatQ y, const Source *from, int64_t
 // The tiles of rows [r0, r0+nr) and columns [c0, c0+nc); shared = their scale, NULL = each its own.
 static void code_tiles(const QuantLanes *l, MatQ y, const Source *from, int64_t r0, int64_t nr,
                        int64_t c0, int64_t nc, const Scale *shared, Tally *t) {
+    const QuantTiles *whole = shared ? NULL : quant_tiles_for(l, y);
     for (int64_t r = r0; r < r0 + nr; r++) {
         for (int64_t c = c0; c < c0 + nc; c += TILE) {
+            if (whole)
+                c += whole->row(y.q + r * y.ld + c, scale_at(y, r * y.srow + c / TILE * y.scol),
+                                y.scol, y.st, mat_at(from->x, r, c), from->x.t == DT_F32,
+                                c0 + nc - c, &t->count);
+            if (c >= c0 + nc) break;
             float v[TILE];
             int64_t w = min_i64(TILE, c0 + nc - c);
             bool is_bad = false;
@@ -179,9 +139,14 @@ static void code_tiles(const QuantLanes *l, MatQ y, const Source *from, int64_t 
     }
 }
 
-Err quant_tile_cpu(OpCx *cx, MatQ y, Mat x, QuantRule rule, QuantCount *n) {
+static Err check_rows(const char *op, MatQ y, Mat x) {
     CHECK(y.rows == x.rows && y.cols == x.cols && y.tile_rows == 1, E_INTERNAL,
-          "quant_tile: shapes disagree");
+          "%s: shapes disagree", op);
+    return OK;
+}
+
+Err quant_tile_cpu(OpCx *cx, MatQ y, Mat x, QuantRule rule, QuantCount *n) {
+    TRY(check_rows("quant_tile", y, x));
     TRY(check_rule("quant_tile", rule));
     const QuantLanes *l = lanes();
     int nthreads = threads_for(cx, x.rows * x.cols);
@@ -225,6 +190,12 @@ typedef struct Turn {
 // channel. Channel c has the scale shared[c * step], or with shared NULL its own.
 static void token_tile(const Turn *u, int64_t m0, int64_t m, int64_t c0, int64_t w, int64_t tile,
                        const Scale *shared, int64_t step, Tally *t) {
+    const QuantTiles *whole = shared ? NULL : quant_tiles_for(u->l, u->y);
+    int64_t done =
+        whole ? quant_tiles_tokens(whole, u->y, &u->from, m0, m, c0, w, tile, &t->count) : 0;
+    c0 += done;
+    w -= done;
+    if (w == 0) return;
     float v[TILE][CHANNELS], s[CHANNELS], inv[CHANNELS];
     uint8_t codes[TILE][CHANNELS];
     int32_t most[CHANNELS] = {0}, bad[CHANNELS] = {0};
@@ -279,19 +250,24 @@ static void token_piece(const Turn *u, int64_t m0, int64_t m, int64_t c0, int64_
                        shared, u->scope == SCOPE_ROW, t);
 }
 
-// Every tile of every group. Threads share out pieces: a tile of tokens, or with scales of whole
-// channels a group, by some channels.
-static Err quant_tokens(OpCx *cx, const char *op, MatQ y, const Source *from, int64_t rows,
-                        int64_t cols, Groups g, QuantRule rule, QuantCount *n) {
+static Err check_tokens(const char *op, MatQ y, int64_t rows, int64_t cols, Groups g) {
     CHECK(y.rows == cols && y.cols == rows && y.tile_rows == 1, E_INTERNAL, "%s: shapes disagree",
           op);
-    TRY(check_rule(op, rule));
-    int64_t whole_start = 0;
-    if (g.n == 0) g = (Groups){&whole_start, &rows, 1};
     for (int64_t e = 0; e < g.n; e++)
         CHECK(g.start[e] >= 0 && g.count[e] >= 0 && g.start[e] + g.count[e] <= rows, E_INTERNAL,
               "%s: group %lld has rows %lld..%lld of %lld", op, (long long)e, (long long)g.start[e],
               (long long)(g.start[e] + g.count[e]), (long long)rows);
+    return OK;
+}
+
+// Every tile of every group. Threads share out pieces: a tile of tokens, or with scales of whole
+// channels a group, by some channels.
+static Err quant_tokens(OpCx *cx, const char *op, MatQ y, const Source *from, int64_t rows,
+                        int64_t cols, Groups g, QuantRule rule, QuantCount *n) {
+    TRY(check_tokens(op, y, rows, cols, g));
+    TRY(check_rule(op, rule));
+    int64_t whole_start = 0;
+    if (g.n == 0) g = (Groups){&whole_start, &rows, 1};
     int nthreads = threads_for(cx, rows * cols);
     Scale whole = {0};
     bool is_whole = scale_of_all(&whole, cx, y, from, cols, g, rule);
@@ -324,10 +300,66 @@ Err quant_tile_t_cpu(OpCx *cx, MatQ y, Mat x, Groups g, QuantRule rule, QuantCou
     return OK;
 }
 
+enum { PAIR_COLUMNS = 1024 }; // 128 rows of so many values and their codes fit the cache
+
+// Both forms of tokens [m0, m0+m), which are tile `tile`, and columns [c0, c0+w): the second one
+// reads what the first has brought to the cache.
+static void pair_piece(const Turn *u, MatQ y, int64_t m0, int64_t m, int64_t c0, int64_t w,
+                       int64_t tile, Tally *t, Tally *t_t) {
+    code_tiles(u->l, y, &u->from, m0, m, c0, w, NULL, t);
+    for (int64_t c = 0; c < w; c += CHANNELS)
+        token_tile(u, m0, m, c0 + c, min_i64(CHANNELS, w - c), tile, NULL, 0, t_t);
+}
+
+// The pair in pieces that fit the cache, then the rows that no group has. The groups ascend.
+static void pair_pieces(const Turn *u, MatQ y, Groups g, int nthreads, QuantCount *n,
+                        QuantCount *n_t) {
+    Mat x = u->from.x;
+    int64_t strips = ceil_div(x.cols, PAIR_COLUMNS);
+    int64_t pieces = groups_tiles(g, x.rows) * strips;
+#pragma omp parallel num_threads(nthreads) if (nthreads > 1)
+    {
+        Tally t = {0}, t_t = {0};
+        int64_t e = 0, first = 0, at = 0; // as in quant_tokens
+#pragma omp for schedule(static) nowait
+        for (int64_t i = 0; i < pieces; i++) {
+            int64_t tile = i / strips, c0 = i % strips * PAIR_COLUMNS;
+            while (tile >= first + ceil_div(g.count[e], TILE))
+                first += ceil_div(g.count[e++], TILE);
+            int64_t i0 = (tile - first) * TILE;
+            pair_piece(u, y, g.start[e] + i0, min_i64(TILE, g.count[e] - i0), c0,
+                       min_i64(PAIR_COLUMNS, x.cols - c0), tile, &t, &t_t);
+        }
+        for (int64_t k = 0; k <= g.n; k++) {
+            int64_t end = k < g.n ? g.start[k] : x.rows;
+#pragma omp for schedule(static) nowait
+            for (int64_t r = at; r < end; r++)
+                code_tiles(u->l, y, &u->from, r, 1, 0, x.cols, NULL, &t);
+            if (k < g.n) at = end + g.count[k];
+        }
+        add_tally(n, &t);
+        add_tally(n_t, &t_t);
+    }
+}
+
 Err quant_tile_pair_cpu(OpCx *cx, MatQ y, MatQ yt, Mat x, Groups g, QuantRule rule,
                         QuantRule rule_t, QuantCount *n, QuantCount *n_t) {
-    TRY(quant_tile_cpu(cx, y, x, rule, n));
-    TRY(quant_tile_t_cpu(cx, yt, x, g, rule_t, n_t));
+    const QuantLanes *l = lanes();
+    int64_t at = 0;
+    bool is_one_pass = rule.scope == SCOPE_TILE && rule_t.scope == SCOPE_TILE;
+    for (int64_t e = 0; e < g.n; at = g.start[e] + g.count[e], e++)
+        is_one_pass = is_one_pass && g.start[e] >= at;
+    if (!is_one_pass) {
+        TRY(quant_tile_cpu(cx, y, x, rule, n));
+        TRY(quant_tile_t_cpu(cx, yt, x, g, rule_t, n_t));
+        return OK;
+    }
+    TRY(check_rows("quant_tile_pair", y, x));
+    TRY(check_tokens("quant_tile_pair", yt, x.rows, x.cols, g));
+    int64_t start = 0;
+    if (g.n == 0) g = (Groups){&start, &x.rows, 1};
+    Turn u = {l, yt, {.x = x}, SCOPE_TILE, NULL};
+    pair_pieces(&u, y, g, threads_for(cx, x.rows * x.cols), n, n_t);
     return OK;
 }
 
@@ -346,6 +378,14 @@ Err dequant_cpu(OpCx *cx, Mat y, MatQ x) {
         for (int64_t c = 0; c < x.cols; c += TILE) {
             int64_t w = min_i64(TILE, x.cols - c);
             float v[TILE];
+            if (y.t == DT_BF16 && w == TILE && x.ct == CODE_E4M3 && l->tiles) {
+                uint16_t most[TILE]; // not asked for
+                float s = load_scale(x, r, c);
+                for (int64_t i = 0; i < TILE; i += TILE / 2)
+                    l->tiles->take_codes(mat_at(y, r, c + i), y.ld, x.q + r * x.ld + c + i, x.ld,
+                                         &s, x.st == SCALE_E8M0, 1, TILE / 2, most);
+                continue;
+            }
             l->decode[x.ct](y.t == DT_F32 ? mat_at(y, r, c) : v, x.q + r * x.ld + c,
                             load_scale(x, r, c), w);
             if (y.t != DT_F32) l->store_bf16(mat_at(y, r, c), v, w);
@@ -384,6 +424,8 @@ static void weight_block(const QuantLanes *l, MatQ w, Mat x, int64_t r0, int64_t
                          const Scale *shared, Tally *t) {
     int64_t rows = min_i64(TILE, w.rows - r0), cols = min_i64(TILE, w.cols - c0);
     Source from = {.x = x};
+    const QuantTiles *whole = shared ? NULL : quant_tiles_for(l, w);
+    if (whole && quant_tiles_block(whole, w, x, r0, c0, rows, cols, &t->count)) return;
     int32_t most = 0;
     bool is_bad = false;
     float v[TILE];

@@ -1,9 +1,11 @@
 // quant_e5m6.c - the 12-bit cache on the CPU. Contract: quant.h; format and layout: e5m6.h.
 //
-// Threads share out rows; codes of a tile are made in one vector loop and packed in another.
+// Threads share out rows. Whole tiles have loops of their own where QuantTiles has them; else codes
+// of a tile are made in one vector loop and packed in another.
 #include "e5m6.h"
 #include "ops.h"
 #include "quant_core.h"
+#include "quant_lanes.h"
 #include "rows.h"
 
 // One tile of w <= 128 values into packed codes; returns the scale byte and counts.
@@ -66,6 +68,7 @@ Err quant_e5m6_cpu(OpCx *cx, Mat y, Mat x, QuantCount *n) {
     TRY(check_packed("quant_e5m6", y, x));
     int64_t scales = (x.cols + 1) / 2 * 3;
     int threads = row_threads(cx, x.rows * x.cols * 4);
+    const QuantTiles *whole = quant_chosen()->tiles;
     QuantCount all = {0};
 #pragma omp parallel num_threads(threads)
     {
@@ -77,8 +80,12 @@ Err quant_e5m6_cpu(OpCx *cx, Mat y, Mat x, QuantCount *n) {
             memset(row + scales, 0, (size_t)(y.cols - scales));
             for (int64_t c = 0; c < x.cols; c += E5M6_TILE) {
                 int64_t w = min_i64(E5M6_TILE, x.cols - c);
+                uint8_t *dst = row + c / 2 * 3, *scale = row + scales + c / E5M6_TILE;
+                if (whole && w == E5M6_TILE &&
+                    whole->e5m6(dst, scale, mat_at(x, r, c), x.t == DT_F32, &count))
+                    continue;
                 const float *v = row_get(x, r, c, w, buf);
-                row[scales + c / E5M6_TILE] = encode_tile(row + c / 2 * 3, v, w, &count);
+                *scale = encode_tile(dst, v, w, &count);
             }
         }
 #pragma omp critical(quant_count)
@@ -92,12 +99,16 @@ Err dequant_e5m6_cpu(OpCx *cx, Mat y, Mat x) {
     TRY(check_packed("dequant_e5m6", x, y));
     int64_t scales = (y.cols + 1) / 2 * 3;
     int threads = row_threads(cx, y.rows * y.cols * 4);
+    const QuantTiles *whole = quant_chosen()->tiles;
 #pragma omp parallel for schedule(static) num_threads(threads)
     for (int64_t r = 0; r < y.rows; r++) {
         const uint8_t *row = mat_at(x, r, 0);
         float v[E5M6_TILE];
         for (int64_t c = 0; c < y.cols; c += E5M6_TILE) {
             int64_t w = min_i64(E5M6_TILE, y.cols - c);
+            if (whole && w == E5M6_TILE && y.t == DT_BF16 &&
+                whole->from_e5m6(mat_at(y, r, c), row + c / 2 * 3, row[scales + c / E5M6_TILE]))
+                continue;
             decode_tile(v, row + c / 2 * 3, row[scales + c / E5M6_TILE], w);
             row_put(y, r, c, w, v);
         }

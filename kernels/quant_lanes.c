@@ -61,9 +61,10 @@ INLINE void count_one(const bool is_e5m2, uint8_t code, float v, float x, QuantF
     found->underflow += mx != 0 && (code & 0x7F) == 0;
 }
 
-// The code of quotient v of value x. *most rises above EDGE if v can add to the counters: if it is at
-// most half the smallest code (a zero, then), above the largest or not finite. One subtraction and one
-// maximum: counting each value here would cost a third more, and few tiles have anything to count.
+// The code of quotient v of value x. *most rises above EDGE if v can add to the counters: if it is
+// at most half the smallest code (a zero, then), above the largest or not finite. One subtraction
+// and one maximum: counting each value here would cost a third more, and few tiles have anything to
+// count.
 #define EDGE_LOW(is_e5m2) ((is_e5m2) ? 0x37000001u : 0x3A800001u) // 2^-17, 2^-10
 #define EDGE(is_e5m2) (((is_e5m2) ? 0x47600000u : 0x43E00000u) - EDGE_LOW(is_e5m2))
 INLINE uint8_t watched_code(const bool is_e5m2, float v, float x, uint32_t *most) {
@@ -149,6 +150,9 @@ static void transpose(uint8_t *dst, int64_t dst_ld, const uint8_t *src, int64_t 
 
 const QuantLanes QUANT_LANES = {
     .name = QUANT_LANES_NAME,
+#ifdef __AVX512BW__
+    .tiles = &quant_tiles_avx512,
+#endif
     .round_f32 = round_f32,
     .round_bf16 = round_bf16,
     .decode = {decode_e4m3, decode_e5m2},

@@ -4,13 +4,44 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "quant.h"
+
 // What encoding found; sums of many calls.
 typedef struct QuantFound {
     int64_t saturated, underflow; // as in QuantCount
 } QuantFound;
 
+// Whole tiles of E4M3 codes, each with its own scale, from values as BF16 bits: what training does
+// all the time. What returns false (or stops early) has written and counted nothing there: a tile
+// that is not finite, or too small for a power of two to keep its bits; the loops below do those.
+typedef struct QuantTiles {
+    // Columns [0, w) of m rows of a matrix (ld in elements) as BF16 bits to dst, w rounded up to 64
+    // there with zeros; dst NULL: nowhere. most[c], of as many, becomes at least the largest
+    // magnitude of column c, 0x7F80 or more if one is not finite. False: a NaN in F32.
+    bool (*take)(uint16_t *dst, int64_t dst_ld, const void *x, bool is_f32, int64_t ld, int64_t m,
+                 int64_t w, uint16_t *most);
+    // The same from E4M3 codes and a scale per row, w <= 64: code * scale, rounded. NaN stays.
+    void (*take_codes)(uint16_t *dst, int64_t dst_ld, const uint8_t *q, int64_t ld, const float *s,
+                       bool is_pow2, int64_t m, int64_t w, uint16_t *most);
+    // The 1x128 tiles of n values, scales scol apart; returns how many values were done.
+    int64_t (*row)(uint8_t *q, void *s, int64_t scol, ScaleType st, const void *x, bool is_f32,
+                   int64_t n, QuantCount *count);
+    // m rows of w BF16 values with this scale, that of amax (BF16 bits). Counts only saturation and
+    // underflow.
+    bool (*block)(uint8_t *q, int64_t ld, ScaleType st, float scale, const uint16_t *v,
+                  int64_t v_ld, int64_t m, int64_t w, int amax, QuantCount *count);
+    // A tile of m <= 128 tokens for each of w <= 32 channels, stored transposed, scales at s[w];
+    // v and most as `take` makes them.
+    bool (*turn)(uint8_t *q, int64_t ld, void *s, ScaleType st, const uint16_t *v, int64_t v_ld,
+                 const uint16_t *most, int64_t m, int64_t w, QuantCount *count);
+    // 128 values in E5M6 (e5m6.h): packed codes and the scale's byte; and back, as BF16.
+    bool (*e5m6)(uint8_t *dst, uint8_t *scale, const void *x, bool is_f32, QuantCount *count);
+    bool (*from_e5m6)(uint16_t *dst, const uint8_t *src, uint8_t scale);
+} QuantTiles;
+
 typedef struct QuantLanes {
     const char *name;
+    const QuantTiles *tiles; // NULL: only the loops
     // dst = src rounded to BF16. [n]
     void (*round_f32)(float *dst, const float *src, int64_t n);
     void (*round_bf16)(float *dst, const uint16_t *src, int64_t n);
@@ -33,9 +64,12 @@ typedef struct QuantLanes {
                       int64_t rows, int64_t cols);
 } QuantLanes;
 
+extern const QuantTiles quant_tiles_avx512;
 extern const QuantLanes quant_lanes_avx512, quant_lanes_avx2, quant_lanes_portable;
 
 // quant_select: use these loops from now on ("avx512", "avx2", "portable"); NULL = the best of this
 // processor. False, and nothing changed, if unknown or not there. For tests and benchmarks; not
 // thread-safe.
 bool quant_select(const char *name);
+// quant_chosen: the loops in use.
+const QuantLanes *quant_chosen(void);

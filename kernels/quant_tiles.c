@@ -1,0 +1,69 @@
+// quant_tiles.c - pieces of the CPU quantiser that are whole tiles: from the views to the loops of
+// QuantTiles (quant_lanes.h) and back.
+#include "quant_cpu.h"
+
+enum { AT_ONCE = 32 }; // channels that QuantTiles.turn takes
+
+// Up to AT_ONCE of the channels of quant_tiles_turn.
+static bool turn_some(const QuantTiles *whole, MatQ y, const uint16_t *v, int64_t v_ld,
+                      const uint16_t *most, int64_t m0, int64_t m, int64_t c, int64_t w,
+                      int64_t tile, QuantCount *count) {
+    float room[AT_ONCE]; // scales of either form
+    int64_t at = c * y.srow + tile * y.scol;
+    void *s = y.srow == 1 ? scale_at(y, at) : room;
+    if (!whole->turn(y.q + c * y.ld + m0, y.ld, s, y.st, v, v_ld, most, m, w, count)) return false;
+    for (int64_t i = 0; i < w && s == room; i++)
+        if (y.st == SCALE_F32)
+            *(float *)scale_at(y, at + i * y.srow) = room[i];
+        else
+            *(uint8_t *)scale_at(y, at + i * y.srow) = ((uint8_t *)room)[i];
+    return true;
+}
+
+int64_t quant_tiles_turn(const QuantTiles *whole, MatQ y, const uint16_t *v, int64_t v_ld,
+                         const uint16_t *most, int64_t m0, int64_t m, int64_t c0, int64_t w,
+                         int64_t tile, QuantCount *count) {
+    int64_t c = 0;
+    while (c < w && turn_some(whole, y, v + c, v_ld, most + c, m0, m, c0 + c,
+                              min_i64(AT_ONCE, w - c), tile, count))
+        c = min_i64(c + AT_ONCE, w);
+    return c;
+}
+
+int64_t quant_tiles_tokens(const QuantTiles *whole, MatQ y, const Source *from, int64_t m0,
+                           int64_t m, int64_t c0, int64_t w, int64_t tile, QuantCount *count) {
+    uint16_t v[TILE][CHANNELS], most[CHANNELS] = {0};
+    Mat x = from->x;
+    MatQ q = from->q;
+    if (x.p) {
+        if (!whole->take(v[0], CHANNELS, mat_at(x, m0, c0), x.t == DT_F32, x.ld, m, w, most))
+            return 0;
+    } else {
+        if (q.ct != CODE_E4M3) return 0;
+        float s[TILE];
+        for (int64_t i = 0; i < m; i++) s[i] = load_scale(q, m0 + i, c0);
+        whole->take_codes(v[0], CHANNELS, q.q + m0 * q.ld + c0, q.ld, s, q.st == SCALE_E8M0, m, w,
+                          most);
+    }
+    return quant_tiles_turn(whole, y, v[0], CHANNELS, most, m0, m, c0, w, tile, count);
+}
+
+bool quant_tiles_block(const QuantTiles *whole, MatQ w, Mat x, int64_t r0, int64_t c0, int64_t rows,
+                       int64_t cols, QuantCount *count) {
+    uint16_t v[TILE * TILE], most[TILE] = {0}, amax = 0;
+    bool is_f32 = x.t == DT_F32; // else the values are in x as they are needed
+    const uint16_t *from = is_f32 ? v : mat_at(x, r0, c0);
+    int64_t ld = is_f32 ? TILE : x.ld;
+    if (!whole->take(is_f32 ? v : NULL, TILE, mat_at(x, r0, c0), is_f32, x.ld, rows, cols, most))
+        return false;
+    for (int64_t c = 0; c < cols; c++) amax = most[c] > amax ? most[c] : amax;
+    float largest = f32_from_bf16(amax);
+    if ((int32_t)f32_bits(largest) >= F32_INF_BITS) return false;
+    Scale k = scale_for(w.st, w.ct, largest);
+    uint8_t *q = w.q + r0 * w.ld + c0;
+    if (!whole->block(q, w.ld, w.st, k.s, from, ld, rows, cols, amax, count)) return false;
+    store_scale(w, r0 / TILE * w.srow + c0 / TILE * w.scol, k);
+    count->values += rows * cols;
+    quant_tile_counted(count, (int32_t)f32_bits(largest), false, k.s);
+    return true;
+}

@@ -91,7 +91,7 @@ Err optimizer_step(Params *t, const Shape *s, Cx *cx, const OptStep *o, OptResul
         Param *p = &t->p[i];
         if (p->own.nrows == 0) continue;
         a.weight_decay = p->has_decay ? (float)o->weight_decay : 0.0f;
-        TRY(cx->ops->adam_step(&cx->op, p->master, p->m, p->v, own_grad(p), a));
+        TRY(cx->ops->adam_step(&cx->op, p->master, p->m, p->v, own_grad(p), mat_none(), a));
     }
     prof_leave();
     return params_publish(t, s, cx);

@@ -20,6 +20,23 @@
         }                                                                                          \
     } while (0)
 
+// EACH_SIDE(c, n, K, D, ...): the same, K = V16_SIDE vectors from column c where there are as many.
+#define EACH_SIDE(c, n, K, D, ...)                                                                 \
+    do {                                                                                           \
+        const int64_t all_ = (D);                                                                  \
+        int64_t c = 0;                                                                             \
+        for (; c + V16_SIDE * ROW_LANES <= all_; c += V16_SIDE * ROW_LANES) {                      \
+            const int64_t n = ROW_LANES;                                                           \
+            const int K = V16_SIDE;                                                                \
+            __VA_ARGS__                                                                            \
+        }                                                                                          \
+        for (; c < all_; c += ROW_LANES) {                                                         \
+            const int64_t n = min_i64(all_ - c, ROW_LANES);                                        \
+            const int K = 1;                                                                       \
+            __VA_ARGS__                                                                            \
+        }                                                                                          \
+    } while (0)
+
 ROW_INLINE Row row_f32(const float *p) {
     return (Row){(char *)(uintptr_t)p, true};
 }
@@ -96,28 +113,49 @@ static void sum(Mat y, Mat x, const int32_t *idx, int64_t n, Mat add1, Mat add2,
 
 // ---- swiglu.h: the vectors of swiglu_core.h ---------------------------------------------------
 
-ROW_INLINE V16 exp_minus_abs(V16 g) {
-    return v16_exp_neg((V16)((V16u)g | 0x80000000u));
+// K vectors side by side, n lanes of each; K = 1 where n < 16.
+ROW_INLINE void swiglu_fwd_some(Row out, Row gr, Row ur, float gate, int64_t c, int64_t n,
+                                const int K) {
+    V16 x[V16_SIDE], e[V16_SIDE], s[V16_SIDE];
+    EACH_V(k) x[k] = v16_get(gr, c + k * ROW_LANES, n);
+    EACH_V(k) e[k] = (V16)((V16u)x[k] | 0x80000000u);
+    v16_exp_neg(e, K);
+    EACH_V(k) s[k] = v16_if_negative(x[k], e[k], v16_all(1.0f)) / (1.0f + e[k]);
+    EACH_V(k) x[k] = x[k] * s[k] * v16_get(ur, c + k * ROW_LANES, n) * gate;
+    EACH_V(k) v16_put(out, c + k * ROW_LANES, n, x[k]);
 }
 
 static void swiglu_fwd(Mat h, Mat g, Mat u, float gate, int64_t r) {
     Row out = row_of(h, r), gr = row_of(g, r), ur = row_of(u, r);
-    V16 one = v16_all(1.0f);
-    EACH_16(c, n, h.cols, V16 x = v16_get(gr, c, n); V16 e = exp_minus_abs(x);
-            V16 sigmoid = v16_if_negative(x, e, one) / (1.0f + e);
-            v16_put(out, c, n, x * sigmoid * v16_get(ur, c, n) * gate););
+    EACH_SIDE(c, n, K, h.cols, swiglu_fwd_some(out, gr, ur, gate, c, n, K););
+}
+
+// Adds dh * silu(g) * u to *acc, vector after vector.
+ROW_INLINE void swiglu_bwd_some(Row dgr, Row dur, V16 *acc, Row dr, Row gr, Row ur, float gate,
+                                int64_t c, int64_t n, const int K) {
+    V16 x[V16_SIDE], y[V16_SIDE], d[V16_SIDE], e[V16_SIDE], near[V16_SIDE], far[V16_SIDE];
+    EACH_V(k) x[k] = v16_get(gr, c + k * ROW_LANES, n);
+    EACH_V(k) e[k] = (V16)((V16u)x[k] | 0x80000000u);
+    v16_exp_neg(e, K);
+    EACH_V(k) near[k] = 1.0f / (1.0f + e[k]);
+    EACH_V(k) far[k] = e[k] * near[k];
+    EACH_V(k) y[k] = v16_get(ur, c + k * ROW_LANES, n);
+    EACH_V(k) d[k] = v16_get(dr, c + k * ROW_LANES, n);
+    EACH_V(k) {
+        V16 s = v16_if_negative(x[k], far[k], near[k]);
+        V16 not_s = v16_if_negative(x[k], near[k], far[k]);
+        V16 silu = x[k] * s, dk = d[k] * gate;
+        *acc += d[k] * (silu * y[k]);
+        v16_put(dgr, c + k * ROW_LANES, n, dk * y[k] * (s + silu * not_s));
+        v16_put(dur, c + k * ROW_LANES, n, dk * silu);
+    }
 }
 
 static float swiglu_bwd(Mat dg, Mat du, Mat dh, Mat g, Mat u, float gate, int64_t r) {
     Row dgr = row_of(dg, r), dur = row_of(du, r);
     Row dr = row_of(dh, r), gr = row_of(g, r), ur = row_of(u, r);
     V16 acc = {0};
-    EACH_16(c, n, dh.cols, V16 x = v16_get(gr, c, n), y = v16_get(ur, c, n);
-            V16 in = v16_get(dr, c, n), d = in * gate; V16 e = exp_minus_abs(x);
-            V16 near = 1.0f / (1.0f + e), far = e * near;
-            V16 s = v16_if_negative(x, far, near), not_s = v16_if_negative(x, near, far);
-            V16 silu = x * s; acc += in * (silu * y);
-            v16_put(dgr, c, n, d * y * (s + silu * not_s)); v16_put(dur, c, n, d * silu););
+    EACH_SIDE(c, n, K, dh.cols, swiglu_bwd_some(dgr, dur, &acc, dr, gr, ur, gate, c, n, K););
     return v16_sum(&acc);
 }
 
@@ -140,6 +178,22 @@ static float row_largest(const float *l, int64_t V) {
     return best;
 }
 
+// exp(l - max) of K vectors, to *acc one after the other and to e unless that is NULL.
+ROW_INLINE void xent_sum_some(V16 *acc, Row e, Row l, float max, int64_t c, int64_t n,
+                              const int K) {
+    V16 x[V16_SIDE];
+    EACH_V(k) x[k] = v16_get(l, c + k * ROW_LANES, n) - max;
+    v16_exp_neg(x, K);
+    if (n < ROW_LANES) { // no terms behind the end
+        float some[ROW_LANES] = {0};
+        memcpy(some, x, (size_t)n * sizeof *some);
+        memcpy(x, some, sizeof some);
+    }
+    EACH_V(k) *acc += x[k];
+    if (!e.p) return;
+    EACH_V(k) v16_put(e, c + k * ROW_LANES, n, x[k]);
+}
+
 // FP32 in 16 lanes inside a chunk, chunks in double, so that a vocabulary of 1e5 values loses
 // nothing.
 static double xent_sum(float *e, const float *l, int64_t V, float *max) {
@@ -148,14 +202,7 @@ static double xent_sum(float *e, const float *l, int64_t V, float *max) {
     for (int64_t c0 = 0; c0 < V; c0 += ROW_CHUNK) {
         Row in = row_f32(l + c0), out = row_f32(e ? e + c0 : NULL);
         V16 acc = {0};
-        EACH_16(
-            c, n, min_i64(V - c0, ROW_CHUNK), V16 x = v16_exp_neg(v16_get(in, c, n) - m);
-            if (n < ROW_LANES) { // no terms behind the end
-                float some[ROW_LANES] = {0};
-                memcpy(some, &x, (size_t)n * 4);
-                memcpy(&x, some, sizeof x);
-            } acc += x;
-            if (e) v16_put(out, c, n, x););
+        EACH_SIDE(c, n, K, min_i64(V - c0, ROW_CHUNK), xent_sum_some(&acc, out, in, m, c, n, K););
         total += (double)v16_sum(&acc);
     }
     *max = m;
@@ -185,38 +232,51 @@ static void adam(Mat master, Mat m, Mat v, Mat grad, Mat copy, AdamStep s, int64
             v16_put(wr, c, n, w); if (cr.p) v16_put(cr, c, n, w););
 }
 
-// Blocks of 128 rows side by side: each sum stays strictly left to right, but the chains of
-// additions hide each other's latency. Block b starts at row 128 b. Squares of a few columns are
-// made first, as vectors.
+// Squares of up to SUMSQ_COLS columns, as doubles.
 #define SUMSQ_COLS 64
+ROW_INLINE void squares(double *sq, Row in, int64_t c, int64_t n) {
+    float buf[SUMSQ_COLS];
+    int64_t j = 0;
+    for (; j + ROW_LANES <= n; j += ROW_LANES) {
+        V16 v = v16_get(in, c + j, ROW_LANES);
+        memcpy(buf + j, &v, sizeof v);
+    }
+    if (j < n) {
+        V16 v = v16_get(in, c + j, n - j);
+        memcpy(buf + j, &v, sizeof v);
+    }
+    for (int64_t k = 0; k < n; k++) sq[k] = (double)buf[k] * (double)buf[k];
+}
+
+// s[k] += the n values of sq[k], left to right, for K rows side by side.
+ROW_INLINE void add_rows(double *s, double (*sq)[SUMSQ_COLS], int64_t n, const int K) {
+    double t[ROW_SUMSQ];
+    EACH_V(k) t[k] = s[k];
+    for (int64_t j = 0; j < n; j++) {
+        EACH_V(k) t[k] += sq[k][j];
+        // Keeps the compiler from vectorising along j, which would put one chain behind the other.
+        __asm__ volatile("");
+    }
+    EACH_V(k) s[k] = t[k];
+}
+
+// Blocks of 128 rows side by side: each sum stays strictly left to right, but the chains of
+// additions hide each other's latency. Block b starts at row 128 b.
 static void sumsq(double *out, Mat x, int64_t b0) {
     double sq[ROW_SUMSQ][SUMSQ_COLS] __attribute__((aligned(64))), s[ROW_SUMSQ] = {0};
     int64_t nblocks = min_i64(ceil_div(x.rows, ROW_BLOCK) - b0, ROW_SUMSQ);
     for (int64_t i = 0; i < ROW_BLOCK; i++) {
-        int64_t have = 0; // blocks with a row i: the first ones, for only the last block can be short
+        int64_t have = 0; // blocks with a row i: only the last block can be short
         while (have < nblocks && (b0 + have) * ROW_BLOCK + i < x.rows) have++;
         for (int64_t c = 0; c < x.cols; c += SUMSQ_COLS) {
             int64_t n = min_i64(x.cols - c, SUMSQ_COLS);
-            for (int64_t k = 0; k < have; k++) {
-                float buf[SUMSQ_COLS];
-                const float *p = row_get(x, (b0 + k) * ROW_BLOCK + i, c, n, buf);
-                for (int64_t j = 0; j < n; j++) sq[k][j] = (double)p[j] * (double)p[j];
-            }
-            if (have == ROW_SUMSQ) {
-                for (int64_t j = 0; j < n; j++) {
-                    s[0] += sq[0][j];
-                    s[1] += sq[1][j];
-                    s[2] += sq[2][j];
-                    s[3] += sq[3][j];
-                    s[4] += sq[4][j];
-                    s[5] += sq[5][j];
-                    s[6] += sq[6][j];
-                    s[7] += sq[7][j];
-                }
-                continue;
-            }
             for (int64_t k = 0; k < have; k++)
-                for (int64_t j = 0; j < n; j++) s[k] += sq[k][j];
+                squares(sq[k], row_of(x, (b0 + k) * ROW_BLOCK + i), c, n);
+            int64_t k = 0;
+            for (; k + 8 <= have; k += 8) add_rows(s + k, sq + k, n, 8);
+            for (; k + 4 <= have; k += 4) add_rows(s + k, sq + k, n, 4);
+            for (; k + 2 <= have; k += 2) add_rows(s + k, sq + k, n, 2);
+            for (; k < have; k++) add_rows(s + k, sq + k, n, 1);
         }
     }
     memcpy(out + b0, s, (size_t)nblocks * sizeof *s);

@@ -3,6 +3,7 @@
 // adam_step: g = grad * grad_scale;  m = b1 m + (1-b1) g;  v = b2 v + (1-b2) g^2;
 //   w -= lr * ( (m/bias1) / (sqrt(v/bias2) + eps) + weight_decay * w ).
 //   master [R,C] f32 in/out;  m, v [R,C] bf16 or f32 in/out (rounded once, after use in FP32);  grad [R,C] f32
+//   copy [R,C] bf16 or f32 out: the new w, rounded once; or mat_none()
 //   All divisions and square roots IEEE; every line one rounding per operation (no contraction). EXACT.
 // sumsq_blocks: out[b] = sum of squares in double of rows [128b, 128b+128), left to right, row after row
 //   (CUDA: in a fixed order of its own);  *nonfinite += number of non-finite values.

@@ -3,7 +3,7 @@
 
 #include "adam_core.h"
 
-static __global__ void adam_kernel(Mat master, Mat m, Mat v, Mat grad, AdamStep s) {
+static __global__ void adam_kernel(Mat master, Mat m, Mat v, Mat grad, Mat copy, AdamStep s) {
     int64_t i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x;
     if (i >= master.rows * master.cols) return;
     int64_t r = i / master.cols, c = i % master.cols;
@@ -12,19 +12,21 @@ static __global__ void adam_kernel(Mat master, Mat m, Mat v, Mat grad, AdamStep 
     row_store(m, r, c, m1);
     row_store(v, r, c, v1);
     row_store(master, r, c, w);
+    if (copy.p) row_store(copy, r, c, w);
 }
 
-extern "C" Err adam_step_cuda(OpCx *cx, Mat master, Mat m, Mat v, Mat grad, AdamStep s) {
+extern "C" Err adam_step_cuda(OpCx *cx, Mat master, Mat m, Mat v, Mat grad, Mat copy, AdamStep s) {
     (void)cx;
     int64_t R = master.rows, C = master.cols;
     CUDA_MAT(master, R, C);
     CUDA_MAT(m, R, C);
     CUDA_MAT(v, R, C);
     CUDA_MAT(grad, R, C);
+    if (copy.p) CUDA_MAT(copy, R, C);
     CHECK(master.t == DT_F32 && grad.t == DT_F32, E_INTERNAL, "adam: weights %s, gradients %s, not f32",
           dtype_name(master.t), dtype_name(grad.t));
     if (R * C == 0) return OK;
-    LAUNCH(adam_kernel, blocks_for(R * C, ROW_THREADS), dim3(ROW_THREADS), 0, STREAM, master, m, v, grad, s);
+    LAUNCH(adam_kernel, blocks_for(R * C, ROW_THREADS), dim3(ROW_THREADS), 0, STREAM, master, m, v, grad, copy, s);
     CHECK_LAUNCH("adam_step");
     return OK;
 }

@@ -2,6 +2,7 @@
 #include "embed.h"
 
 #include "embed_core.h"
+#include "row_lanes.h"
 #include "rows.h"
 
 #define EMBED_COLS 128 // columns of one task of the backward
@@ -17,38 +18,28 @@ static Err embed_check(const int32_t *token, int64_t T, int64_t V) {
     return OK;
 }
 
-ROW_CLONES static void embed_row(Mat x, Mat table, int64_t token, int64_t t) {
-    float buf[ROW_CHUNK];
-    for (int64_t c = 0; c < x.cols; c += ROW_CHUNK) {
-        int64_t n = min_i64(x.cols - c, ROW_CHUNK);
-        row_put(x, t, c, n, row_get(table, token, c, n, buf));
-    }
-}
-
 Err embed_fwd_cpu(OpCx *cx, Mat x, Mat table, const int32_t *token) {
     ROW_MAT(x, x.rows, x.cols);
     ROW_MAT(table, table.rows, x.cols);
     TRY(embed_check(token, x.rows, table.rows));
+    const RowLanes *lanes = row_lanes();
     int threads = row_threads(cx, x.rows * x.cols);
 #pragma omp parallel for schedule(static) num_threads(threads)
     for (int64_t t = 0; t < x.rows; t++) {
         if (token[t] < 0)
             memset(mat_at(x, t, 0), 0, (size_t)x.cols * dtype_bytes(x.t));
         else
-            embed_row(x, table, token[t], t);
+            lanes->cast(x, t, table, token[t]);
     }
     return OK;
 }
 
 // Columns [c, c+n), all tokens in order: every element of the table sees one order of sums.
-ROW_CLONES static void embed_bwd_cols(Mat dtable, Mat dx, const int32_t *token, int64_t c,
-                                      int64_t n) {
-    float buf[EMBED_COLS];
+static void embed_bwd_cols(Mat dtable, Mat dx, const int32_t *token, int64_t c, int64_t n) {
+    const RowLanes *lanes = row_lanes();
     for (int64_t t = 0; t < dx.rows; t++) {
         if (token[t] < 0) continue;
-        const float *g = row_get(dx, t, c, n, buf);
-        float *d = (float *)dtable.p + token[t] * dtable.ld + c;
-        for (int64_t i = 0; i < n; i++) d[i] += g[i];
+        lanes->accumulate((float *)dtable.p + token[t] * dtable.ld + c, dx, t, c, n);
     }
 }
 

@@ -6,6 +6,7 @@
 #include "gemm.h"
 #include "gemm_engine.h"
 #include "quant_lanes.h"
+#include "row_lanes.h"
 
 #pragma GCC diagnostic push
 #pragma GCC diagnostic ignored "-Wunused-parameter"
@@ -49,9 +50,10 @@ Err ops_isa_select(const char *name) {
     CHECK(is_known, E_USAGE, "no instruction set is called '%.40s'; there are %s", name, list);
     CHECK(gemm_select(name), E_USAGE, "this processor or build lacks '%s'; there are %s", name,
           list);
-    // The quantiser has no loops of its own for what only products need.
+    // Quantiser and row operations have no loops of its own for what only products need.
     bool is_512 = !strncmp(name, "avx512", 6) || !strcmp(name, "amx");
-    CHECK(quant_select(is_512 ? "avx512" : name), E_INTERNAL, "no quantiser for '%s'", name);
+    const char *lanes = is_512 ? "avx512" : name;
+    CHECK(quant_select(lanes) && row_select(lanes), E_INTERNAL, "no loops for '%s'", name);
     return OK;
 }
 

@@ -1,36 +1,18 @@
 // xent_cpu.c - cross-entropy and its gradient on the CPU. Contract: xent.h.
 #include "xent.h"
 
+#include <omp.h>
+
+#include "row_lanes.h"
 #include "rows.h"
 #include "xent_core.h"
 
-// sum of exp(l - max): FP32 in 16 lanes inside a chunk, chunks in double, so that a vocabulary of
-// 1e5 values loses nothing.
-ROW_CLONES static double xent_sum(const float *l, int64_t V, float *max) {
-    float e[ROW_CHUNK];
-    float m = row_max(l, V, -INFINITY);
-    double sum = 0.0;
-    for (int64_t c = 0; c < V; c += ROW_CHUNK) {
-        int64_t n = min_i64(V - c, ROW_CHUNK);
-        for (int64_t i = 0; i < n; i++) e[i] = exp_f32(l[c + i] - m);
-        V16 acc = {0};
-        v16_add(&acc, e, n);
-        sum += (double)v16_sum(&acc);
-    }
-    *max = m;
-    return sum;
-}
-
-ROW_CLONES static void xent_grad_row(Mat dlogits, const float *l, float max, float inv, float scale,
-                                     int64_t target, int64_t r) {
-    float out[ROW_CHUNK];
-    int64_t V = dlogits.cols;
-    for (int64_t c = 0; c < V; c += ROW_CHUNK) {
-        int64_t n = min_i64(V - c, ROW_CHUNK);
-        for (int64_t i = 0; i < n; i++) out[i] = xent_grad(l[c + i], max, inv);
-        if (target >= c && target < c + n) out[target - c] -= scale;
-        row_put(dlogits, r, c, n, out);
-    }
+// is_first: whether the target is the first of the largest logits.
+static bool is_first(const float *l, int64_t target, float max) {
+    if (l[target] != max) return false;
+    for (int64_t v = 0; v < target; v++)
+        if (l[v] == max) return false;
+    return true;
 }
 
 Err xent_fwd_bwd_cpu(OpCx *cx, float *loss, int32_t *correct, Mat dlogits, Mat logits,
@@ -46,7 +28,14 @@ Err xent_fwd_bwd_cpu(OpCx *cx, float *loss, int32_t *correct, Mat dlogits, Mat l
     for (int64_t t = 0; t < T; t++)
         CHECK(target[t] < V, E_INTERNAL, "xent: target %d of row %lld is outside %lld logits",
               (int)target[t], (long long)t, (long long)V);
+    if (T == 0) return OK;
+    const RowLanes *lanes = row_lanes();
     int threads = row_threads(cx, T * V * 4);
+    // exp(l - max) of the row a thread is at, for its gradient.
+    size_t mark = arena_mark(cx->scratch);
+    int64_t room = ceil_div(V, ROW_LANES) * ROW_LANES;
+    float *terms = NULL;
+    if (dlogits.p) ARENA_NEW(cx->scratch, terms, threads * room);
 #pragma omp parallel for schedule(static) num_threads(threads)
     for (int64_t t = 0; t < T; t++) {
         if (target[t] < 0) {
@@ -56,16 +45,13 @@ Err xent_fwd_bwd_cpu(OpCx *cx, float *loss, int32_t *correct, Mat dlogits, Mat l
             continue;
         }
         const float *l = mat_at(logits, t, 0);
-        float max;
-        double sum = xent_sum(l, V, &max);
+        float max, *e = terms ? terms + omp_get_thread_num() * room : NULL;
+        double sum = lanes->xent_sum(e, l, V, &max);
         loss[t] = xent_loss(max, sum, l[target[t]]);
-        if (correct) {
-            int64_t best = 0;
-            while (best < target[t] && l[best] != max) best++;
-            correct[t] = l[best] == max && best == target[t];
-        }
+        if (correct) correct[t] = is_first(l, target[t], max);
         if (dlogits.p)
-            xent_grad_row(dlogits, l, max, (float)((double)scale / sum), scale, target[t], t);
+            lanes->xent_grad(dlogits, e, (float)((double)scale / sum), scale, target[t], t);
     }
+    arena_release(cx->scratch, mark);
     return OK;
 }

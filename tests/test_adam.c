@@ -33,7 +33,7 @@ static void run_case(const Case *k) {
         ref_set(g, 1, 0, 0.0), ref_set(v, 1, 0, 0.0), ref_set(m, 1, 0, 0.0); // untouched weight
     Mat w0 = ref_clone(w), m0 = ref_clone(m), v0 = ref_clone(v);
     OpCx cx = ref_cx(1);
-    MUST_OK(adam_step_cpu(&cx, w, m, v, g, k->s));
+    MUST_OK(adam_step_cpu(&cx, w, m, v, g, mat_none(), k->s));
     AdamStep s = k->s;
     double wd = (double)s.weight_decay;
     for (int64_t r = 0; r < k->R; r++)
@@ -77,7 +77,7 @@ static void run_case(const Case *k) {
     for (int n = 2; n <= 3; n++) {
         cx = ref_cx(n);
         Mat w2 = ref_clone(w0), m2 = ref_clone(m0), v2 = ref_clone(v0);
-        MUST_OK(adam_step_cpu(&cx, w2, m2, v2, g, k->s));
+        MUST_OK(adam_step_cpu(&cx, w2, m2, v2, g, mat_none(), k->s));
         ref_same(w, w2, "w, threads"), ref_same(m, m2, "m, threads"), ref_same(v, v2, "v, threads");
         free(w2.p), free(m2.p), free(v2.p);
     }

@@ -222,8 +222,8 @@ static void test_elements(void **state) {
             MUST_OK(cast_cpu(&cx, y, bad));
             MUST_OK(cast_cuda(&cx, z, bad));
             same(y, z, "cast");
-            MUST_OK(adam_step_cpu(&cx, w, m, v, g, s));
-            MUST_OK(adam_step_cuda(&cx, w2, m2, v2, g, s));
+            MUST_OK(adam_step_cpu(&cx, w, m, v, g, mat_none(), s));
+            MUST_OK(adam_step_cuda(&cx, w2, m2, v2, g, mat_none(), s));
             same(w, w2, "weights"), same(m, m2, "first moments"), same(v, v2, "second moments");
         }
         free(a.p), free(b.p), free(y.p), free(z.p), free(bad.p), free(w.p), free(m.p), free(v.p), free(g.p);

@@ -263,19 +263,30 @@ static Site weight_site(Family f) {
     }
 }
 
-Err params_prepare(Params *t, const Shape *s, Cx *cx) {
-    if (s->mode != MODE_FP8) return OK;
+// prepare: the FP8 weights of one entry, if it has any.
+static Err prepare(Param *p, const Shape *s, Cx *cx) {
+    if (s->mode != MODE_FP8 || p->kind != KIND_FP8) return OK;
     prof_enter(PROF_QUANT);
-    for (int i = 0; i < t->n; i++) {
-        Param *p = &t->p[i];
-        if (p->kind != KIND_FP8) continue;
-        Site site = weight_site(p->family);
-        cx->layer = p->layer;
-        QuantRule rule = calibration_rule(cx->calibration, &s->recipe, p->layer, site);
-        TRY(cx->ops->weight_prepare(&cx->op, p->q, p->w, rule, cx_count(cx, site)));
-    }
+    Site site = weight_site(p->family);
+    cx->layer = p->layer;
+    QuantRule rule = calibration_rule(cx->calibration, &s->recipe, p->layer, site);
+    TRY(cx->ops->weight_prepare(&cx->op, p->q, p->w, rule, cx_count(cx, site)));
     prof_leave();
     return OK;
+}
+
+Err params_prepare(Params *t, const Shape *s, Cx *cx) {
+    for (int i = 0; i < t->n; i++) TRY(prepare(&t->p[i], s, cx));
+    return OK;
+}
+
+// is_alone: whether nobody else owns rows of the entry.
+static bool is_alone(const Param *p, const Cx *cx) {
+    return (p->is_expert ? cx->edp : cx->world)->nranks == 1;
+}
+
+Err params_prepare_own(Param *p, const Shape *s, Cx *cx) {
+    return is_alone(p, cx) ? prepare(p, s, cx) : OK;
 }
 
 Err params_publish(Params *t, const Shape *s, Cx *cx) {
@@ -286,11 +297,19 @@ Err params_publish(Params *t, const Shape *s, Cx *cx) {
         TRY(cx->ops->cast(&cx->op, mat_rows(p->w, p->own.row0, p->own.nrows), p->master));
     }
     prof_leave();
+    for (int i = 0; i < t->n; i++) TRY(params_prepare_own(&t->p[i], s, cx));
+    return params_share(t, s, cx);
+}
+
+Err params_share(Params *t, const Shape *s, Cx *cx) {
     prof_enter(PROF_REDUCE);
     TRY(gather_group(t, cx, false, cx->world));
     TRY(gather_group(t, cx, true, cx->edp));
     prof_leave();
-    return params_prepare(t, s, cx);
+    for (int i = 0; i < t->n; i++) {
+        if (!is_alone(&t->p[i], cx)) TRY(prepare(&t->p[i], s, cx));
+    }
+    return OK;
 }
 
 Err params_zero_grad(Params *t, Cx *cx) {

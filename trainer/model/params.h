@@ -61,7 +61,13 @@ void params_init(Params *p, const Shape *s, const Cx *cx);
 // params_publish: compute copies from masters: cast own rows, gather them from all owners, prepare
 // FP8 weights. Collective over world and edp.
 Err params_publish(Params *p, const Shape *s, Cx *cx) MUST_CHECK;
-// params_prepare: FP8 weights from the compute copies; the last part of params_publish. Local.
+// params_prepare_own: FP8 weights of one entry from its compute copy, if no other rank owns rows of
+// it; at once after its update the copy is still in the cache. Local.
+Err params_prepare_own(Param *p, const Shape *s, Cx *cx) MUST_CHECK;
+// params_share: what params_publish does once own rows are cast and params_prepare_own was called:
+// own rows to all ranks, then the FP8 weights of the other entries. Collective over world and edp.
+Err params_share(Params *p, const Shape *s, Cx *cx) MUST_CHECK;
+// params_prepare: FP8 weights of all entries from the compute copies. Local.
 Err params_prepare(Params *p, const Shape *s, Cx *cx) MUST_CHECK;
 // params_zero_grad: all gradients to 0. Local.
 Err params_zero_grad(Params *p, Cx *cx) MUST_CHECK;

@@ -91,10 +91,12 @@ Err optimizer_step(Params *t, const Shape *s, Cx *cx, const OptStep *o, OptResul
         Param *p = &t->p[i];
         if (p->own.nrows == 0) continue;
         a.weight_decay = p->has_decay ? (float)o->weight_decay : 0.0f;
-        TRY(cx->ops->adam_step(&cx->op, p->master, p->m, p->v, own_grad(p), a));
+        Mat own_w = mat_rows(p->w, p->own.row0, p->own.nrows);
+        TRY(cx->ops->adam_step(&cx->op, p->master, p->m, p->v, own_grad(p), own_w, a));
+        TRY(params_prepare_own(p, s, cx));
     }
     prof_leave();
-    return params_publish(t, s, cx);
+    return params_share(t, s, cx);
 }
 
 // hash_rows: sum over rows of XXH3(row; seed = stream + global row), so that no layout changes the total.

@@ -21,10 +21,10 @@ typedef struct ExFlight {
     int request;
 } ExFlight;
 
-// exchange_plan: plan_send and counts; starts the metadata. Then all that exchange_dispatch needs is
-// there: nrecv, send_*, recv_count, recv_off. idx [T,K] i32 ascending, gate [T,K] f32. Memory of the
-// plan comes from `keep` (lives until the backward), buffers of the metadata from `scratch`: they
-// must stay until exchange_plan_end. Collective over ep.
+// exchange_plan: plan_send and counts; starts the metadata. Then all that exchange_dispatch needs
+// is there: nrecv, send_*, recv_count, recv_off. idx [T,K] i32 ascending, gate [T,K] f32. Memory of
+// the plan comes from `keep` (lives until the backward), buffers of the metadata from `scratch`:
+// they must stay until exchange_plan_end. Collective over ep.
 Err exchange_plan(Comm *ep, ExPlan *plan, ExFlight *meta, Arena *keep, Arena *scratch,
                   const int32_t *idx, const float *gate, int64_t T, int64_t K, int64_t L,
                   ExBytes *bytes) MUST_CHECK;

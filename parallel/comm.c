@@ -22,18 +22,33 @@ Err comm_start_all_to_all_v(Comm *c, int *request, void *dst, const int64_t *rco
     return OK;
 }
 
+static Err check_started(const Comm *c, int request) {
+    CHECK(request >= 0 && request < COMM_REQUESTS && c->is_started[request], E_INTERNAL,
+          "comm %s: request %d was not started", c->name, request);
+    return OK;
+}
+
 Err comm_wait(Comm *c, int *request) {
     int r = *request;
-    CHECK(r >= 0 && r < COMM_REQUESTS && c->is_started[r], E_INTERNAL,
-          "comm %s: request %d was not started", c->name, r);
+    TRY(check_started(c, r));
     c->is_started[r] = false;
     *request = -1;
     if (c->finish) TRY(c->finish(c, r));
     return OK;
 }
 
+Err comm_test(Comm *c, int request, bool *is_complete) {
+    TRY(check_started(c, request));
+    *is_complete = true;
+    if (c->advance) TRY(c->advance(c, request, is_complete));
+    return OK;
+}
+
 Err comm_progress(Comm *c) {
-    if (c->progress) TRY(c->progress(c));
+    bool is_complete = false;
+    for (int r = 0; r < COMM_REQUESTS; r++) {
+        if (c->is_started[r]) TRY(comm_test(c, r, &is_complete));
+    }
     return OK;
 }
 

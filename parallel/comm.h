@@ -40,13 +40,13 @@ struct Comm {
     Err (*all_to_all_v)(Comm *c, void *dst, const int64_t *rcount, const int64_t *roff,
                         const void *src, const int64_t *scount, const int64_t *soff,
                         size_t row_bytes);
-    // start, finish: the two ends of all_to_all_v, for request number `request`; progress: what can be done for
-    // started ones without waiting. NULL: comm_start_all_to_all_v does it all at once. start and finish are
-    // Collective over the group; progress is Local.
+    // start, finish: the two ends of all_to_all_v, for request number `request`; advance: what can be done for it
+    // without waiting, *is_complete: that was all. NULL: comm_start_all_to_all_v does it all at once. start and
+    // finish are Collective over the group; advance is Local.
     Err (*start)(Comm *c, int request, void *dst, const int64_t *rcount, const int64_t *roff,
                  const void *src, const int64_t *scount, const int64_t *soff, size_t row_bytes);
     Err (*finish)(Comm *c, int request);
-    Err (*progress)(Comm *c);
+    Err (*advance)(Comm *c, int request, bool *is_complete);
     // broadcast: bytes from rank `root` to all. Collective over the group.
     Err (*broadcast)(Comm *c, void *buf, size_t bytes, int root);
     // reduce_i64: x[i] = the sum (modulo 2^64) or the maximum over the ranks, on all of them; any
@@ -75,7 +75,9 @@ Err comm_start_all_to_all_v(Comm *c, int *request, void *dst, const int64_t *rco
 // comm_wait: until dst is complete and src free; *request = -1. Requests may be waited for in any order that
 // is the same on all ranks; -1 and what was waited for already is E_INTERNAL. Collective over the group.
 Err comm_wait(Comm *c, int *request) MUST_CHECK;
-// comm_progress: let started requests go on, without waiting: MPI moves large messages only inside its own
+// comm_test: *is_complete = comm_wait would return at once. Local.
+Err comm_test(Comm *c, int request, bool *is_complete) MUST_CHECK;
+// comm_progress: let all started requests go on, without waiting: MPI moves large messages only inside its own
 // calls, so whoever computes for long calls this now and then. Costs little, next to nothing if none is
 // under way. Local.
 Err comm_progress(Comm *c) MUST_CHECK;

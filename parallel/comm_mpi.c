@@ -130,16 +130,16 @@ static Err mpi_finish(Comm *c, int request) {
     return OK;
 }
 
-static Err mpi_progress(Comm *c) {
+static Err mpi_advance(Comm *c, int request, bool *is_complete) {
     MpiGroup *g = c->impl;
-    for (int i = 0; i < COMM_REQUESTS; i++) {
-        Flight *f = &g->flight[i];
-        if (!c->is_started[i] || f->pending == 0) continue;
-        int is_complete = 0;
-        int rc = MPI_Testall(f->pending, f->request, &is_complete, g->status);
+    Flight *f = &g->flight[request];
+    int is_over = 1;
+    while (f->pending > 0 && is_over) {
+        int rc = MPI_Testall(f->pending, f->request, &is_over, g->status);
         TRY(first_failure(g, rc, f->pending, "MPI_Testall"));
-        if (is_complete) TRY(next_round(c, f));
+        if (is_over) TRY(next_round(c, f));
     }
+    *is_complete = f->pending == 0;
     return OK;
 }
 
@@ -263,7 +263,7 @@ Err comm_mpi(Comm **out, const char *name, MPI_Comm group, int world_rank) {
     c->all_to_all_v = mpi_all_to_all_v;
     c->start = mpi_start;
     c->finish = mpi_finish;
-    c->progress = mpi_progress;
+    c->advance = mpi_advance;
     c->broadcast = mpi_broadcast;
     c->reduce_i64 = mpi_reduce_i64;
     TRY_OR(fill_group(c), failed);

@@ -300,7 +300,21 @@ static uint8_t param_byte(int64_t tensor, int64_t i) {
     return (uint8_t)(draw(900 + (uint64_t)tensor, (uint64_t)i) >> 5);
 }
 
-static void zero_case(Comm *g, const int *members, size_t bucket, bool is_alias, Arena *scratch) {
+// zero_stepwise: the same as zero_reduce, fed as a backward does it: a few tensors, some of them empty, at a time.
+static void zero_stepwise(Comm *g, const ZeroTensor *t, size_t bucket, Arena *scratch) {
+    Zero z;
+    MUST(zero_start(&z, g, t, NT, false, scratch, bucket));
+    for (int64_t n = 0; n < NT; n += draw(33, (uint64_t)n) % 3) {
+        MUST(zero_ready(&z, n));
+        if (n % 2) MUST(g->barrier(g)); // other calls of the group may come between
+        if (draw(34 + (uint64_t)g->rank, (uint64_t)n) % 2) MUST(comm_progress(g)); // some ranks are ahead
+        n++;
+    }
+    MUST(zero_end(&z));
+}
+
+static void zero_case(Comm *g, const int *members, size_t bucket, bool is_alias, bool is_stepwise,
+                      Arena *scratch) {
     int n = g->nranks;
     ShardRange *ranges = zeroed(NT * n * (int64_t)sizeof *ranges);
     plan_shards(ranges, zrows, zcols, NT, n);
@@ -322,7 +336,8 @@ static void zero_case(Comm *g, const int *members, size_t bucket, bool is_alias,
         t[i] = (ZeroTensor){zrows[i], zcols[i], ranges + i * n, grad[i], shard[i], param[i], pb};
     }
     size_t mark = arena_mark(scratch);
-    MUST(zero_reduce(g, t, NT, scratch, bucket));
+    if (is_stepwise) zero_stepwise(g, t, bucket, scratch);
+    else MUST(zero_reduce(g, t, NT, scratch, bucket));
     MUST(zero_gather(g, t, NT, scratch, bucket));
     EXPECT(arena_mark(scratch) == mark);
     for (int64_t i = 0; i < NT; i++) {
@@ -365,8 +380,8 @@ static void test_zero(void) {
         int members[64];
         for (int r = 0; r < boot.edp->nranks; r++) members[r] = boot.rank % ep + r * ep;
         for (int b = 0; b < 4; b++) {
-            zero_case(boot.edp, members, buckets[b], b % 2 == 0, scratch);
-            zero_case(boot.edp, members, buckets[b], b % 2 == 1, scratch);
+            for (int how = 0; how < 4; how++)
+                zero_case(boot.edp, members, buckets[b], how % 2 == 0, how / 2 == 0, scratch);
         }
     }
     arena_poison(false);
@@ -384,7 +399,7 @@ static void test_zero(void) {
     groups(1);
     int all[64];
     for (int r = 0; r < boot.nranks; r++) all[r] = r;
-    zero_case(boot.edp, all, 20000, true, scratch);
+    zero_case(boot.edp, all, 20000, true, false, scratch);
     EXPECT(arena_high(scratch) == arena_high(measure));
     t[2].param_bytes = 3;
     EXPECT(boot.nranks == 1 || zero_gather(boot.world, t, NT, scratch, 1000) == E_INTERNAL);

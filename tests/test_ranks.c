@@ -432,6 +432,12 @@ static void test_boot(void) {
     EXPECT(boot.local_nranks == boot.nranks && boot.local_rank == boot.rank); // the tests use one
                                                                               // node
     free(ranks);
+    // All ranks here may use the same cores (bound to none), or each has its own.
+    double cores = boot.cores;
+    MUST(comm_sum(boot.world, &cores, 1));
+    EXPECT(boot.cores > 0.0 && boot.cores <= boot_cores() + 1e-6);
+    EXPECT(fabs(cores - boot_cores()) < 1e-6 || fabs(boot.cores - boot_cores()) < 1e-6);
+    EXPECT(boot_threads(&boot, 7) == 7);
     Mesh m;
     EXPECT(mesh_build(&m, boot.nranks, boot.rank, 1) == OK);
     EXPECT(boot_groups(&boot, &m, "self") == (boot.nranks == 1 ? OK : E_CONFIG));

@@ -12,6 +12,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "arena.h"
 #include "mpi_try.h"
 
 // ---- launchers --------------------------------------------------------------------------------
@@ -55,6 +56,40 @@ bool boot_is_launched(void) {
     return launched_size() > 0;
 }
 
+// ---- cores ------------------------------------------------------------------------------------
+
+int boot_cores(void) {
+    cpu_set_t set;
+    CPU_ZERO(&set);
+    if (sched_getaffinity(0, sizeof set, &set) == 0) return CPU_COUNT(&set);
+    long n = sysconf(_SC_NPROCESSORS_ONLN); // more CPUs than a cpu_set_t holds
+    return n > 0 ? (int)n : 1;
+}
+
+// share_cores: b->cores, from what every rank of this node may use. A launcher may have given each
+// rank cores of its own (mpirun --bind-to core) or left all of them to all: both are told from the
+// affinity masks. Collective over node.
+static Err share_cores(Boot *b, MPI_Comm node) {
+    cpu_set_t mine, *all = NULL;
+    CPU_ZERO(&mine);
+    b->cores = (double)boot_cores() / b->local_nranks;
+    int is_known = sched_getaffinity(0, sizeof mine, &mine) == 0, known = 0;
+    TRY_MPI(MPI_Allreduce(&is_known, &known, 1, MPI_INT, MPI_MIN, node));
+    if (!known) return OK;
+    MEM_NEW(all, b->local_nranks);
+    int rc =
+        MPI_Allgather(&mine, (int)sizeof mine, MPI_BYTE, all, (int)sizeof mine, MPI_BYTE, node);
+    b->cores = 0.0;
+    for (int i = 0; i < CPU_SETSIZE && rc == MPI_SUCCESS; i++) {
+        int sharers = 0;
+        for (int r = 0; r < b->local_nranks; r++) sharers += CPU_ISSET(i, &all[r]) != 0;
+        if (CPU_ISSET(i, &mine)) b->cores += 1.0 / sharers;
+    }
+    mem_free(all);
+    TRY_MPI(rc);
+    return OK;
+}
+
 // ---- MPI --------------------------------------------------------------------------------------
 
 static Err start_mpi(Boot *b) {
@@ -78,6 +113,7 @@ static Err start_mpi(Boot *b) {
         MPI_Comm_split_type(MPI_COMM_WORLD, MPI_COMM_TYPE_SHARED, b->rank, MPI_INFO_NULL, &node));
     TRY_MPI(MPI_Comm_rank(node, &b->local_rank));
     TRY_MPI(MPI_Comm_size(node, &b->local_nranks));
+    TRY(share_cores(b, node));
     TRY_MPI(MPI_Comm_free(&node));
     TRY_MPI(MPI_Comm_dup(MPI_COMM_WORLD, &world));
     TRY(comm_mpi(&b->world, "world", world, b->rank));
@@ -87,6 +123,7 @@ static Err start_mpi(Boot *b) {
 Err boot_init(Boot *b) {
     memset(b, 0, sizeof *b);
     b->nranks = b->local_nranks = 1;
+    b->cores = boot_cores();
     if (gethostname(b->host, sizeof b->host) != 0) snprintf(b->host, sizeof b->host, "unknown");
     b->host[sizeof b->host - 1] = '\0';
     if (boot_is_launched()) {
@@ -152,7 +189,7 @@ void boot_abort(Boot *b, int code) {
     if (b->is_mpi) MPI_Abort(MPI_COMM_WORLD, code);
 }
 
-// ---- signals and cores ------------------------------------------------------------------------
+// ---- signals ----------------------------------------------------------------------------------
 
 static volatile sig_atomic_t signalled;
 static const int stop_signals[] = {SIGUSR1, SIGTERM, SIGINT};
@@ -182,14 +219,6 @@ int boot_signalled(void) {
     return (int)signalled;
 }
 
-int boot_cores(void) {
-    cpu_set_t set;
-    CPU_ZERO(&set);
-    if (sched_getaffinity(0, sizeof set, &set) == 0) return CPU_COUNT(&set);
-    long n = sysconf(_SC_NPROCESSORS_ONLN); // more CPUs than a cpu_set_t holds
-    return n > 0 ? (int)n : 1;
-}
-
 const char *boot_mpi_version(void) {
     static char text[MPI_MAX_LIBRARY_VERSION_STRING];
     int n = 0;
@@ -202,6 +231,6 @@ int boot_threads(const Boot *b, int asked) {
     if (asked > 0) return asked;
     const char *set = getenv("OMP_NUM_THREADS");
     int n = set ? atoi(set) : 0;
-    if (n <= 0) n = boot_cores() / (b->local_nranks > 0 ? b->local_nranks : 1);
+    if (n <= 0) n = (int)(b->cores + 1e-6); // thirds may add up to a little less than one
     return n > 0 ? n : 1;
 }

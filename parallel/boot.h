@@ -8,6 +8,8 @@ typedef struct Boot {
     int rank, nranks;             // of the world
     int local_rank, local_nranks; // on this node
     char host[64];
+    double cores; // this rank's part of the cores that its process may use: a core that k ranks of
+                  // this node may use counts as 1/k
     bool is_mpi;
     Comm *world;
     Comm *ep;  // expert group; NULL before boot_groups
@@ -37,8 +39,8 @@ void boot_signals(void);
 int boot_signalled(void);
 // boot_cores: cores of this node that this process may use (sched_getaffinity). Local.
 int boot_cores(void);
-// boot_threads: threads of this rank: `asked` if above 0, else OMP_NUM_THREADS, else max(1, cores of the node / local
-// ranks). Local.
+// boot_threads: threads of this rank: `asked` if above 0, else OMP_NUM_THREADS, else one for each
+// of its own cores (b->cores, at least 1), whether the launcher bound ranks to cores or not. Local.
 int boot_threads(const Boot *b, int asked);
 // boot_mpi_version: the MPI library this program runs with ("Open MPI v4.1.4"); needs no boot_init.
 // Local.

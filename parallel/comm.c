@@ -1,8 +1,58 @@
-// comm.c - what every group can do with its function table alone: sums in rank order, a maximum,
-// and agreeing on one result so that all ranks stop together.
+// comm.c - what every group can do with its function table alone: the table of requests, sums in
+// rank order, a maximum, and agreeing on one result so that all ranks stop together.
 #include "comm.h"
 
 #include <string.h>
+
+// ---- requests ---------------------------------------------------------------------------------
+
+Err comm_start_all_to_all_v(Comm *c, int *request, void *dst, const int64_t *rcount,
+                            const int64_t *roff, const void *src, const int64_t *scount,
+                            const int64_t *soff, size_t row_bytes) {
+    int r = 0;
+    while (r < COMM_REQUESTS && c->is_started[r]) r++;
+    CHECK(r < COMM_REQUESTS, E_INTERNAL,
+          "comm %s: %d all-to-alls are under way, no more can be started", c->name, COMM_REQUESTS);
+    if (c->start)
+        TRY(c->start(c, r, dst, rcount, roff, src, scount, soff, row_bytes));
+    else
+        TRY(c->all_to_all_v(c, dst, rcount, roff, src, scount, soff, row_bytes));
+    c->is_started[r] = true;
+    *request = r;
+    return OK;
+}
+
+static Err check_started(const Comm *c, int request) {
+    CHECK(request >= 0 && request < COMM_REQUESTS && c->is_started[request], E_INTERNAL,
+          "comm %s: request %d was not started", c->name, request);
+    return OK;
+}
+
+Err comm_wait(Comm *c, int *request) {
+    int r = *request;
+    TRY(check_started(c, r));
+    c->is_started[r] = false;
+    *request = -1;
+    if (c->finish) TRY(c->finish(c, r));
+    return OK;
+}
+
+Err comm_test(Comm *c, int request, bool *is_complete) {
+    TRY(check_started(c, request));
+    *is_complete = true;
+    if (c->advance) TRY(c->advance(c, request, is_complete));
+    return OK;
+}
+
+Err comm_progress(Comm *c) {
+    bool is_complete = false;
+    for (int r = 0; r < COMM_REQUESTS; r++) {
+        if (c->is_started[r]) TRY(comm_test(c, r, &is_complete));
+    }
+    return OK;
+}
+
+// ---- sums -------------------------------------------------------------------------------------
 
 // For each piece of x that fits a chunk: gather it from all ranks into scratch, then fold in rank
 // order. Integers do without where the backend adds them itself.

@@ -4,11 +4,16 @@
 // A Comm is a group of ranks (the world, the expert-parallel group, the ranks that hold the same
 // experts). All data are bytes: floating-point sums are done by the callers in rank order, because
 // MPI's own reduction order is not a promise; integers may be summed in any order. Every call is
-// Collective over the group and must be entered by all its ranks in the same order.
+// Collective over the group and must be entered by all its ranks in the same order, but for
+// comm_progress.
+//
+// The functions of the table block. An all_to_all_v may also be started and waited for later, so that
+// rows travel while the rank computes: comm_start_all_to_all_v, comm_wait.
 #pragma once
 #include "view.h"
 
 #define COMM_CHUNK 8192 // bytes per rank that a sum gathers at a time
+#define COMM_REQUESTS 8 // all-to-alls of one group that may be under way
 
 typedef struct Comm Comm;
 struct Comm {
@@ -20,6 +25,7 @@ struct Comm {
     int64_t round_bytes; // most bytes one message carries, at most 2^31 - 1; longer blocks go in
                          // rounds. The same on every rank; tests lower it.
     void *scratch; // [nranks * COMM_CHUNK] bytes for the sums below
+    bool is_started[COMM_REQUESTS]; // requests that nobody has waited for yet
     void *impl;    // backend state
     // barrier: everybody is here. Collective over the group.
     Err (*barrier)(Comm *c);
@@ -34,6 +40,13 @@ struct Comm {
     Err (*all_to_all_v)(Comm *c, void *dst, const int64_t *rcount, const int64_t *roff,
                         const void *src, const int64_t *scount, const int64_t *soff,
                         size_t row_bytes);
+    // start, finish: the two ends of all_to_all_v, for request number `request`; advance: what can be done for it
+    // without waiting, *is_complete: that was all. NULL: comm_start_all_to_all_v does it all at once. start and
+    // finish are Collective over the group; advance is Local.
+    Err (*start)(Comm *c, int request, void *dst, const int64_t *rcount, const int64_t *roff,
+                 const void *src, const int64_t *scount, const int64_t *soff, size_t row_bytes);
+    Err (*finish)(Comm *c, int request);
+    Err (*advance)(Comm *c, int request, bool *is_complete);
     // broadcast: bytes from rank `root` to all. Collective over the group.
     Err (*broadcast)(Comm *c, void *buf, size_t bytes, int root);
     // reduce_i64: x[i] = the sum (modulo 2^64) or the maximum over the ranks, on all of them; any
@@ -52,6 +65,22 @@ Err comm_self(Comm **out, const char *name) MUST_CHECK;
 Err comm_null(Comm **out, const char *name, int rank, int nranks) MUST_CHECK;
 // comm_destroy: free it; *c = NULL. Accepts NULL. Collective over the group under MPI.
 void comm_destroy(Comm **c);
+
+// comm_start_all_to_all_v: begin all_to_all_v and return; *request is what to wait for. Until then dst, src
+// and the four arrays must stay, and dst must not be read nor src written. Other calls of the group may come
+// between, further starts too, up to COMM_REQUESTS under way (else E_INTERNAL). Collective over the group.
+Err comm_start_all_to_all_v(Comm *c, int *request, void *dst, const int64_t *rcount, const int64_t *roff,
+                            const void *src, const int64_t *scount, const int64_t *soff,
+                            size_t row_bytes) MUST_CHECK;
+// comm_wait: until dst is complete and src free; *request = -1. Requests may be waited for in any order that
+// is the same on all ranks; -1 and what was waited for already is E_INTERNAL. Collective over the group.
+Err comm_wait(Comm *c, int *request) MUST_CHECK;
+// comm_test: *is_complete = comm_wait would return at once. Local.
+Err comm_test(Comm *c, int request, bool *is_complete) MUST_CHECK;
+// comm_progress: let all started requests go on, without waiting: MPI moves large messages only inside its own
+// calls, so whoever computes for long calls this now and then. Costs little, next to nothing if none is
+// under way. Local.
+Err comm_progress(Comm *c) MUST_CHECK;
 
 // comm_sum: x[i] = sum over ranks in rank order, in double. Collective over the group. n <= 65536.
 Err comm_sum(Comm *c, double *x, int n) MUST_CHECK;

@@ -4,20 +4,38 @@
 // and every all_to_all_v, are plain messages in rounds of at most round_bytes. All_to_all_v is
 // always done so because "does it fit an int" is something only one rank knows, and all must take
 // the same path; with messages a pair of ranks agrees by itself. Errors are E_PEER with MPI's text.
+//
+// Every all_to_all_v has a tag of its own, its number in the group's history, so that the rounds of
+// several under way cannot be mistaken for each other.
 #include <string.h>
 
 #include "arena.h"
 #include "mpi_try.h"
 
+// An all_to_all_v under way: its arguments (borrowed) and the messages of the current round.
+typedef struct Flight {
+    char *dst;
+    const char *src;
+    const int64_t *rcount, *roff, *scount, *soff;
+    int64_t row, done;    // bytes of a row; bytes of every block that earlier rounds moved
+    int tag, pending;     // messages of this round; 0: complete
+    MPI_Request *request; // [2 * nranks]
+} Flight;
+
+enum { BLOCKING = COMM_REQUESTS, FLIGHTS }; // the last flight is the table's blocking all_to_all_v
+
 typedef struct MpiGroup {
     MPI_Comm comm;
-    MPI_Request *request; // [2 * nranks]
+    Flight flight[FLIGHTS];
+    MPI_Request *request; // [FLIGHTS * 2 * nranks]: memory of all flights
     MPI_Status *status;   // [2 * nranks]
+    int64_t started;      // all_to_all_v of this group so far
     int64_t *block; // [4 * nranks]: rcount, roff, scount, soff of all_gather and all_to_all in
                     // rounds
 } MpiGroup;
 
 #define TAG_ROWS 1
+#define TAGS 16384 // MPI promises tags up to 32767
 
 Err mpi_fail(int rc, const char *call, const char *file, int line) {
     char text[MPI_MAX_ERROR_STRING] = "";
@@ -32,60 +50,105 @@ static Err mpi_barrier(Comm *c) {
     return OK;
 }
 
-// wait_all: wait for n messages and name the first that went wrong.
-static Err wait_all(Comm *c, int n) {
-    MpiGroup *g = c->impl;
-    int rc = MPI_Waitall(n, g->request, g->status);
-    if (rc == MPI_ERR_IN_STATUS) {
-        for (int i = 0; i < n; i++) {
-            int one = g->status[i].MPI_ERROR;
-            if (one != MPI_SUCCESS && one != MPI_ERR_PENDING) {
-                return mpi_fail(one, "MPI_Waitall", __FILE__, __LINE__);
-            }
-        }
+// first_failure: what went wrong in a round of n messages whose result is rc. Local.
+static Err first_failure(const MpiGroup *g, int rc, int n, const char *call) {
+    for (int i = 0; i < n && rc == MPI_ERR_IN_STATUS; i++) {
+        int one = g->status[i].MPI_ERROR;
+        if (one != MPI_SUCCESS && one != MPI_ERR_PENDING)
+            return mpi_fail(one, call, __FILE__, __LINE__);
     }
-    TRY_MPI(rc);
+    return rc == MPI_SUCCESS ? OK : mpi_fail(rc, call, __FILE__, __LINE__);
+}
+
+// post_round: the messages of the round that begins at f->done.
+static Err post_round(Comm *c, Flight *f) {
+    MpiGroup *g = c->impl;
+    int me = c->rank, n = c->nranks;
+    f->pending = 0;
+    for (int s = 1; s < n; s++) {
+        int peer = (me - s + n) % n;
+        int64_t left = f->rcount[peer] * f->row - f->done;
+        if (left <= 0) continue;
+        TRY_MPI(MPI_Irecv(f->dst + f->roff[peer] * f->row + f->done,
+                          (int)min_i64(left, c->round_bytes), MPI_BYTE, peer, f->tag, g->comm,
+                          &f->request[f->pending]));
+        f->pending++;
+    }
+    for (int s = 1; s < n; s++) {
+        int peer = (me + s) % n;
+        int64_t left = f->scount[peer] * f->row - f->done;
+        if (left <= 0) continue;
+        TRY_MPI(MPI_Isend(f->src + f->soff[peer] * f->row + f->done,
+                          (int)min_i64(left, c->round_bytes), MPI_BYTE, peer, f->tag, g->comm,
+                          &f->request[f->pending]));
+        f->pending++;
+    }
     return OK;
+}
+
+// next_round: the current one is complete.
+static Err next_round(Comm *c, Flight *f) {
+    f->done += c->round_bytes;
+    return post_round(c, f);
 }
 
 // Round j carries bytes [j*round_bytes, (j+1)*round_bytes) of every block. Messages of one pair
 // arrive in order, and round j of one rank only waits for rounds <= j of the others, so this cannot
-// lock up.
-static Err mpi_all_to_all_v(Comm *c, void *dst, const int64_t *rcount, const int64_t *roff,
-                            const void *src, const int64_t *scount, const int64_t *soff,
-                            size_t row_bytes) {
+// lock up as long as all ranks wait in the same order.
+static Err mpi_start(Comm *c, int request, void *dst, const int64_t *rcount, const int64_t *roff,
+                     const void *src, const int64_t *scount, const int64_t *soff,
+                     size_t row_bytes) {
     MpiGroup *g = c->impl;
-    int me = c->rank, n = c->nranks;
-    int64_t row = (int64_t)row_bytes;
+    Flight *f = &g->flight[request];
+    int me = c->rank;
     CHECK(rcount[me] == scount[me], E_INTERNAL,
           "comm %s: rank %d sends %lld rows to itself but expects %lld", c->name, me,
           (long long)scount[me], (long long)rcount[me]);
-    for (int64_t done = 0;; done += c->round_bytes) {
-        int pending = 0;
-        for (int s = 1; s < n; s++) {
-            int peer = (me - s + n) % n;
-            int64_t left = rcount[peer] * row - done;
-            if (left <= 0) continue;
-            TRY_MPI(MPI_Irecv((char *)dst + roff[peer] * row + done,
-                              (int)min_i64(left, c->round_bytes), MPI_BYTE, peer, TAG_ROWS, g->comm,
-                              &g->request[pending++]));
-        }
-        for (int s = 1; s < n; s++) {
-            int peer = (me + s) % n;
-            int64_t left = scount[peer] * row - done;
-            if (left <= 0) continue;
-            TRY_MPI(MPI_Isend((const char *)src + soff[peer] * row + done,
-                              (int)min_i64(left, c->round_bytes), MPI_BYTE, peer, TAG_ROWS, g->comm,
-                              &g->request[pending++]));
-        }
-        if (done == 0 && scount[me] > 0) { // while the others' rows are on their way
-            const char *from = (const char *)src + soff[me] * row;
-            char *to = (char *)dst + roff[me] * row;
-            if (from != to) memmove(to, from, (size_t)(scount[me] * row));
-        }
-        if (pending == 0) return OK;
-        TRY(wait_all(c, pending));
+    Flight new = {
+        .dst = dst, .src = src, .rcount = rcount, .roff = roff, .scount = scount, .soff = soff};
+    new.row = (int64_t)row_bytes;
+    new.tag = TAG_ROWS + (int)(g->started++ % TAGS);
+    new.request = f->request;
+    *f = new;
+    TRY(post_round(c, f));
+    if (scount[me] > 0) { // while the others' rows are on their way
+        const char *from = f->src + soff[me] * f->row;
+        char *to = f->dst + roff[me] * f->row;
+        if (from != to) memmove(to, from, (size_t)(scount[me] * f->row));
     }
+    return OK;
+}
+
+static Err mpi_finish(Comm *c, int request) {
+    MpiGroup *g = c->impl;
+    Flight *f = &g->flight[request];
+    while (f->pending > 0) {
+        int rc = MPI_Waitall(f->pending, f->request, g->status);
+        TRY(first_failure(g, rc, f->pending, "MPI_Waitall"));
+        TRY(next_round(c, f));
+    }
+    return OK;
+}
+
+static Err mpi_advance(Comm *c, int request, bool *is_complete) {
+    MpiGroup *g = c->impl;
+    Flight *f = &g->flight[request];
+    int is_over = 1;
+    while (f->pending > 0 && is_over) {
+        int rc = MPI_Testall(f->pending, f->request, &is_over, g->status);
+        TRY(first_failure(g, rc, f->pending, "MPI_Testall"));
+        if (is_over) TRY(next_round(c, f));
+    }
+    *is_complete = f->pending == 0;
+    return OK;
+}
+
+static Err mpi_all_to_all_v(Comm *c, void *dst, const int64_t *rcount, const int64_t *roff,
+                            const void *src, const int64_t *scount, const int64_t *soff,
+                            size_t row_bytes) {
+    TRY(mpi_start(c, BLOCKING, dst, rcount, roff, src, scount, soff, row_bytes));
+    TRY(mpi_finish(c, BLOCKING));
+    return OK;
 }
 
 // by_messages: all_gather (is_same: everybody gets the same block) or all_to_all of large blocks.
@@ -166,7 +229,9 @@ static void mpi_destroy(Comm *c) {
 
 static Err fill_group(Comm *c) {
     MpiGroup *g = c->impl;
-    MEM_NEW(g->request, 2 * c->nranks);
+    MEM_NEW(g->request, FLIGHTS * 2 * c->nranks);
+    for (int i = 0; i < FLIGHTS; i++)
+        g->flight[i].request = g->request + (int64_t)i * 2 * c->nranks;
     MEM_NEW(g->status, 2 * c->nranks);
     MEM_NEW(g->block, 4 * c->nranks);
     return OK;
@@ -196,6 +261,9 @@ Err comm_mpi(Comm **out, const char *name, MPI_Comm group, int world_rank) {
     c->all_gather = mpi_all_gather;
     c->all_to_all = mpi_all_to_all;
     c->all_to_all_v = mpi_all_to_all_v;
+    c->start = mpi_start;
+    c->finish = mpi_finish;
+    c->advance = mpi_advance;
     c->broadcast = mpi_broadcast;
     c->reduce_i64 = mpi_reduce_i64;
     TRY_OR(fill_group(c), failed);

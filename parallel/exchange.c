@@ -35,37 +35,28 @@ static void unpack_meta(int32_t *expert, float *gate, const uint32_t *wire, int6
     }
 }
 
-typedef struct MetaBuffers {
-    int32_t *expert; // [nsend,K]
-    float *gate;     // [nsend,K]
-    uint32_t *out;   // [nsend,2K]
-    uint32_t *in;    // [nrecv,2K]
-} MetaBuffers;
-
-static Err push_meta_buffers(MetaBuffers *m, const ExPlan *p, Arena *scratch) {
-    ARENA_NEW(scratch, m->expert, p->nsend * p->K);
-    ARENA_NEW(scratch, m->gate, p->nsend * p->K);
-    ARENA_NEW(scratch, m->out, p->nsend * 2 * p->K);
-    ARENA_NEW(scratch, m->in, p->nrecv * 2 * p->K);
-    return OK;
-}
-
-// measure_plan: what exchange_plan would take from both arenas, at worst.
-static Err measure_plan(Comm *ep, ExPlan *p, Arena *keep, Arena *scratch, int64_t T, int64_t K,
-                        int64_t L) {
+// measure_plan: what exchange_plan and exchange_plan_end would take from both arenas, at worst.
+static Err measure_plan(Comm *ep, ExPlan *p, ExFlight *meta, Arena *keep, Arena *scratch, int64_t T,
+                        int64_t K, int64_t L) {
+    uint32_t *out = NULL;
+    int32_t *expert = NULL;
+    float *gate = NULL;
     TRY(plan_worst(p, keep, T, K, L, ep->nranks, ep->is_balanced));
-    MetaBuffers m = {0};
+    ARENA_NEW(scratch, meta->in, p->nrecv * 2 * K);
+    ARENA_NEW(scratch, out, p->nsend * 2 * K);
     size_t mark = arena_mark(scratch);
-    TRY(push_meta_buffers(&m, p, scratch));
+    ARENA_NEW(scratch, expert, p->nsend * K);
+    ARENA_NEW(scratch, gate, p->nsend * K);
     arena_release(scratch, mark);
     return OK;
 }
 
-Err exchange_plan(Comm *ep, ExPlan *plan, Arena *keep, Arena *scratch, const int32_t *idx,
-                  const float *gate, int64_t T, int64_t K, int64_t L, ExBytes *bytes) {
+Err exchange_plan(Comm *ep, ExPlan *plan, ExFlight *meta, Arena *keep, Arena *scratch,
+                  const int32_t *idx, const float *gate, int64_t T, int64_t K, int64_t L,
+                  ExBytes *bytes) {
     CHECK(keep != scratch, E_INTERNAL, "exchange: the plan and its temporaries need two arenas");
     if (ep->is_null) {
-        TRY(measure_plan(ep, plan, keep, scratch, T, K, L));
+        TRY(measure_plan(ep, plan, meta, keep, scratch, T, K, L));
         return OK;
     }
     ExPlan *p = plan;
@@ -74,84 +65,95 @@ Err exchange_plan(Comm *ep, ExPlan *plan, Arena *keep, Arena *scratch, const int
     p->off_rank_send = p->nsend - p->send_count[ep->rank];
     TRY(plan_push_sources(p, keep));
 
-    // The one wait of a layer: how many rows come from whom.
+    // The one thing to wait for before anything can be started: how many rows come from whom.
     TRY(ep->all_to_all(ep, p->recv_count, p->send_count, sizeof *p->send_count));
     p->nrecv = fill_offsets(p->recv_off, p->recv_count, p->P);
-
-    MetaBuffers m = {0};
-    size_t mark = arena_mark(scratch);
     TRY(plan_push_meta(p, keep));
-    TRY(push_meta_buffers(&m, p, scratch));
-    plan_meta(p, m.expert, m.gate, idx, gate);
-    pack_meta(m.out, m.expert, m.gate, p->nsend, K);
-    size_t row_bytes = (size_t)K * 8;
-    TRY(ep->all_to_all_v(ep, m.in, p->recv_count, p->recv_off, m.out, p->send_count, p->send_off,
-                         row_bytes));
-    unpack_meta(p->recv_expert, p->recv_gate, m.in, p->nrecv, K);
-    arena_release(scratch, mark);
-    if (bytes) bytes->meta += p->off_rank_send * (int64_t)row_bytes;
 
-    TRY(plan_recv(p, keep));
+    uint32_t *out = NULL;   // [nsend,2K]
+    int32_t *expert = NULL; // [nsend,K]
+    float *gates = NULL;    // [nsend,K]
+    ARENA_NEW(scratch, meta->in, p->nrecv * 2 * K);
+    ARENA_NEW(scratch, out, p->nsend * 2 * K);
+    size_t mark = arena_mark(scratch);
+    ARENA_NEW(scratch, expert, p->nsend * K);
+    ARENA_NEW(scratch, gates, p->nsend * K);
+    plan_meta(p, expert, gates, idx, gate);
+    pack_meta(out, expert, gates, p->nsend, K);
+    arena_release(scratch, mark);
+    size_t row_bytes = (size_t)K * 8;
+    TRY(comm_start_all_to_all_v(ep, &meta->request, meta->in, p->recv_count, p->recv_off, out,
+                                p->send_count, p->send_off, row_bytes));
+    if (bytes) bytes->meta += p->off_rank_send * (int64_t)row_bytes;
     return OK;
 }
 
-Err exchange_dispatch(Comm *ep, const ExPlan *plan, void *recv, const void *send, int64_t row_bytes,
-                      ExBytes *bytes) {
+Err exchange_plan_end(Comm *ep, ExPlan *plan, ExFlight *meta, Arena *keep) {
     if (ep->is_null) return OK;
-    TRY(ep->all_to_all_v(ep, recv, plan->recv_count, plan->recv_off, send, plan->send_count,
-                         plan->send_off, (size_t)row_bytes));
+    TRY(comm_wait(ep, &meta->request));
+    unpack_meta(plan->recv_expert, plan->recv_gate, meta->in, plan->nrecv, plan->K);
+    TRY(plan_recv(plan, keep));
+    return OK;
+}
+
+Err exchange_dispatch(Comm *ep, const ExPlan *plan, int *request, void *recv, const void *send,
+                      int64_t row_bytes, ExBytes *bytes) {
+    TRY(comm_start_all_to_all_v(ep, request, recv, plan->recv_count, plan->recv_off, send,
+                                plan->send_count, plan->send_off, (size_t)row_bytes));
     if (bytes) bytes->dispatch += plan->off_rank_send * row_bytes;
     return OK;
 }
 
-// send_back: received rows return to where they came from; *sent = bytes that left this rank.
-static Err send_back(Comm *ep, const ExPlan *plan, void *back, const void *recv, int64_t row_bytes,
-                     int64_t *sent) {
-    TRY(ep->all_to_all_v(ep, back, plan->send_count, plan->send_off, recv, plan->recv_count,
-                         plan->recv_off, (size_t)row_bytes));
-    *sent = (plan->nrecv - plan->recv_count[ep->rank]) * row_bytes;
+// send_back: received rows return to where they came from; *sent = bytes that leave this rank.
+static Err send_back(Comm *ep, const ExPlan *plan, int *request, void *back, const void *recv,
+                     int64_t row_bytes, int64_t *sent) {
+    TRY(comm_start_all_to_all_v(ep, request, back, plan->send_count, plan->send_off, recv,
+                                plan->recv_count, plan->recv_off, (size_t)row_bytes));
+    *sent = ep->is_null ? 0 : (plan->nrecv - plan->recv_count[ep->rank]) * row_bytes;
     return OK;
 }
 
-Err exchange_combine(Comm *ep, const ExPlan *plan, void *back, const void *recv, int64_t row_bytes,
-                     ExBytes *bytes) {
-    if (ep->is_null) return OK;
+Err exchange_combine(Comm *ep, const ExPlan *plan, int *request, void *back, const void *recv,
+                     int64_t row_bytes, ExBytes *bytes) {
     int64_t sent = 0;
-    TRY(send_back(ep, plan, back, recv, row_bytes, &sent));
+    TRY(send_back(ep, plan, request, back, recv, row_bytes, &sent));
     if (bytes) bytes->combine += sent;
     return OK;
 }
 
-Err exchange_gate_grads(Comm *ep, const ExPlan *plan, Arena *scratch, float *dgate,
-                        const float *dpair, ExBytes *bytes) {
+Err exchange_gates(Comm *ep, const ExPlan *plan, ExFlight *gates, Arena *scratch,
+                   const float *dpair, ExBytes *bytes) {
     const ExPlan *p = plan;
     int64_t K = p->K;
     uint32_t *here = NULL; // [nrecv,K] at the experts
-    uint32_t *back = NULL; // [nsend,K] at the tokens
-    size_t mark = arena_mark(scratch);
     ARENA_NEW(scratch, here, p->nrecv * K);
-    ARENA_NEW(scratch, back, p->nsend * K);
-    if (ep->is_null) {
-        arena_release(scratch, mark);
-        return OK;
-    }
-    memset(here, 0, (size_t)(p->nrecv * K) * 4);
-    for (int64_t i = 0; i < p->npair; i++) {
-        memcpy(&here[p->pair_recv[i] * K + p->pair_slot[i]], &dpair[i], 4);
+    ARENA_NEW(scratch, gates->in, p->nsend * K); // at the tokens
+    if (!ep->is_null) {
+        memset(here, 0, (size_t)(p->nrecv * K) * 4);
+        for (int64_t i = 0; i < p->npair; i++) {
+            memcpy(&here[p->pair_recv[i] * K + p->pair_slot[i]], &dpair[i], 4);
+        }
     }
     int64_t sent = 0;
-    TRY(send_back(ep, p, back, here, K * 4, &sent));
+    TRY(send_back(ep, p, &gates->request, gates->in, here, K * 4, &sent));
+    if (bytes) bytes->meta += sent;
+    return OK;
+}
+
+Err exchange_gates_end(Comm *ep, const ExPlan *plan, ExFlight *gates, float *dgate) {
+    const ExPlan *p = plan;
+    int64_t K = p->K;
+    TRY(comm_wait(ep, &gates->request));
+    if (ep->is_null) return OK;
     // Each slot's expert lives on exactly one rank and the others sent zero bits: OR is a copy,
     // where a sum would lose the sign of -0.
     for (int64_t t = 0; t < p->T; t++) {
         uint32_t *out = (uint32_t *)(dgate + t * K);
         memset(out, 0, (size_t)K * 4);
         for (int32_t i = p->tok_first[t]; i < p->tok_first[t + 1]; i++) {
-            const uint32_t *row = back + p->tok_row[i] * K;
+            const uint32_t *row = gates->in + p->tok_row[i] * K;
             for (int64_t k = 0; k < K; k++) out[k] |= row[k];
         }
     }
-    arena_release(scratch, mark);
-    if (bytes) bytes->meta += sent;
     return OK;
 }

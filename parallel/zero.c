@@ -4,215 +4,275 @@
 // of a tensor means row j of every owner's range, so that all owners get their share of each
 // bucket. An owner's part of a bucket is at most bucket_bytes / nranks: then neither a sender (all
 // owners' parts) nor an owner (its part from every rank) needs more than bucket_bytes, even for
-// tensors that one rank owns whole.
+// tensors that one rank owns whole. A rank's own rows are in no message: they are where they are
+// needed.
 #include "zero.h"
 
 #include <string.h>
-
-typedef struct Cursor {
-    int64_t tensor, row; // row of each owner's range
-} Cursor;
-
-typedef struct Zero {
-    Comm *group;
-    const ZeroTensor *t;
-    int64_t n;
-    bool is_params;       // rows of `param`, else FP32 rows of `grad`
-    int64_t limit;        // bytes of one owner in a bucket
-    char *send, *recv;    // [capacity]
-    int64_t *used;        // [nranks] bytes of each owner in this bucket
-    int64_t *at;          // [nranks] next byte while packing
-    int64_t *soff, *roff; // [nranks]
-    int64_t *same;        // [nranks] this rank's part, to or from everybody
-} Zero;
 
 static int64_t row_bytes(const Zero *z, const ZeroTensor *t) {
     return t->cols * (z->is_params ? t->param_bytes : (int64_t)sizeof(float));
 }
 
-// piece: rows of owner r that the bucket [from, to) takes of tensor i: *row0 in the tensor, returns
-// how many.
-static int64_t piece(const Zero *z, Cursor from, Cursor to, int64_t i, int r, int64_t *row0) {
+// piece: rows of owner r that run b takes of tensor i: *row0 in the tensor, returns how many.
+static int64_t piece(const Zero *z, const ZeroRun *b, int64_t i, int r, int64_t *row0) {
     const ShardRange *range = &z->t[i].range[r];
-    int64_t a = i == from.tensor ? min_i64(from.row, range->nrows) : 0;
-    int64_t b = i == to.tensor ? min_i64(to.row, range->nrows) : range->nrows;
-    *row0 = range->row0 + a;
-    return b - a;
+    int64_t from = i == b->tensor ? min_i64(b->row, range->nrows) : 0;
+    int64_t to = i == b->to_tensor ? min_i64(b->to_row, range->nrows) : range->nrows;
+    *row0 = range->row0 + from;
+    return to - from;
 }
 
-// next_bucket: the end of the bucket that starts at `from`; fills used. At least one row per owner.
-static Cursor next_bucket(Zero *z, Cursor from) {
+// last_tensor: one past the last tensor that the run touches.
+static int64_t last_tensor(const ZeroRun *b) {
+    return b->to_tensor + (b->to_row > 0 ? 1 : 0);
+}
+
+// next_run: the bucket that starts where the last one ended, from the first n tensors; fills
+// `used`. At least one row per owner. False if these tensors do not fill it; it then holds what is
+// left of them.
+static bool next_run(Zero *z, ZeroRun *b, int64_t n) {
     int nranks = z->group->nranks;
     memset(z->used, 0, (size_t)nranks * sizeof *z->used);
-    Cursor to = from;
-    bool is_empty = true;
-    while (to.tensor < z->n) {
-        const ZeroTensor *t = &z->t[to.tensor];
+    int64_t tensor = z->tensor, row = z->row;
+    bool is_empty = true, is_full = false;
+    while (tensor < n && !is_full) {
+        const ZeroTensor *t = &z->t[tensor];
         int64_t bytes = row_bytes(z, t);
         int64_t left = 0; // of the longest range
-        for (int r = 0; r < nranks; r++) left = max_i64(left, t->range[r].nrows - to.row);
+        for (int r = 0; r < nranks; r++) left = max_i64(left, t->range[r].nrows - row);
         if (left <= 0 || bytes == 0) {
-            to = (Cursor){to.tensor + 1, 0};
+            tensor++;
+            row = 0;
             continue;
         }
         int64_t take = left;
         for (int r = 0; r < nranks; r++) {
-            if (t->range[r].nrows > to.row) take = min_i64(take, (z->limit - z->used[r]) / bytes);
+            if (t->range[r].nrows > row) take = min_i64(take, (z->limit - z->used[r]) / bytes);
         }
         if (take <= 0) {
-            if (!is_empty) return to;
-            take = 1; // a row larger than the limit
+            is_full = !is_empty;
+            take = is_empty ? 1 : 0; // a row larger than the limit
         }
         for (int r = 0; r < nranks; r++) {
-            int64_t end = min_i64(to.row + take, t->range[r].nrows);
-            z->used[r] += max_i64(end - to.row, 0) * bytes;
+            int64_t end = min_i64(row + take, t->range[r].nrows);
+            z->used[r] += max_i64(end - row, 0) * bytes;
         }
         is_empty = false;
-        to.row += take;
+        row += take;
     }
-    return to;
-}
-
-// last_tensor: one past the last tensor that the bucket touches.
-static int64_t last_tensor(const Zero *z, Cursor to) {
-    return min_i64(to.tensor + (to.row > 0 ? 1 : 0), z->n);
-}
-
-static Err zero_open(Zero *z, Arena *scratch, size_t bucket_bytes) {
-    int nranks = z->group->nranks;
-    int64_t widest = 1;
-    for (int64_t i = 0; i < z->n; i++) {
-        const ZeroTensor *t = &z->t[i];
-        CHECK(!z->is_params || t->param_bytes == 2 || t->param_bytes == 4, E_INTERNAL,
-              "zero: tensor %lld has parameters of %d bytes", (long long)i, t->param_bytes);
-        widest = max_i64(widest, row_bytes(z, t));
-    }
-    z->limit = max_i64((int64_t)bucket_bytes / nranks, 1);
-    int64_t part = max_i64(z->limit, widest);
-    TRY(arena_push(scratch, (void **)&z->send, (size_t)(z->is_params ? part : part * nranks),
-                   "zero send"));
-    TRY(arena_push(scratch, (void **)&z->recv, (size_t)(part * nranks), "zero recv"));
-    ARENA_NEW(scratch, z->used, nranks);
-    ARENA_NEW(scratch, z->at, nranks);
-    ARENA_NEW(scratch, z->soff, nranks);
-    ARENA_NEW(scratch, z->roff, nranks);
-    ARENA_NEW(scratch, z->same, nranks);
-    return OK;
-}
-
-// each_bucket: all tensors, bucket by bucket, through memory that lives only here; in measure mode the
-// memory alone.
-static Err each_bucket(Zero *z, Arena *scratch, size_t bucket_bytes,
-                       Err (*exchange)(Zero *z, Cursor from, Cursor to)) {
-    size_t mark = arena_mark(scratch);
-    TRY(zero_open(z, scratch, bucket_bytes));
-    for (Cursor from = {0, 0}; from.tensor < z->n && !z->group->is_null;) {
-        Cursor to = next_bucket(z, from);
-        TRY(exchange(z, from, to));
-        from = to;
-    }
-    arena_release(scratch, mark);
-    return OK;
+    *b = (ZeroRun){z->tensor, z->row, tensor, row};
+    return is_full;
 }
 
 // ---- gradients --------------------------------------------------------------------------------
 
-// reduce_bucket: parts to their owners, then the sum over the sources, rank 0 first.
-static Err reduce_bucket(Zero *z, Cursor from, Cursor to) {
+// pack_grads: every other owner's rows of this rank's contribution.
+static void pack_grads(Zero *z, ZeroBucket *b) {
     Comm *g = z->group;
-    int64_t mine = z->used[g->rank];
-    int64_t off = 0;
+    int64_t off = 0, in = 0;
     for (int r = 0; r < g->nranks; r++) {
-        z->soff[r] = z->at[r] = off;
-        off += z->used[r];
-        z->roff[r] = r * mine;
-        z->same[r] = mine;
-    }
-    for (int64_t i = from.tensor; i < last_tensor(z, to); i++) {
-        const ZeroTensor *t = &z->t[i];
-        int64_t bytes = row_bytes(z, t);
-        for (int r = 0; r < g->nranks; r++) {
-            int64_t row0 = 0;
-            int64_t rows = piece(z, from, to, i, r, &row0);
+        bool is_own = r == g->rank;
+        b->scount[r] = is_own ? 0 : z->used[r];
+        b->rcount[r] = is_own ? 0 : z->used[g->rank];
+        b->soff[r] = off;
+        b->roff[r] = in;
+        in += b->rcount[r];
+        for (int64_t i = b->run.tensor; i < last_tensor(&b->run) && !is_own; i++) {
+            const ZeroTensor *t = &z->t[i];
+            int64_t row0 = 0, bytes = row_bytes(z, t);
+            int64_t rows = piece(z, &b->run, i, r, &row0);
             if (rows <= 0) continue;
-            memcpy(z->send + z->at[r], t->grad + row0 * t->cols, (size_t)(rows * bytes));
-            z->at[r] += rows * bytes;
+            memcpy(b->send + off, t->grad + row0 * t->cols, (size_t)(rows * bytes));
+            off += rows * bytes;
         }
     }
-    TRY(g->all_to_all_v(g, z->recv, z->same, z->roff, z->send, z->used, z->soff, 1));
-
-    int64_t done = 0;
-    for (int64_t i = from.tensor; i < last_tensor(z, to); i++) {
-        const ZeroTensor *t = &z->t[i];
-        int64_t row0 = 0;
-        int64_t rows = piece(z, from, to, i, g->rank, &row0);
-        if (rows <= 0) continue;
-        int64_t n = rows * t->cols;
-        float *sum = t->grad_shard + (row0 - t->range[g->rank].row0) * t->cols;
-        // The own rows were packed above, so sum may be the same memory as grad.
-        memcpy(sum, z->recv + done, (size_t)n * sizeof *sum);
-        for (int r = 1; r < g->nranks; r++) {
-            const float *x = (const float *)(z->recv + r * mine + done);
-            for (int64_t j = 0; j < n; j++) sum[j] += x[j];
-        }
-        done += n * (int64_t)sizeof *sum;
-    }
-    return OK;
 }
 
-Err zero_reduce(Comm *group, const ZeroTensor *t, int64_t n, Arena *scratch, size_t bucket_bytes) {
-    if (group->nranks == 1) {
-        for (int64_t i = 0; i < n && !group->is_null; i++) {
-            const ShardRange *own = &t[i].range[0];
-            const float *from = t[i].grad + own->row0 * t[i].cols;
-            size_t bytes = (size_t)(own->nrows * t[i].cols) * sizeof *from;
-            if (t[i].grad_shard != from && bytes > 0) memmove(t[i].grad_shard, from, bytes);
-        }
-        return OK;
+// sum_block: out = the sum over ranks, rank 0 first; own is this rank's part and may be out. n <=
+// SUM_BLOCK.
+enum { SUM_BLOCK = 1024 };
+static void sum_block(const Zero *z, const ZeroBucket *b, float *out, const float *own, int64_t at,
+                      int64_t n) {
+    float sum[SUM_BLOCK];
+    for (int r = 0; r < z->group->nranks; r++) {
+        const float *x = r == z->group->rank ? own : (const float *)(b->recv + b->roff[r] + at);
+        if (r == 0)
+            memcpy(sum, x, (size_t)n * sizeof *sum);
+        else
+            for (int64_t j = 0; j < n; j++) sum[j] += x[j];
     }
-    Zero z = {.group = group, .t = t, .n = n};
-    return each_bucket(&z, scratch, bucket_bytes, reduce_bucket);
+    memcpy(out, sum, (size_t)n * sizeof *sum);
+}
+
+static void sum_grads(Zero *z, const ZeroBucket *b) {
+    int64_t done = 0; // bytes of every source's part
+    for (int64_t i = b->run.tensor; i < last_tensor(&b->run); i++) {
+        const ZeroTensor *t = &z->t[i];
+        int64_t row0 = 0;
+        int64_t rows = piece(z, &b->run, i, z->group->rank, &row0);
+        if (rows <= 0) continue;
+        int64_t n = rows * t->cols;
+        float *out = t->grad_shard + (row0 - t->range[z->group->rank].row0) * t->cols;
+        const float *own = t->grad + row0 * t->cols;
+        for (int64_t j = 0; j < n; j += SUM_BLOCK) {
+            sum_block(z, b, out + j, own + j, done + j * (int64_t)sizeof *out,
+                      min_i64(n - j, SUM_BLOCK));
+        }
+        done += n * (int64_t)sizeof *out;
+    }
 }
 
 // ---- parameters -------------------------------------------------------------------------------
 
-// gather_bucket: this rank's part to everybody; the others' parts into place.
-static Err gather_bucket(Zero *z, Cursor from, Cursor to) {
+// pack_params: this rank's rows, the same for everybody.
+static void pack_params(Zero *z, ZeroBucket *b) {
     Comm *g = z->group;
-    int64_t mine = 0;
-    int64_t off = 0;
-    for (int64_t i = from.tensor; i < last_tensor(z, to); i++) {
+    int64_t mine = 0, in = 0;
+    for (int64_t i = b->run.tensor; i < last_tensor(&b->run); i++) {
         const ZeroTensor *t = &z->t[i];
-        int64_t row0 = 0;
-        int64_t rows = piece(z, from, to, i, g->rank, &row0);
+        int64_t row0 = 0, bytes = row_bytes(z, t);
+        int64_t rows = piece(z, &b->run, i, g->rank, &row0);
         if (rows <= 0) continue;
-        int64_t bytes = row_bytes(z, t);
-        memcpy(z->send + mine, (char *)t->param + row0 * bytes, (size_t)(rows * bytes));
+        memcpy(b->send + mine, (char *)t->param + row0 * bytes, (size_t)(rows * bytes));
         mine += rows * bytes;
     }
     for (int r = 0; r < g->nranks; r++) {
-        z->soff[r] = 0;
-        z->same[r] = mine;
-        z->roff[r] = z->at[r] = off;
-        off += z->used[r];
+        b->scount[r] = r == g->rank ? 0 : mine;
+        b->rcount[r] = r == g->rank ? 0 : z->used[r];
+        b->soff[r] = 0;
+        b->roff[r] = in;
+        in += b->rcount[r];
     }
-    TRY(g->all_to_all_v(g, z->recv, z->used, z->roff, z->send, z->same, z->soff, 1));
-    for (int64_t i = from.tensor; i < last_tensor(z, to); i++) {
-        const ZeroTensor *t = &z->t[i];
-        int64_t bytes = row_bytes(z, t);
-        for (int r = 0; r < g->nranks; r++) {
-            int64_t row0 = 0;
-            int64_t rows = piece(z, from, to, i, r, &row0);
-            if (rows <= 0 || r == g->rank) continue;
-            memcpy((char *)t->param + row0 * bytes, z->recv + z->at[r], (size_t)(rows * bytes));
-            z->at[r] += rows * bytes;
+}
+
+static void place_params(Zero *z, const ZeroBucket *b) {
+    Comm *g = z->group;
+    for (int r = 0; r < g->nranks; r++) {
+        const char *from = b->recv + b->roff[r];
+        for (int64_t i = b->run.tensor; i < last_tensor(&b->run) && r != g->rank; i++) {
+            const ZeroTensor *t = &z->t[i];
+            int64_t row0 = 0, bytes = row_bytes(z, t);
+            int64_t rows = piece(z, &b->run, i, r, &row0);
+            if (rows <= 0) continue;
+            memcpy((char *)t->param + row0 * bytes, from, (size_t)(rows * bytes));
+            from += rows * bytes;
         }
+    }
+}
+
+// ---- buckets ----------------------------------------------------------------------------------
+
+static bool is_idle(const Zero *z) {
+    return z->group->nranks == 1 || z->group->is_null;
+}
+
+Err zero_start(Zero *z, Comm *group, const ZeroTensor *t, int64_t n, bool is_params, Arena *scratch,
+               size_t bucket_bytes) {
+    int nranks = group->nranks;
+    Zero new = {.group = group, .t = t, .n = n, .is_params = is_params, .scratch = scratch};
+    *z = new;
+    z->mark = arena_mark(scratch);
+    if (nranks == 1) return OK;
+    int64_t widest = 1;
+    for (int64_t i = 0; i < n; i++) {
+        CHECK(!is_params || t[i].param_bytes == 2 || t[i].param_bytes == 4, E_INTERNAL,
+              "zero: tensor %lld has parameters of %d bytes", (long long)i, t[i].param_bytes);
+        widest = max_i64(widest, row_bytes(z, &t[i]));
+    }
+    z->limit = max_i64((int64_t)bucket_bytes / nranks, 1);
+    int64_t part = max_i64(z->limit, widest);
+    int64_t others = part * (nranks - 1);
+    ARENA_NEW(scratch, z->used, nranks);
+    for (int i = 0; i < ZERO_UNDER_WAY; i++) {
+        ZeroBucket *b = &z->bucket[i];
+        b->request = -1;
+        TRY(arena_push(scratch, (void **)&b->send, (size_t)(is_params ? part : others),
+                       "zero send"));
+        TRY(arena_push(scratch, (void **)&b->recv, (size_t)others, "zero recv"));
+        ARENA_NEW(scratch, b->scount, nranks);
+        ARENA_NEW(scratch, b->soff, nranks);
+        ARENA_NEW(scratch, b->rcount, nranks);
+        ARENA_NEW(scratch, b->roff, nranks);
     }
     return OK;
 }
 
+// finish_bucket: what a bucket brought. Buckets are finished in the order of their start.
+static Err finish_bucket(Zero *z, ZeroBucket *b) {
+    if (b->request < 0) return OK;
+    TRY(comm_wait(z->group, &b->request));
+    if (z->is_params)
+        place_params(z, b);
+    else
+        sum_grads(z, b);
+    return OK;
+}
+
+// send_run: the run in `used` leaves in the oldest bucket, which is free or complete, or is waited
+// for.
+static Err send_run(Zero *z, const ZeroRun *run) {
+    ZeroBucket *b = &z->bucket[z->next];
+    TRY(finish_bucket(z, b));
+    b->run = *run;
+    if (z->is_params)
+        pack_params(z, b);
+    else
+        pack_grads(z, b);
+    TRY(comm_start_all_to_all_v(z->group, &b->request, b->recv, b->rcount, b->roff, b->send,
+                                b->scount, b->soff, 1));
+    z->tensor = run->to_tensor;
+    z->row = run->to_row;
+    z->next = (z->next + 1) % ZERO_UNDER_WAY;
+    return OK;
+}
+
+Err zero_ready(Zero *z, int64_t n) {
+    if (is_idle(z)) return OK;
+    for (;;) {
+        ZeroRun run;
+        bool is_free = true;
+        int oldest = z->bucket[z->next].request;
+        if (oldest >= 0) TRY(comm_test(z->group, oldest, &is_free));
+        if (!is_free || !next_run(z, &run, n)) return OK;
+        TRY(send_run(z, &run));
+    }
+}
+
+Err zero_end(Zero *z) {
+    for (int64_t i = 0; i < z->n && z->group->nranks == 1 && !z->group->is_null && !z->is_params;
+         i++) {
+        const ShardRange *own = &z->t[i].range[0];
+        const float *from = z->t[i].grad + own->row0 * z->t[i].cols;
+        size_t bytes = (size_t)(own->nrows * z->t[i].cols) * sizeof *from;
+        if (z->t[i].grad_shard != from && bytes > 0) memmove(z->t[i].grad_shard, from, bytes);
+    }
+    while (!is_idle(z) && z->tensor < z->n) {
+        ZeroRun run;
+        next_run(z, &run, z->n);
+        TRY(send_run(z, &run));
+    }
+    for (int i = 0; i < ZERO_UNDER_WAY && !is_idle(z); i++) {
+        TRY(finish_bucket(z, &z->bucket[(z->next + i) % ZERO_UNDER_WAY]));
+    }
+    arena_release(z->scratch, z->mark);
+    return OK;
+}
+
+static Err at_once(Comm *group, const ZeroTensor *t, int64_t n, bool is_params, Arena *scratch,
+                   size_t bucket_bytes) {
+    Zero z;
+    TRY(zero_start(&z, group, t, n, is_params, scratch, bucket_bytes));
+    TRY(zero_end(&z));
+    return OK;
+}
+
+Err zero_reduce(Comm *group, const ZeroTensor *t, int64_t n, Arena *scratch, size_t bucket_bytes) {
+    TRY(at_once(group, t, n, false, scratch, bucket_bytes));
+    return OK;
+}
+
 Err zero_gather(Comm *group, const ZeroTensor *t, int64_t n, Arena *scratch, size_t bucket_bytes) {
-    if (group->nranks == 1) return OK;
-    Zero z = {.group = group, .t = t, .n = n, .is_params = true};
-    return each_bucket(&z, scratch, bucket_bytes, gather_bucket);
+    TRY(at_once(group, t, n, true, scratch, bucket_bytes));
+    return OK;
 }

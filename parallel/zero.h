@@ -2,12 +2,17 @@
 // back.
 //
 // Gradient reduce-scatter = all-to-all of pieces, then a sum in rank order in FP32: the same bits
-// every run.
+// every run. Pieces travel in buckets, a few of them under way: while some travel the next is
+// packed and the oldest summed. A reduction may be fed as gradients become final (zero_start,
+// zero_ready, zero_end), so that it runs beside the backward.
 #pragma once
 #include "comm.h"
 #include "plan.h"
 
-#define ZERO_BUCKET_BYTES ((size_t)16 << 20) // what the trainer passes as bucket_bytes
+// What the trainer passes as bucket_bytes: a megabyte per rank, so that the buckets of ranks on one
+// machine stay in its shared cache, and at most 8, so that they stay bounded however many ranks
+// there are.
+#define ZERO_BUCKET_BYTES(nranks) ((size_t)((nranks) < 8 ? (nranks) : 8) << 20)
 
 // One tensor as ZeRO sees it: rows of bytes, cut by plan_shards over the group.
 typedef struct ZeroTensor {
@@ -20,9 +25,54 @@ typedef struct ZeroTensor {
     int param_bytes; // 2 or 4
 } ZeroTensor;
 
-// zero_reduce: grad_shard = sum over ranks of their rows. Tensors are packed into buckets of at
-// most `bucket_bytes` per all-to-all (a larger tensor is cut by rows; no rank sends or receives
-// more, except that a bucket holds one row per owner at least). Collective over the group.
+#define ZERO_UNDER_WAY 4 // buckets
+
+// A run of the stream of rows (zero.c).
+typedef struct ZeroRun {
+    int64_t tensor, row;       // where it starts
+    int64_t to_tensor, to_row; // where it ends
+} ZeroRun;
+
+// A bucket under way.
+typedef struct ZeroBucket {
+    ZeroRun run;
+    char *send, *recv;
+    int64_t *scount, *soff, *rcount, *roff; // [nranks] bytes
+    int request;                            // -1: free
+} ZeroBucket;
+
+// A reduction or a gathering under way; the caller's, filled by zero_start.
+typedef struct Zero {
+    Comm *group;
+    const ZeroTensor *t;
+    int64_t n;
+    bool is_params;      // rows of `param`, else FP32 rows of `grad`
+    int64_t limit;       // bytes of one owner in a bucket
+    int64_t tensor, row; // where the next bucket starts
+    int64_t *used;       // [nranks] bytes of each owner in the bucket that is being made
+    ZeroBucket bucket[ZERO_UNDER_WAY];
+    int next; // the oldest of them
+    Arena *scratch;
+    size_t mark;
+} Zero;
+
+// zero_start: begin to reduce the gradients (is_params: to gather the parameters) of n tensors,
+// which must stay where they are until zero_end. Nothing is sent yet. Buckets of at most
+// `bucket_bytes` each (a larger tensor is cut by rows; no rank sends or receives more in one,
+// except that it holds one row per owner at least) lie on scratch until zero_end. Local.
+Err zero_start(Zero *z, Comm *group, const ZeroTensor *t, int64_t n, bool is_params, Arena *scratch,
+               size_t bucket_bytes) MUST_CHECK;
+// zero_ready: tensors 0..n-1 are final from now on; buckets that they fill are sent as long as
+// there is a free one. Never waits: what does not find a bucket goes with a later call. The ranks
+// of the group call it in the same order, and between zero_start and zero_end start no all-to-all
+// of this group by other means. Local.
+Err zero_ready(Zero *z, int64_t n) MUST_CHECK;
+// zero_end: all tensors are final: send the rest, wait; then every grad_shard holds the sum over
+// ranks of its rows in rank order, or every param all rows. Releases scratch, which must be as
+// zero_start left it. Collective over the group.
+Err zero_end(Zero *z) MUST_CHECK;
+
+// zero_reduce: a whole reduction at once. Collective over the group.
 Err zero_reduce(Comm *group, const ZeroTensor *t, int64_t n, Arena *scratch,
                 size_t bucket_bytes) MUST_CHECK;
 // zero_gather: every rank's updated rows of every tensor's `param` to all ranks. Collective over

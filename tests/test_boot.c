@@ -153,6 +153,18 @@ static void test_self(void **state) {
     const int32_t want[4] = {0, 0, 2, 3};
     assert_memory_equal(dst, want, sizeof want);
     assert_int_equal(c->all_to_all_v(c, dst, &three, &to, src, &count, &from, 4), E_INTERNAL);
+    int request = -1;
+    memset(dst, 0, sizeof dst);
+    assert_int_equal(comm_start_all_to_all_v(c, &request, dst, &count, &to, src, &count, &from, 4),
+                     OK);
+    assert_int_equal(comm_progress(c), OK);
+    assert_int_equal(comm_wait(c, &request), OK);
+    assert_int_equal(request, -1);
+    assert_memory_equal(dst, want, sizeof want);
+    assert_int_equal(comm_wait(c, &request), E_INTERNAL);
+    assert_int_equal(comm_start_all_to_all_v(c, &request, dst, &three, &to, src, &count, &from, 4),
+                     E_INTERNAL);
+    assert_int_equal(request, -1);
     assert_int_equal(c->broadcast(c, src, 4, 0), OK);
     assert_int_equal(c->broadcast(c, src, 4, 1), E_INTERNAL);
     double x[2] = {1.5, -2.5};
@@ -179,7 +191,12 @@ static void test_null(void **state) {
     assert_int_equal(c->barrier(c), OK);
     assert_int_equal(c->all_gather(c, wild, wild, 100), OK);
     assert_int_equal(c->all_to_all(c, wild, wild, 100), OK);
+    int request = -1;
     assert_int_equal(c->all_to_all_v(c, wild, wild, wild, wild, wild, wild, 100), OK);
+    assert_int_equal(comm_start_all_to_all_v(c, &request, wild, wild, wild, wild, wild, wild, 100),
+                     OK);
+    assert_int_equal(comm_progress(c), OK);
+    assert_int_equal(comm_wait(c, &request), OK);
     assert_int_equal(c->broadcast(c, wild, 100, 0), OK);
     assert_int_equal(comm_sum(c, wild, 100), OK);
     assert_int_equal(comm_max_i64(c, wild, 100), OK);

@@ -110,19 +110,24 @@ static void rows_there_and_back(const Case *c, Comm *ep, const ExPlan *p, const 
     uint8_t *row = zeroed(bytes);
     for (int64_t s = 0; s < p->nsend; s++)
         row_fill(send + s * bytes, bytes, boot.rank, p->send_tok[s], 0);
-    MUST(exchange_dispatch(ep, p, recv, send, bytes, sent));
+    int request = -1;
+    MUST(exchange_dispatch(ep, p, &request, recv, send, bytes, sent));
+    MUST(comm_progress(ep));
+    MUST(comm_wait(ep, &request));
     for (int64_t r = 0; r < p->nrecv && p->nrecv == ref->n; r++) {
         row_fill(row, bytes, ref->src[r], ref->tok[r], 0);
         EXPECT(memcmp(row, recv + r * bytes, (size_t)bytes) == 0);
     }
-    MUST(exchange_combine(ep, p, back, recv, bytes, NULL));
+    MUST(exchange_combine(ep, p, &request, back, recv, bytes, NULL));
+    MUST(comm_wait(ep, &request));
     EXPECT(memcmp(back, send, (size_t)(p->nsend * bytes)) == 0);
 
     for (int64_t r = 0; r < p->nrecv; r++) { // now rows that name the rank they come from
         row_fill(recv + r * bytes, bytes, ref->src[r], ref->tok[r], 1 + ep->rank);
     }
     memset(back, 0, (size_t)(p->nsend * bytes));
-    MUST(exchange_combine(ep, p, back, recv, bytes, sent));
+    MUST(exchange_combine(ep, p, &request, back, recv, bytes, sent));
+    MUST(comm_wait(ep, &request));
     for (int64_t t = 0; t < T; t++) {
         int32_t list[16];
         route(c, c->L * ep->nranks, boot.rank, t, list);
@@ -144,6 +149,29 @@ static void rows_there_and_back(const Case *c, Comm *ep, const ExPlan *p, const 
     free(row);
 }
 
+// rows_under_way: as a layer does it: rows are dispatched while the metadata still travel.
+static void rows_under_way(const Case *c, Comm *ep, ExPlan *p, const Reference *ref, ExFlight *meta,
+                           Arena *keep) {
+    const int64_t bytes = 36;
+    uint8_t *send = zeroed(p->nsend * bytes), *recv = zeroed(p->nrecv * bytes),
+            *row = zeroed(bytes);
+    int request = -1;
+    for (int64_t s = 0; s < p->nsend; s++)
+        row_fill(send + s * bytes, bytes, boot.rank, p->send_tok[s], 2);
+    MUST(exchange_dispatch(ep, p, &request, recv, send, bytes, NULL));
+    if (c->seed % 2) MUST(comm_progress(ep));
+    MUST(exchange_plan_end(ep, p, meta, keep));
+    MUST(comm_wait(ep, &request));
+    EXPECT(p->nrecv == ref->n);
+    for (int64_t r = 0; r < p->nrecv && p->nrecv == ref->n; r++) {
+        row_fill(row, bytes, ref->src[r], ref->tok[r], 2);
+        EXPECT(memcmp(row, recv + r * bytes, (size_t)bytes) == 0);
+    }
+    free(send);
+    free(recv);
+    free(row);
+}
+
 static void check_gate_grads(const Case *c, Comm *ep, const ExPlan *p, Arena *scratch,
                              const Reference *ref, ExBytes *sent) {
     int64_t T = tokens_of(c, boot.rank);
@@ -153,7 +181,11 @@ static void check_gate_grads(const Case *c, Comm *ep, const ExPlan *p, Arena *sc
         dpair[i] = grad_of(ref->src[r], ref->tok[r], p->pair_slot[i]);
     }
     memset(dgate, 0xFF, (size_t)(T * c->K) * 4);
-    MUST(exchange_gate_grads(ep, p, scratch, (float *)dgate, (const float *)dpair, sent));
+    size_t mark = arena_mark(scratch);
+    ExFlight gates;
+    MUST(exchange_gates(ep, p, &gates, scratch, (const float *)dpair, sent));
+    MUST(exchange_gates_end(ep, p, &gates, (float *)dgate));
+    arena_release(scratch, mark);
     for (int64_t t = 0; t < T; t++) {
         for (int64_t k = 0; k < c->K; k++) EXPECT(dgate[t * c->K + k] == grad_of(boot.rank, t, k));
     }
@@ -183,7 +215,10 @@ static void exchange_case(const Case *c, Comm *ep, Arena *keep, Arena *scratch) 
     size_t keep_mark = arena_mark(keep), scratch_mark = arena_mark(scratch);
     ExPlan p;
     ExBytes sent = {0};
-    MUST(exchange_plan(ep, &p, keep, scratch, idx, gate, T, c->K, c->L, &sent));
+    ExFlight meta;
+    MUST(exchange_plan(ep, &p, &meta, keep, scratch, idx, gate, T, c->K, c->L, &sent));
+    rows_under_way(c, ep, &p, &ref, &meta, keep);
+    arena_release(scratch, scratch_mark);
     EXPECT(p.off_rank_send == off_send);
     EXPECT(sent.meta == off_send * c->K * 8);
     check_plan(c, ep, &p, &ref);
@@ -248,8 +283,11 @@ static void test_measure(void) {
     float *gate = zeroed(T * K * 4);
     for (int64_t i = 0; i < T * K; i++) idx[i] = (int32_t)(i % K);
     ExPlan p, m;
-    MUST(exchange_plan(boot.ep, &p, keep, scratch, idx, gate, T, K, L, NULL));
-    MUST(exchange_plan(null, &m, mkeep, mscratch, NULL, NULL, T, K, L, NULL));
+    ExFlight f;
+    MUST(exchange_plan(boot.ep, &p, &f, keep, scratch, idx, gate, T, K, L, NULL));
+    MUST(exchange_plan_end(boot.ep, &p, &f, keep));
+    MUST(exchange_plan(null, &m, &f, mkeep, mscratch, NULL, NULL, T, K, L, NULL));
+    MUST(exchange_plan_end(null, &m, &f, mkeep));
     EXPECT(arena_high(keep) == arena_high(mkeep));
     EXPECT(arena_high(scratch) == arena_high(mscratch));
     EXPECT(p.nsend == m.nsend && p.nrecv == m.nrecv && p.npair == m.npair);

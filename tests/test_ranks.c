@@ -52,27 +52,97 @@ static int64_t rows_of(int from, int to, uint64_t seed) {
 }
 
 // Ragged rows, with gaps between the blocks on both sides that must stay untouched.
+typedef struct Ragged {
+    int64_t sc[64], so[64], rc[64], ro[64]; // counts and offsets, both ways
+    int64_t bytes;                          // of dst
+    uint8_t *src, *dst, *want;
+} Ragged;
+
+static void ragged_make(Ragged *x, const Comm *c, int64_t row, uint64_t seed) {
+    int64_t stotal = 0, rtotal = 0;
+    for (int r = 0; r < c->nranks; r++) {
+        x->sc[r] = rows_of(c->rank, r, seed);
+        x->rc[r] = rows_of(r, c->rank, seed);
+        x->so[r] = stotal + 1;
+        x->ro[r] = rtotal + 2;
+        stotal += x->sc[r] + 1;
+        rtotal += x->rc[r] + 2;
+    }
+    x->bytes = rtotal * row;
+    x->src = zeroed(stotal * row);
+    x->dst = zeroed(rtotal * row);
+    x->want = zeroed(rtotal * row);
+    for (int r = 0; r < c->nranks; r++) {
+        for (int64_t i = 0; i < x->sc[r] * row; i++) x->src[x->so[r] * row + i] = byte_of(c->rank, r, i);
+        for (int64_t i = 0; i < x->rc[r] * row; i++) x->want[x->ro[r] * row + i] = byte_of(r, c->rank, i);
+    }
+}
+
+static void ragged_check(Ragged *x) {
+    EXPECT(memcmp(x->dst, x->want, (size_t)x->bytes) == 0);
+    free(x->src);
+    free(x->dst);
+    free(x->want);
+}
+
 static void ragged(Comm *c, int64_t row, uint64_t seed) {
-    int n = c->nranks;
-    int64_t sc[64], so[64], rc[64], ro[64], stotal = 0, rtotal = 0;
-    for (int r = 0; r < n; r++) {
-        sc[r] = rows_of(c->rank, r, seed);
-        rc[r] = rows_of(r, c->rank, seed);
-        so[r] = stotal + 1;
-        ro[r] = rtotal + 2;
-        stotal += sc[r] + 1;
-        rtotal += rc[r] + 2;
+    Ragged x;
+    ragged_make(&x, c, row, seed);
+    MUST(c->all_to_all_v(c, x.dst, x.rc, x.ro, x.src, x.sc, x.so, (size_t)row));
+    ragged_check(&x);
+}
+
+static Err ragged_start(Comm *c, Ragged *x, int *request, int64_t row) {
+    return comm_start_all_to_all_v(c, request, x->dst, x->rc, x->ro, x->src, x->sc, x->so, (size_t)row);
+}
+
+// several: a full table of requests of all sizes, waited for in some order, with other calls of the group between.
+static void several(Comm *c, uint64_t seed) {
+    static const int64_t rows[] = {1, 132, 0, 7, 4096, 2, 33, 1000};
+    static Ragged x[COMM_REQUESTS];
+    int request[COMM_REQUESTS], none = -1;
+    for (int i = 0; i < COMM_REQUESTS; i++) {
+        int64_t row = rows[(i + (int)seed) % 8];
+        ragged_make(&x[i], c, row, seed * 100 + (uint64_t)i);
+        MUST(ragged_start(c, &x[i], &request[i], row));
+        if (i % 3 == 1) ragged(c, 5, seed + (uint64_t)i); // a blocking one overtakes them
+        if (i % 3 == 2) MUST(comm_progress(c));
     }
-    uint8_t *src = zeroed(stotal * row), *dst = zeroed(rtotal * row), *want = zeroed(rtotal * row);
-    for (int r = 0; r < n; r++) {
-        for (int64_t i = 0; i < sc[r] * row; i++) src[so[r] * row + i] = byte_of(c->rank, r, i);
-        for (int64_t i = 0; i < rc[r] * row; i++) want[ro[r] * row + i] = byte_of(r, c->rank, i);
+    EXPECT(ragged_start(c, &x[0], &none, 1) == E_INTERNAL); // no place left
+    EXPECT(none == -1 && comm_wait(c, &none) == E_INTERNAL);
+    fail_clear();
+    bool is_done[COMM_REQUESTS] = {false};
+    for (int n = 0; n < COMM_REQUESTS; n++) {
+        int i = (int)(draw(2000 + seed, (uint64_t)n) % COMM_REQUESTS);
+        while (is_done[i]) i = (i + 1) % COMM_REQUESTS;
+        is_done[i] = true;
+        int was = request[i];
+        MUST(comm_wait(c, &request[i]));
+        EXPECT(request[i] == -1);
+        EXPECT(comm_wait(c, &was) == E_INTERNAL);
+        fail_clear();
+        ragged_check(&x[i]);
+        if (n % 2 == 0) blocks(c, 9);
     }
-    MUST(c->all_to_all_v(c, dst, rc, ro, src, sc, so, (size_t)row));
-    EXPECT(memcmp(dst, want, (size_t)(rtotal * row)) == 0);
-    free(src);
-    free(dst);
-    free(want);
+}
+
+static void test_requests(void) {
+    for (int ep = 1; ep <= boot.nranks; ep++) {
+        if (boot.nranks % ep != 0) continue;
+        groups(ep);
+        Comm *list[] = {boot.world, boot.ep, boot.edp};
+        int64_t before = mem_count();
+        for (int g = 0; g < 3; g++) {
+            Comm *c = list[g];
+            int64_t normal = c->round_bytes;
+            for (uint64_t seed = 0; seed < 6; seed++) {
+                c->round_bytes = seed % 3 == 0 ? normal : seed % 3 == 1 ? 997 : 64; // one round; several; many
+                several(c, seed + (uint64_t)(10 * ep + g));
+            }
+            c->round_bytes = normal;
+        }
+        EXPECT(mem_count() == before);
+    }
 }
 
 static void test_comm(void) {
@@ -230,7 +300,21 @@ static uint8_t param_byte(int64_t tensor, int64_t i) {
     return (uint8_t)(draw(900 + (uint64_t)tensor, (uint64_t)i) >> 5);
 }
 
-static void zero_case(Comm *g, const int *members, size_t bucket, bool is_alias, Arena *scratch) {
+// zero_stepwise: the same as zero_reduce, fed as a backward does it: a few tensors, some of them empty, at a time.
+static void zero_stepwise(Comm *g, const ZeroTensor *t, size_t bucket, Arena *scratch) {
+    Zero z;
+    MUST(zero_start(&z, g, t, NT, false, scratch, bucket));
+    for (int64_t n = 0; n < NT; n += draw(33, (uint64_t)n) % 3) {
+        MUST(zero_ready(&z, n));
+        if (n % 2) MUST(g->barrier(g)); // other calls of the group may come between
+        if (draw(34 + (uint64_t)g->rank, (uint64_t)n) % 2) MUST(comm_progress(g)); // some ranks are ahead
+        n++;
+    }
+    MUST(zero_end(&z));
+}
+
+static void zero_case(Comm *g, const int *members, size_t bucket, bool is_alias, bool is_stepwise,
+                      Arena *scratch) {
     int n = g->nranks;
     ShardRange *ranges = zeroed(NT * n * (int64_t)sizeof *ranges);
     plan_shards(ranges, zrows, zcols, NT, n);
@@ -252,7 +336,8 @@ static void zero_case(Comm *g, const int *members, size_t bucket, bool is_alias,
         t[i] = (ZeroTensor){zrows[i], zcols[i], ranges + i * n, grad[i], shard[i], param[i], pb};
     }
     size_t mark = arena_mark(scratch);
-    MUST(zero_reduce(g, t, NT, scratch, bucket));
+    if (is_stepwise) zero_stepwise(g, t, bucket, scratch);
+    else MUST(zero_reduce(g, t, NT, scratch, bucket));
     MUST(zero_gather(g, t, NT, scratch, bucket));
     EXPECT(arena_mark(scratch) == mark);
     for (int64_t i = 0; i < NT; i++) {
@@ -295,8 +380,8 @@ static void test_zero(void) {
         int members[64];
         for (int r = 0; r < boot.edp->nranks; r++) members[r] = boot.rank % ep + r * ep;
         for (int b = 0; b < 4; b++) {
-            zero_case(boot.edp, members, buckets[b], b % 2 == 0, scratch);
-            zero_case(boot.edp, members, buckets[b], b % 2 == 1, scratch);
+            for (int how = 0; how < 4; how++)
+                zero_case(boot.edp, members, buckets[b], how % 2 == 0, how / 2 == 0, scratch);
         }
     }
     arena_poison(false);
@@ -314,7 +399,7 @@ static void test_zero(void) {
     groups(1);
     int all[64];
     for (int r = 0; r < boot.nranks; r++) all[r] = r;
-    zero_case(boot.edp, all, 20000, true, scratch);
+    zero_case(boot.edp, all, 20000, true, false, scratch);
     EXPECT(arena_high(scratch) == arena_high(measure));
     t[2].param_bytes = 3;
     EXPECT(boot.nranks == 1 || zero_gather(boot.world, t, NT, scratch, 1000) == E_INTERNAL);
@@ -347,6 +432,12 @@ static void test_boot(void) {
     EXPECT(boot.local_nranks == boot.nranks && boot.local_rank == boot.rank); // the tests use one
                                                                               // node
     free(ranks);
+    // All ranks here may use the same cores (bound to none), or each has its own.
+    double cores = boot.cores;
+    MUST(comm_sum(boot.world, &cores, 1));
+    EXPECT(boot.cores > 0.0 && boot.cores <= boot_cores() + 1e-6);
+    EXPECT(fabs(cores - boot_cores()) < 1e-6 || fabs(boot.cores - boot_cores()) < 1e-6);
+    EXPECT(boot_threads(&boot, 7) == 7);
     Mesh m;
     EXPECT(mesh_build(&m, boot.nranks, boot.rank, 1) == OK);
     EXPECT(boot_groups(&boot, &m, "self") == (boot.nranks == 1 ? OK : E_CONFIG));
@@ -365,6 +456,7 @@ static void test_boot(void) {
 
 static const RankTest tests[] = {{"test_boot", test_boot},
                                  {"test_comm", test_comm},
+                                 {"test_requests", test_requests},
                                  {"test_sums", test_sums},
                                  {"test_agree", test_agree},
                                  {"test_zero", test_zero}};

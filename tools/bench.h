@@ -8,6 +8,7 @@
 
 typedef struct Bench {
     int threads;
+    int asked;            // --threads, 0 if it was not given
     bool is_all;          // --all: every shape, else a few
     FILE *json;           // NULL without --json
     const char *config;   // --config, for whole steps
@@ -31,6 +32,7 @@ Err bench_time(double *seconds, BenchFn fn, void *user) MUST_CHECK;
 Err bench_gemm(Bench *b) MUST_CHECK;
 // bench_quant: the quantisers, in elements and bytes per second and as a fraction of memcpy.
 Err bench_quant(Bench *b) MUST_CHECK;
-// bench_step: a whole training step of b->config on one rank, random tokens: tokens per second,
-// fraction of peak, time by region (the regions add up to the step).
+// bench_step: a whole training step of b->config, random tokens: tokens per second, fraction of
+// peak, time by region (the regions add up to the step; of the first rank). Under mpirun on all
+// ranks, which share the global batch as in training; without a launcher on one.
 Err bench_step(Bench *b) MUST_CHECK;

@@ -55,6 +55,7 @@ static Err bench_with(Bench *b, const Args *a) {
     const char *path = args_get(a, "json");
     int64_t threads = 0;
     TRY(args_int(a, "threads", 1, 1024, &threads));
+    b->asked = (int)threads;
     b->threads = solo_threads(threads);
     b->is_all = args_has(a, "all");
     b->config = args_get(a, "config");

@@ -149,9 +149,9 @@ static int verdict(const Boot *b) {
         log_warn("/dev/shm is missing: ranks on one node will talk over slower ways");
         nwarnings++;
     }
-    if (b->local_nranks > boot_cores()) {
-        log_warn("%d ranks share %d cores of this node: correct, but slow", b->local_nranks,
-                 boot_cores());
+    if (b->cores < 1.0) {
+        log_warn("%d ranks on this node, a rank has %.2g of a core: correct, but slow",
+                 b->local_nranks, b->cores);
         nwarnings++;
     }
     if (!strcmp(ops_cpu()->isa, "portable")) {

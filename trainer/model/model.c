@@ -200,6 +200,10 @@ static Err tap_hidden(const Taps *taps, int64_t layer, Mat x) {
     return taps && taps->hidden ? taps->hidden(taps->user, layer, x) : OK;
 }
 
+static Err tap_grads(const Taps *taps, int64_t layer) {
+    return taps && taps->grads ? taps->grads(taps->user, layer) : OK;
+}
+
 // main_fwd: embedding and blocks. Without a backward only the last block's output is kept.
 static Err main_fwd(Model *m, Cx *cx, Stage *g, bool keep, LossSums *sums, const Taps *taps) {
     const Shape *s = &m->s;
@@ -280,7 +284,7 @@ static Err stage_norm_bwd(Cx *cx, Stage *g, Param *norm, Mat dx) {
 }
 
 // pass_bwd: ga, gb [T,D] are the two gradient buffers of the residual stream.
-static Err pass_bwd(Model *m, Cx *cx, int64_t nstages, Mat ga, Mat gb) {
+static Err pass_bwd(Model *m, Cx *cx, int64_t nstages, Mat ga, Mat gb, const Taps *taps) {
     const Shape *s = &m->s;
     for (int64_t k = nstages - 1; k >= 1; k--) {
         Stage *g = &m->stage[k], *prev = &m->stage[k - 1];
@@ -293,12 +297,14 @@ static Err pass_bwd(Model *m, Cx *cx, int64_t nstages, Mat ga, Mat gb) {
             TRY(add_longer(s, cx, prev, g, dy));
         }
         arena_release(cx->acts, g->mark);
+        TRY(tap_grads(taps, s->nlayers + k - 1));
     }
     Stage *g = &m->stage[0];
     Mat dy = ga, dx = gb;
     TRY(stage_norm_bwd(cx, g, m->norm, dy));
     for (int64_t i = s->nlayers - 1; i >= 0; i--) {
         TRY(block_bwd(s, cx, &m->block[i], &m->saved[i], dx, dy, &g->run));
+        TRY(tap_grads(taps, i));
         Mat swap = dx;
         dx = dy;
         dy = swap;
@@ -306,7 +312,7 @@ static Err pass_bwd(Model *m, Cx *cx, int64_t nstages, Mat ga, Mat gb) {
     prof_enter(PROF_EMBED);
     TRY(cx->ops->embed_bwd(&cx->op, m->embed->grad, dy, g->token));
     prof_leave();
-    return OK;
+    return tap_grads(taps, -1);
 }
 
 static Err check_batch(const Model *m, const Batch *b, int64_t nstages) {
@@ -330,7 +336,7 @@ static Err pass(Model *m, Cx *cx, const Batch *b, const LossScale *scale, LossSu
         TRY(arena_mat(cx->acts, &gb, m->s.act, b->nseq * b->S, m->s.D, "grad b"));
     }
     TRY(pass_fwd(m, cx, b, scale, sums, taps, nstages));
-    if (scale) TRY(pass_bwd(m, cx, nstages, ga, gb));
+    if (scale) TRY(pass_bwd(m, cx, nstages, ga, gb, taps));
     arena_release(cx->acts, mark);
     return OK;
 }

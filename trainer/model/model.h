@@ -39,7 +39,7 @@ typedef struct LossSums {
     int64_t lm_correct; // targets that were the largest logit
 } LossSums;
 
-// What `dump` and tests may watch. Any may be NULL. Views are valid during the call only.
+// What the caller may watch. Any may be NULL. Views are valid during the call only.
 typedef struct Taps {
     void *user;
     Err (*hidden)(void *user, int64_t layer, Mat x); // [nseq*S_k, D] residual stream after a block
@@ -47,6 +47,8 @@ typedef struct Taps {
                   Mat logits); // chunk of rows of head `mtp` (0 = main), f32
     Err (*loss)(void *user, int mtp, int64_t row0, int64_t n, const float *loss,
                 const int32_t *correct); // per target
+    Err (*grads)(void *user, int64_t layer); // backward: nothing more will be added to the gradients
+                                             // of this block; -1: of the model's own parameters
 } Taps;
 
 // model_create: parameters (see params_create) and fixed tables. Works in measure mode. Local.

@@ -5,7 +5,7 @@
 
 #include "shadow_gemm.h"
 
-// zero.h's buckets and optimizer temporaries live in scratch outside a pass; address space only.
+// What lies on scratch below or outside a pass: zero.h's buckets, optimizer temporaries; address space only.
 #define SCRATCH_SLACK ((size_t)256 << 20)
 
 // What operations push on scratch themselves, which measure mode does not see: upper bounds, in address space only.

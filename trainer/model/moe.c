@@ -52,38 +52,75 @@ static Err route(const Shape *s, Cx *cx, const MoeParams *p, MoeSaved *a, bool w
     return OK;
 }
 
-// dispatch: rows of `o`, of class c, to the experts' ranks and there into expert order: out [npair] on acts.
-// Collective over ep.
-static Err dispatch(const Shape *s, Cx *cx, const ExPlan *plan, Operand *out, const Operand *o, TensorClass c) {
+// Rows on their way over the expert group.
+typedef struct Rows {
+    void *p;     // what arrives
+    int request; // -1: nothing to wait for
+} Rows;
+
+// A group of one rank moves nothing: its rows are where they are needed, in the order of the tokens.
+static bool is_alone(const Cx *cx) {
+    return cx->ep->nranks == 1;
+}
+
+static Err rows_wait(Cx *cx, Rows *r) {
+    if (r->request >= 0) TRY(comm_wait(cx->ep, &r->request));
+    return OK;
+}
+
+// dispatch_start: rows of `o`, of class c, to the experts' ranks, through buffers on scratch that stay until
+// dispatch_end. Collective over ep.
+static Err dispatch_start(const Shape *s, Cx *cx, const ExPlan *plan, Rows *r, const Operand *o, TensorClass c) {
     int64_t row = operand_row_bytes(s, c, s->D);
-    void *rows = NULL, *send = NULL, *recv = NULL;
-    TRY(arena_push(cx->acts, &rows, (size_t)(plan->npair * row), "moe.rows"));
-    size_t mark = arena_mark(cx->scratch);
+    void *send = NULL;
+    *r = (Rows){operand_data(s, o), -1};
+    if (is_alone(cx)) return OK;
+    TRY(arena_push(cx->scratch, &r->p, (size_t)(plan->nrecv * row), "moe.recv"));
     TRY(arena_push(cx->scratch, &send, (size_t)(plan->nsend * row), "moe.send"));
-    TRY(arena_push(cx->scratch, &recv, (size_t)(plan->nrecv * row), "moe.recv"));
     prof_enter(PROF_EXCHANGE);
     TRY(cx->ops->rows_gather(&cx->op, send, operand_data(s, o), plan->send_tok, plan->nsend, row));
-    TRY(exchange_dispatch(cx->ep, plan, recv, send, row, &cx->bytes));
-    TRY(cx->ops->rows_gather(&cx->op, rows, recv, plan->pair_recv, plan->npair, row));
+    TRY(exchange_dispatch(cx->ep, plan, &r->request, r->p, send, row, &cx->bytes));
     prof_leave();
-    arena_release(cx->scratch, mark);
+    return OK;
+}
+
+// dispatch_end: the rows that arrived, in expert order: out [npair] on acts. Collective over ep.
+static Err dispatch_end(const Shape *s, Cx *cx, const ExPlan *plan, Operand *out, Rows *r, TensorClass c) {
+    int64_t row = operand_row_bytes(s, c, s->D);
+    void *rows = NULL;
+    TRY(arena_push(cx->acts, &rows, (size_t)(plan->npair * row), "moe.rows"));
+    prof_enter(PROF_EXCHANGE);
+    TRY(rows_wait(cx, r));
+    TRY(cx->ops->rows_gather(&cx->op, rows, r->p, plan->pair_recv, plan->npair, row));
+    prof_leave();
     *out = operand_wire(s, c, rows, plan->npair, s->D);
     return OK;
 }
 
-// combine: pair rows [R,D] summed per received row, sent back, summed per token on top of add1 and add2 into
-// y [T,D]. Collective over ep.
-static Err combine(const Shape *s, Cx *cx, const ExPlan *plan, Mat y, Mat pairs, Mat add1) {
-    size_t mark = arena_mark(cx->scratch);
-    Mat sum, back;
+// combine_start: pair rows [R,D] summed per received row and sent back, through buffers on scratch that stay until
+// combine_end. Collective over ep.
+static Err combine_start(const Shape *s, Cx *cx, const ExPlan *plan, Rows *r, Mat pairs) {
+    Mat sum;
     TRY(arena_mat(cx->scratch, &sum, s->act, plan->nrecv, s->D, "moe.sum"));
-    TRY(arena_mat(cx->scratch, &back, s->act, plan->nsend, s->D, "moe.back"));
     prof_enter(PROF_EXCHANGE);
     TRY(cx->ops->rows_sum(&cx->op, sum, pairs, plan->recv_first, plan->recv_pair, mat_none(), mat_none()));
-    TRY(exchange_combine(cx->ep, plan, back.p, sum.p, s->D * (int64_t)dtype_bytes(s->act), &cx->bytes));
+    *r = (Rows){sum.p, -1};
+    if (!is_alone(cx)) {
+        int64_t row = s->D * (int64_t)dtype_bytes(s->act);
+        TRY(arena_push(cx->scratch, &r->p, (size_t)(plan->nsend * row), "moe.back"));
+        TRY(exchange_combine(cx->ep, plan, &r->request, r->p, sum.p, row, &cx->bytes));
+    }
+    prof_leave();
+    return OK;
+}
+
+// combine_end: y [T,D] = what came back, summed per token on top of add1. Collective over ep.
+static Err combine_end(const Shape *s, Cx *cx, const ExPlan *plan, Mat y, Rows *r, Mat add1) {
+    prof_enter(PROF_EXCHANGE);
+    TRY(rows_wait(cx, r));
+    Mat back = mat(r->p, s->act, plan->nsend, s->D);
     TRY(cx->ops->rows_sum(&cx->op, y, back, plan->tok_first, plan->tok_row, add1, mat_none()));
     prof_leave();
-    arena_release(cx->scratch, mark);
     return OK;
 }
 
@@ -145,22 +182,32 @@ Err moe_fwd(const Shape *s, Cx *cx, const MoeParams *p, MoeSaved *a, Mat y, Mat 
     ARENA_NEW(cx->acts, a->rstd, T);
     TRY(normed(s, cx, p, a, x));
     TRY(route(s, cx, p, a, with_balance, balance));
+    Mat shared = mat_none(), pairs, out;
+    if (p->shared.gate) TRY(arena_mat(cx->scratch, &shared, DT_F32, T, s->D, "moe.shared"));
+    size_t exchange = arena_mark(cx->scratch);
+    ExFlight meta;
+    Rows rows;
     prof_enter(PROF_EXCHANGE);
-    TRY(exchange_plan(cx->ep, &a->plan, cx->acts, cx->scratch, a->idx, a->gate, T, s->K, s->L, &cx->bytes));
+    TRY(exchange_plan(cx->ep, &a->plan, &meta, cx->acts, cx->scratch, a->idx, a->gate, T, s->K, s->L, &cx->bytes));
     prof_leave();
     cx_saved(cx, SAVED_ROUTING);
-    TRY(dispatch(s, cx, &a->plan, &a->xe, &a->nq, CLASS_ACTIVATION));
+    TRY(dispatch_start(s, cx, &a->plan, &rows, &a->nq, CLASS_ACTIVATION));
+    // The shared expert needs nobody: it computes while metadata and rows travel.
+    if (p->shared.gate) TRY(ffn_fwd(s, cx, &p->shared, &a->shared, shared, &a->nq, T));
+    cx_saved(cx, SAVED_SWIGLU);
+    prof_enter(PROF_EXCHANGE);
+    TRY(exchange_plan_end(cx->ep, &a->plan, &meta, cx->acts));
+    prof_leave();
+    cx_saved(cx, SAVED_ROUTING);
+    TRY(dispatch_end(s, cx, &a->plan, &a->xe, &rows, CLASS_ACTIVATION));
     cx_saved(cx, SAVED_FFN_IN);
-    Mat shared = mat_none(), pairs, out;
-    if (p->shared.gate) {
-        TRY(arena_mat(cx->scratch, &shared, DT_F32, T, s->D, "moe.shared"));
-        TRY(ffn_fwd(s, cx, &p->shared, &a->shared, shared, &a->nq, T));
-    }
+    arena_release(cx->scratch, exchange);
     TRY(arena_mat(cx->scratch, &out, s->act, T, s->D, "moe.out"));
     TRY(arena_mat(cx->scratch, &pairs, s->act, a->plan.npair, s->D, "moe.pairs"));
     TRY(experts_fwd(s, cx, p, a, pairs));
     cx_saved(cx, SAVED_SWIGLU);
-    TRY(combine(s, cx, &a->plan, out, pairs, shared));
+    TRY(combine_start(s, cx, &a->plan, &rows, pairs));
+    TRY(combine_end(s, cx, &a->plan, out, &rows, shared));
     prof_enter(PROF_ELEMENTWISE);
     TRY(cx->ops->add(&cx->op, y, x, out));
     prof_leave();
@@ -182,24 +229,25 @@ static Err experts_bwd(const Shape *s, Cx *cx, const MoeParams *p, MoeSaved *a, 
     return OK;
 }
 
-// local_bwd: dsum [T,D] f32 = shared expert's and router's gradients of the normalised input.
-static Err local_bwd(const Shape *s, Cx *cx, const MoeParams *p, MoeSaved *a, Mat dsum, const Operand *dyq,
-                     const float *dgate, double balance_scale) {
-    bool has_shared = p->shared.gate != NULL;
-    int64_t T = a->x.rows;
+// shared_bwd: dsum [T,D] f32 = the shared expert's gradient of the normalised input. Local.
+static Err shared_bwd(const Shape *s, Cx *cx, const MoeParams *p, MoeSaved *a, Mat dsum, const Operand *dyq) {
     size_t mark = arena_mark(cx->scratch);
-    if (has_shared) {
-        Operand dg, du;
-        TRY(ffn_bwd_core(s, cx, &p->shared, &a->shared, &dg, &du, dyq));
-        TRY(linear_dgrad(s, cx, dsum, &dg, p->shared.gate, groups_none(), false));
-        TRY(linear_dgrad(s, cx, dsum, &du, p->shared.up, groups_none(), true));
-        arena_release(cx->scratch, mark);
-    }
-    TRY(arena_mat(cx->acts, &a->dlogits, DT_F32, T, s->E, "moe.dlogits"));
+    Operand dg, du;
+    TRY(ffn_bwd_core(s, cx, &p->shared, &a->shared, &dg, &du, dyq));
+    TRY(linear_dgrad(s, cx, dsum, &dg, p->shared.gate, groups_none(), false));
+    TRY(linear_dgrad(s, cx, dsum, &du, p->shared.up, groups_none(), true));
+    arena_release(cx->scratch, mark);
+    return OK;
+}
+
+// router_bwd: dsum [T,D] f32 += the router's gradient of the normalised input (= without a shared expert). Local.
+static Err router_bwd(const Shape *s, Cx *cx, const MoeParams *p, MoeSaved *a, Mat dsum, const float *dgate,
+                      double balance_scale) {
+    TRY(arena_mat(cx->acts, &a->dlogits, DT_F32, dsum.rows, s->E, "moe.dlogits"));
     prof_enter(PROF_ROUTE);
     TRY(cx->ops->route_bwd(&cx->op, a->dlogits, dgate, a->gate, a->score, a->idx, a->coef,
-                           route_shape(s, T, balance_scale), a->nseq));
-    TRY(cx->ops->gemm_nn(&cx->op, dsum, a->dlogits, p->router->w, has_shared));
+                           route_shape(s, dsum.rows, balance_scale), a->nseq));
+    TRY(cx->ops->gemm_nn(&cx->op, dsum, a->dlogits, p->router->w, p->shared.gate != NULL));
     prof_leave();
     return OK;
 }
@@ -208,23 +256,34 @@ Err moe_bwd_input(const Shape *s, Cx *cx, const MoeParams *p, MoeSaved *a, Mat d
     int64_t T = dy.rows;
     size_t mark = arena_mark(cx->scratch);
     Operand dyq;
-    if (p->shared.gate)
-        TRY(operand_pair(s, cx, &dyq, &a->shared.dy_t, dy, SITE_FFN_OUT_DY, SITE_FFN_DOWN_DY_T, groups_none()));
-    else TRY(operand_make(s, cx, &dyq, cx->scratch, dy, SITE_FFN_OUT_DY, false));
-    TRY(dispatch(s, cx, &a->plan, &a->dye, &dyq, CLASS_GRADIENT));
+    Rows rows;
+    ExFlight gates;
     Mat dsum, dn, dpairs;
     float *dgate_pair = NULL, *dgate = NULL;
     TRY(arena_mat(cx->scratch, &dsum, DT_F32, T, s->D, "moe.dsum"));
+    size_t exchange = arena_mark(cx->scratch);
+    if (p->shared.gate)
+        TRY(operand_pair(s, cx, &dyq, &a->shared.dy_t, dy, SITE_FFN_OUT_DY, SITE_FFN_DOWN_DY_T, groups_none()));
+    else TRY(operand_make(s, cx, &dyq, cx->scratch, dy, SITE_FFN_OUT_DY, false));
+    TRY(dispatch_start(s, cx, &a->plan, &rows, &dyq, CLASS_GRADIENT));
+    if (p->shared.gate) TRY(shared_bwd(s, cx, p, a, dsum, &dyq));
+    TRY(dispatch_end(s, cx, &a->plan, &a->dye, &rows, CLASS_GRADIENT));
+    arena_release(cx->scratch, exchange);
+
     TRY(arena_mat(cx->scratch, &dn, s->act, T, s->D, "moe.dn"));
     TRY(arena_mat(cx->scratch, &dpairs, s->act, a->plan.npair, s->D, "moe.dpairs"));
     ARENA_NEW(cx->scratch, dgate_pair, a->plan.npair);
     ARENA_NEW(cx->scratch, dgate, T * s->K);
     TRY(experts_bwd(s, cx, p, a, dpairs, dgate_pair));
     prof_enter(PROF_EXCHANGE);
-    TRY(exchange_gate_grads(cx->ep, &a->plan, cx->scratch, dgate, dgate_pair, &cx->bytes));
+    TRY(exchange_gates(cx->ep, &a->plan, &gates, cx->scratch, dgate_pair, &cx->bytes));
     prof_leave();
-    TRY(local_bwd(s, cx, p, a, dsum, &dyq, dgate, balance_scale));
-    TRY(combine(s, cx, &a->plan, dn, dpairs, dsum));
+    TRY(combine_start(s, cx, &a->plan, &rows, dpairs));
+    prof_enter(PROF_EXCHANGE);
+    TRY(exchange_gates_end(cx->ep, &a->plan, &gates, dgate));
+    prof_leave();
+    TRY(router_bwd(s, cx, p, a, dsum, dgate, balance_scale)); // while the rows travel back
+    TRY(combine_end(s, cx, &a->plan, dn, &rows, dsum));
     prof_enter(PROF_ELEMENTWISE);
     TRY(cx->ops->norm_rms_bwd(&cx->op, dx, p->norm->grad.p, dn, a->x, p->norm->w.p, a->rstd, dy));
     prof_leave();

@@ -236,7 +236,7 @@ static Err gather_group(Params *t, Cx *cx, bool is_expert, Comm *group) {
         e.param_bytes = (int)dtype_bytes(p->w.t);
         z[n++] = e;
     }
-    TRY(zero_gather(group, z, n, cx->scratch, ZERO_BUCKET_BYTES));
+    TRY(zero_gather(group, z, n, cx->scratch, ZERO_BUCKET_BYTES(group->nranks)));
     arena_release(cx->scratch, mark);
     return OK;
 }

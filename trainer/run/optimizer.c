@@ -1,4 +1,4 @@
-// optimizer.c - reduce, clip, AdamW, publish: the end of every step.
+// optimizer.c - norm, clip, AdamW, publish: the end of every step.
 #include "optimizer.h"
 
 #include <math.h>
@@ -6,28 +6,10 @@
 
 #include "hash.h"
 #include "prof.h"
-#include "zero.h"
 
 // own_grad: this rank's rows of the summed gradient, in place in the gradient's own memory.
 static Mat own_grad(const Param *p) {
     return mat_rows(p->grad, p->own.row0, p->own.nrows);
-}
-
-static Err reduce_group(Params *t, Cx *cx, bool is_expert, Comm *group) {
-    size_t mark = arena_mark(cx->scratch);
-    ZeroTensor *z = NULL;
-    int64_t n = 0;
-    TRY(arena_push(cx->scratch, (void **)&z, (size_t)t->n * sizeof *z, "zero tensors"));
-    for (int i = 0; i < t->n; i++) {
-        Param *p = &t->p[i];
-        if (p->is_expert != is_expert) continue;
-        ZeroTensor e = {.rows = p->grad.rows, .cols = p->cols, .range = p->ranges, .grad = p->grad.p};
-        e.grad_shard = own_grad(p).p;
-        z[n++] = e;
-    }
-    TRY(zero_reduce(group, z, n, cx->scratch, ZERO_BUCKET_BYTES));
-    arena_release(cx->scratch, mark);
-    return OK;
 }
 
 // tensor_norms: sum of squares of every entry over all owners. A rank adds its own 128-row blocks in order, ranks are
@@ -68,10 +50,6 @@ static Err tensor_norms(Params *t, Cx *cx, OptResult *r) {
 }
 
 Err optimizer_step(Params *t, const Shape *s, Cx *cx, const OptStep *o, OptResult *r) {
-    prof_enter(PROF_REDUCE);
-    TRY(reduce_group(t, cx, false, cx->world));
-    TRY(reduce_group(t, cx, true, cx->edp));
-    prof_leave();
     prof_enter(PROF_OPTIMIZER);
     TRY(tensor_norms(t, cx, r));
     if (r->nonfinite > 0 || !isfinite(r->grad_norm)) {

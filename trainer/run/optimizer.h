@@ -1,4 +1,4 @@
-// optimizer.h - the end of a step: reduce gradients, clip, AdamW on ZeRO-1 shards, publish.
+// optimizer.h - the end of a step: norm of the reduced gradients, clip, AdamW on ZeRO-1 shards, publish.
 #pragma once
 #include "params.h"
 
@@ -14,8 +14,8 @@ typedef struct OptResult {
     char culprit[160]; // first such parameter and rank, "" if none
 } OptResult;
 
-// optimizer_step: sums gradients over ranks (dense: world; experts: edp), global norm, clip, AdamW,
-// publish. If any gradient is not finite, parameters, moments and compute copies stay as they were;
+// optimizer_step: own rows of gradients are sums over ranks already (reduce.h; nothing to do on one rank). Global norm,
+// clip, AdamW, publish. If any gradient is not finite, parameters, moments and compute copies stay as they were;
 // the result says where. Collective over world.
 Err optimizer_step(Params *p, const Shape *s, Cx *cx, const OptStep *o, OptResult *r) MUST_CHECK;
 // optimizer_hash: layout-independent 64-bit sum of hashes of rows of masters, moments and biases.

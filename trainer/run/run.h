@@ -45,6 +45,7 @@ typedef struct Run {
     CheckpointInfo at;       // where the run stands
     int64_t saved_step;      // last step that is on disk, -1 none
     int64_t last_step;       // stop after this one
+    int64_t crowded;         // ranks with more threads than cores of their own
     double peak_flops;       // of all ranks, measured at start; 0 = not known
     int32_t *tokens, *doc_start;
 } Run;

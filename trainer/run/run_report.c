@@ -81,6 +81,18 @@ Err run_dry(const Config *c, int world) {
     return report_saved(&plan, &s, &mesh);
 }
 
+// report_cores: of the first rank; and of how many ranks the threads must take turns.
+static void report_cores(const Run *r) {
+    const Boot *b = &r->boot;
+    log_line("cores      %.3g of the node's %ld for this rank and its %d thread%s, %d rank%s here", b->cores,
+             sysconf(_SC_NPROCESSORS_ONLN), r->cx.op.nthreads, r->cx.op.nthreads == 1 ? "" : "s", b->local_nranks,
+             b->local_nranks == 1 ? "" : "s");
+    if (r->crowded > 0)
+        log_warn("%lld of %d ranks have more threads than cores of their own: slow. --threads says how many; mpirun "
+                 "--map-by slot:PE=N --bind-to core gives each rank N cores, --bind-to none leaves all to all",
+                 (long long)r->crowded, b->nranks);
+}
+
 void run_banner(const Run *r) {
     const Mesh *m = &r->mesh;
     report_model(&r->shape);
@@ -89,6 +101,7 @@ void run_banner(const Run *r) {
         "ranks      %d = %d expert-parallel x %d data-parallel, %d thread%s each, kernels %s (%s)",
         m->world, m->ep, m->dp, r->cx.op.nthreads, r->cx.op.nthreads == 1 ? "" : "s",
         r->cx.ops->backend, r->cx.ops->isa);
+    report_cores(r);
     report_memory(&r->memory);
     int64_t windows = loader_windows(r->loader);
     log_line("data       %lld tokens, %lld windows; the schedule reads %.2f passes",

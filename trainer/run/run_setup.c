@@ -301,6 +301,8 @@ Err run_setup(Run *r, bool *is_done) {
     TRY(comm_agree(r->boot.world, choose_dir(r, resume_path, sizeof resume_path, &resume_step)));
     TRY(comm_agree(r->boot.world, open_data(r)));
     TRY(comm_agree(r->boot.world, make_model(r)));
+    r->crowded = r->cx.op.nthreads > r->boot.cores + 1e-6;
+    TRY(comm_sum_i64(r->boot.world, &r->crowded, 1));
     TRY(find_start(r, resume_path, resume_step));
     r->saved_step = -1;
     if (r->resume_from[0]) {

@@ -6,6 +6,7 @@
 
 #include "calibrate.h"
 #include "prof.h"
+#include "reduce.h"
 #include "schedule.h"
 
 typedef struct Share {
@@ -150,6 +151,16 @@ static Err update(Model *m, Cx *cx, const StepInput *in, StepMetrics *o) {
     return OK;
 }
 
+// run_micro: one pass; the last one sends the gradients to their owners while it goes back.
+static Err run_micro(Model *m, Cx *cx, const Batch *b, const LossScale *scale, LossSums *sums, bool is_last) {
+    if (!is_last) return model_fwd_bwd(m, cx, b, scale, sums, NULL);
+    Reduce reduce;
+    Taps taps = {.user = &reduce, .grads = reduce_block};
+    TRY(reduce_start(&reduce, model_params(m), cx));
+    TRY(model_fwd_bwd(m, cx, b, scale, sums, &taps));
+    return reduce_end(&reduce);
+}
+
 Err step_train(Model *m, Cx *cx, const StepInput *in, StepOutput *out) {
     const Shape *s = model_shape(m);
     memset(out, 0, sizeof *out);
@@ -167,9 +178,8 @@ Err step_train(Model *m, Cx *cx, const StepInput *in, StepOutput *out) {
             Err mine = load_micro(s, in, share.first + i, min_i64(share.micro, share.n - i), &b);
             TRY(comm_agree(cx->world, mine)); // a damaged shard on one rank stops all of them
             cx->shadow = has_shadow && i == 0 ? in->shadow : NULL;
-            Err passed = model_fwd_bwd(m, cx, &b, &scale, &sums, NULL);
+            TRY(run_micro(m, cx, &b, &scale, &sums, i + share.micro >= share.n));
             cx->shadow = NULL;
-            TRY(passed);
         }
         if (out->is_stopped) break;
     }

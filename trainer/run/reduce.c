@@ -1,0 +1,53 @@
+// reduce.c - gradients to the ranks that own them, beside the last backward of a step.
+#include "reduce.h"
+
+#include "prof.h"
+
+static Err group_start(ReduceGroup *g, const Params *p, Arena *scratch, bool is_expert, Comm *group) {
+    ARENA_NEW(scratch, g->t, p->n);
+    ARENA_NEW(scratch, g->layer, p->n);
+    g->n = g->ready = 0;
+    // Backward ends with the last block, the model's own parameters (layer -1) come after all blocks.
+    for (int64_t layer = p->nblocks - 1; layer >= -1; layer--) {
+        for (int i = 0; i < p->n; i++) {
+            const Param *e = &p->p[i];
+            if (e->layer != layer || e->is_expert != is_expert) continue;
+            ZeroTensor t = {.rows = e->grad.rows, .cols = e->cols, .range = e->ranges, .grad = e->grad.p};
+            t.grad_shard = t.grad + e->own.row0 * e->cols; // in place
+            g->layer[g->n] = layer;
+            g->t[g->n++] = t;
+        }
+    }
+    TRY(zero_start(&g->zero, group, g->t, g->n, false, scratch, ZERO_BUCKET_BYTES(group->nranks)));
+    return OK;
+}
+
+Err reduce_start(Reduce *r, const Params *p, Cx *cx) {
+    r->scratch = cx->scratch;
+    r->mark = arena_mark(cx->scratch);
+    TRY(group_start(&r->dense, p, cx->scratch, false, cx->world));
+    TRY(group_start(&r->experts, p, cx->scratch, true, cx->edp));
+    return OK;
+}
+
+Err reduce_block(void *user, int64_t layer) {
+    Reduce *r = user;
+    ReduceGroup *groups[] = {&r->dense, &r->experts};
+    prof_enter(PROF_REDUCE);
+    for (int i = 0; i < 2; i++) {
+        ReduceGroup *g = groups[i];
+        while (g->ready < g->n && g->layer[g->ready] >= layer) g->ready++;
+        TRY(zero_ready(&g->zero, g->ready));
+    }
+    prof_leave();
+    return OK;
+}
+
+Err reduce_end(Reduce *r) {
+    prof_enter(PROF_REDUCE);
+    TRY(zero_end(&r->experts.zero));
+    TRY(zero_end(&r->dense.zero));
+    prof_leave();
+    arena_release(r->scratch, r->mark);
+    return OK;
+}

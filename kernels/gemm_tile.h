@@ -24,6 +24,20 @@
 // row and column.
 typedef enum GemmScaling { UNSCALED, ROWS_SCALED, BOTH_SCALED, SCALINGS } GemmScaling;
 
+// Memory that is read next: some of its rows are fetched into the second-level cache in each slice of each
+// strip.
+typedef struct Fetch {
+    const char *p;
+    int64_t step, bytes; // from row to row, of a row
+    int64_t rows, each;  // that are left, in a slice
+} Fetch;
+
+INLINE void fetch_next(Fetch *f) {
+    enum { LINE = 64 };
+    for (int64_t i = min_i64(f->each, f->rows); i > 0; i--, f->rows--, f->p += f->step)
+        for (int64_t at = 0; at < f->bytes; at += LINE) __builtin_prefetch(f->p + at, 0, 2);
+}
+
 // h rows x NR columns, and how they are computed.
 typedef struct Strip {
     int64_t slices, last;   // slices of 128 of the contraction, units of the last one
@@ -37,6 +51,7 @@ typedef struct Strip {
     float *to;
     int64_t to_ld;
     bool is_added; // to what lies at `to`
+    Fetch *next;
 } Strip;
 
 // p += ld, and the compiler must not make a register of each of the rows' addresses.
@@ -135,6 +150,7 @@ INLINE void kernel(const int h, const GemmScaling scaling, const Strip *t) {
     else if (IS_HELD)
         load_sums(h, totals, from, ld);
     do {
+        fetch_next(t->next);
         if (i == 1) fetch_output(h, t);
         if (scaling != UNSCALED) zero_sums(h, sums);
         multiply(h, sums, i > 1 ? AS : t->last, a, b);
@@ -191,18 +207,6 @@ KERNEL_AS(kernel_plain, 12, UNSCALED)
 static const KernelFn kernels[SCALINGS][MR + 1] = {
     {ROWS_ALL(kernel_plain_)}, {ROWS_SOME(kernel_rows_)}, {ROWS_SOME(kernel_both_)}};
 
-// Cache lines of the columns that are packed next: the part-th of `parts` pieces of them. Inline, because
-// gcc drops calls of a function that does nothing but this.
-INLINE void prefetch_columns(const GemmOperand *o, int64_t j0, int64_t n, int64_t k0, int64_t nk,
-                             int64_t part, int64_t parts) {
-    enum { LINE = 64 };
-    int64_t size = o->t == SRC_F32 ? 4 : o->t == SRC_BF16 ? 2 : 1;
-    int64_t rows = o->is_k_contig ? n : nk, bytes = (o->is_k_contig ? nk : n) * size;
-    const char *p = (const char *)o->p + (o->is_k_contig ? j0 * o->ld + k0 : k0 * o->ld + j0) * size;
-    for (int64_t r = rows * part / parts; r < rows * (part + 1) / parts; r++)
-        for (int64_t at = 0; at < bytes; at += LINE) __builtin_prefetch(p + r * o->ld * size + at);
-}
-
 // One tile on its way: [m0, m0+mn) x [n0, n0+nn), and the part of the contraction in the panels.
 typedef struct Work {
     const GemmProblem *p;
@@ -244,6 +248,20 @@ static GemmScaling pack_columns_at(const Work *t, int64_t j, int64_t nj) {
     return !is_fp8 ? UNSCALED : is_one ? ROWS_SCALED : BOTH_SCALED;
 }
 
+// The columns at j, for the slices in the panels, spread over `parts` slices of strips.
+static Fetch columns_ahead(const Work *t, int64_t j, int64_t parts) {
+    const GemmOperand *o = &t->p->b;
+    int64_t size = o->t == SRC_F32 ? 4 : o->t == SRC_BF16 ? 2 : 1;
+    int64_t nj = max_i64(min_i64(NR, t->n0 + t->nn - j), 0), k0 = t->slice * TILE;
+    int64_t nk = min_i64(t->slices * TILE, t->p->k - k0);
+    Fetch f = {.p = (const char *)o->p + (o->is_k_contig ? j * o->ld + k0 : k0 * o->ld + j) * size,
+               .step = o->ld * size,
+               .bytes = (o->is_k_contig ? nk : nj) * size,
+               .rows = nj == 0 ? 0 : o->is_k_contig ? nj : nk};
+    f.each = ceil_div(f.rows, parts);
+    return f;
+}
+
 // All rows x nj columns at j.
 static void run_columns(const Work *t, int64_t j, int64_t nj) {
     static const float zeros[NR];
@@ -256,10 +274,9 @@ static void run_columns(const Work *t, int64_t j, int64_t nj) {
     int64_t c_ld = is_whole ? NR : GEMM_LDC;
     int64_t most = scaling == UNSCALED ? MR : MR_SCALED, strips = ceil_div(t->mn, most);
     int64_t low = t->mn / strips, high = t->mn % strips; // rows of a strip; strips with one more
+    Fetch next = columns_ahead(t, j + NR, strips * t->slices);
     for (int64_t s = 0, r = 0, h = 0; s < strips; s++, r += h) {
         h = low + (s < high);
-        prefetch_columns(&p->b, j + NR, min_i64(NR, t->n0 + t->nn - j - NR), t->slice * TILE,
-                         min_i64(t->slices * TILE, p->k - t->slice * TILE), s, strips);
         Strip x = {.slices = t->slices,
                    .last = ceil_div(slice_length(t, t->slices - 1), KU * STEP) * STEP,
                    .a = w->a + r * AS,
@@ -273,7 +290,8 @@ static void run_columns(const Work *t, int64_t j, int64_t nj) {
                    .between = w->between,
                    .to = is_to_y ? (float *)p->y.p + (t->m0 + r) * p->y.ld + j : c + r * c_ld,
                    .to_ld = is_to_y ? p->y.ld : c_ld,
-                   .is_added = is_to_y && p->acc};
+                   .is_added = is_to_y && p->acc,
+                   .next = &next};
         kernels[scaling][h](&x);
     }
     if (!t->is_last || is_to_y) return;

@@ -41,7 +41,7 @@ enum {
     GEMM_NB = 256, // its columns
     GEMM_MB_MAX = 240,        // rows of the largest output tile otherwise; both multiples of 32
     GEMM_NB_WIDE = 1024,      // its columns
-    GEMM_PANEL = GEMM_MB * 256, // units of 32 bits in the panel of a: half of a second-level cache
+    GEMM_PANEL = GEMM_MB * 512, // units of 32 bits in the panel of a: half of a second-level cache
     GEMM_LDC = GEMM_NB + 16,  // row stride of the tile's sums: no power of two
     GEMM_DEPTH = 512,         // units of the contraction in the panels, at most
     GEMM_NR_MAX = 32,         // columns of the panel of b

@@ -242,6 +242,18 @@ static void pad_step(uint8_t *pad, const uint8_t *p, int64_t ld, bool is_k_conti
                                 _mm512_maskz_loadu_epi8(mask, p + r * ld));
 }
 
+// Rows that a multiple of this many bytes lies between share so few sets of a first-level cache that their
+// lines are gone before all pieces of them are read.
+enum { FAR = 2048 };
+
+// 32 rows of nk <= TILE elements, ld bytes apart -> TILE elements apart.
+static void gather_rows(uint8_t *dst, const uint8_t *p, int64_t ld, int64_t size, int64_t nk) {
+    int64_t bytes = nk * size, dst_ld = TILE * size;
+    for (int64_t r = 0; r < NR; r++)
+        for (int64_t at = 0; at < bytes; at += 64)
+            _mm512_storeu_si512(dst + r * dst_ld + at, load_bytes(p + r * ld + at, bytes - at));
+}
+
 static void pack_columns(const GemmOperand *o, const uint8_t *p, int64_t ld, int64_t nk,
                          float *dst) {
     if (o->t == SRC_BF16 && o->is_k_contig)
@@ -258,12 +270,18 @@ static void pack_b(const GemmOperand *o, int64_t j0, int64_t n, int64_t k0, int6
                    float *dst) {
     enum { WHOLE = KU * STEP };
     uint8_t pad[WHOLE * NR * 2] __attribute__((aligned(64)));
+    uint8_t near[TILE * NR * 2] __attribute__((aligned(64)));
     int64_t size = o->t == SRC_BF16 ? 2 : 1;
     int64_t k_bytes = (o->is_k_contig ? 1 : o->ld) * size;
     int64_t outer_bytes = (o->is_k_contig ? o->ld : 1) * size;
     const uint8_t *p = (const uint8_t *)o->p + j0 * outer_bytes + k0 * k_bytes;
     int64_t direct = n < NR ? 0 : nk / WHOLE * WHOLE; // elements that need no padding
-    pack_columns(o, p, o->ld, direct, dst);
+    if (o->is_k_contig && direct && outer_bytes % FAR == 0) {
+        gather_rows(near, p, outer_bytes, size, direct);
+        pack_columns(o, near, TILE, direct, dst);
+    } else {
+        pack_columns(o, p, o->ld, direct, dst);
+    }
     for (int64_t k = direct; k < nk; k += WHOLE) {
         pad_step(pad, p + k * k_bytes, o->ld * size, o->is_k_contig, n, min_i64(WHOLE, nk - k), size);
         pack_columns(o, pad, o->is_k_contig ? WHOLE : NR, WHOLE, dst + k / KU * NR);

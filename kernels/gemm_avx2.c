@@ -10,6 +10,8 @@ typedef __m256 vf;
 #define VW 8
 #define MR 6
 #define NV 2
+#define MR_SCALED 6
+#define IS_HELD 0
 #define GEMM_TILE gemm_tile_avx2
 #define GEMM_PEAK gemm_peak_avx2
 

@@ -8,6 +8,8 @@
 
 #include "gemm_lanes512.h"
 
+#define MR_SCALED 7
+#define IS_HELD 1
 #define GEMM_TILE gemm_tile_avx512
 #define GEMM_PEAK gemm_peak_avx512
 

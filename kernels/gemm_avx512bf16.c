@@ -15,6 +15,8 @@ typedef __m512 vf;
 #define VW 16
 #define MR 12
 #define NV 2
+#define MR_SCALED 7
+#define IS_HELD 1
 #define GEMM_TILE gemm_tile_avx512bf16
 #define GEMM_PEAK gemm_peak_avx512bf16
 

@@ -17,6 +17,11 @@ static inline float scale_at(const GemmOperand *o, int64_t at) {
 static inline void pack_scales(const GemmOperand *o, int64_t outer, int64_t n, int64_t k0,
                                float *dst) {
     int64_t slice = k0 / TILE * o->s_k;
+    if (o->s_tile == 1 && o->s_outer == 1 && o->st == SCALE_E8M0) { // the compiler's vectors
+        const uint8_t *s = (const uint8_t *)o->s + outer + slice;
+        for (int64_t i = 0; i < n; i++) dst[i] = f32_from_e8m0(s[i]);
+        return;
+    }
     if (o->s_tile == 1) {
         for (int64_t i = 0; i < n; i++) dst[i] = scale_at(o, (outer + i) * o->s_outer + slice);
         return;

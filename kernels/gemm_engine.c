@@ -138,8 +138,8 @@ static GemmTiles tiles_of(const GemmIsa *isa, const GemmProblem *p, const Sum *s
     if (!unit) return register_tiles;
     int64_t row = max_i64(ceil_div(p->k, TILE), 1) * TILE / unit; // units of the panel of a
     GemmTiles t = {GEMM_MB, GEMM_NB, 48, 64, 4};
-    if (row * 128 > GEMM_PANEL) return t;
-    t.rows = min_i64(GEMM_MB_MAX, GEMM_PANEL / row / 32 * 32);
+    if (row > GEMM_DEPTH || row * GEMM_MB > GEMM_PANEL) return t;
+    t.rows = min_i64(GEMM_MB_MAX, GEMM_PANEL / row / 16 * 16);
     t.columns = GEMM_NB_WIDE;
     return t;
 }

@@ -41,8 +41,9 @@ enum {
     GEMM_NB = 256, // its columns
     GEMM_MB_MAX = 240,        // rows of the largest output tile otherwise; both multiples of 32
     GEMM_NB_WIDE = 1024,      // its columns
-    GEMM_PANEL = GEMM_MB * 256, // units of 32 bits in the panel of a: half of a second-level cache
+    GEMM_PANEL = GEMM_MB * 512, // units of 32 bits in the panel of a: half of a second-level cache
     GEMM_LDC = GEMM_NB + 16,  // row stride of the tile's sums: no power of two
+    GEMM_DEPTH = 512,         // units of the contraction in the panels, at most
     GEMM_NR_MAX = 32,         // columns of the panel of b
     GEMM_CUT_EVERY = 32,      // products of one cut sum; promotion intervals are multiples
     GEMM_AMX_MB = 256,        // the same for tile registers: rows,
@@ -55,11 +56,12 @@ typedef struct GemmWork {
     union {
         struct {
             float a[GEMM_PANEL];
-            float b[GEMM_NR_MAX * TILE];
+            float b[GEMM_NR_MAX * GEMM_DEPTH];
             float c[GEMM_MB * GEMM_LDC];
             float sa[GEMM_PANEL / (TILE / 2)]; // for each slice of 128 of the contraction, of each row
-            float sb[GEMM_NR_MAX];
-            float s[GEMM_MB_MAX]; // scales of the rows times that of the columns
+            float sb[GEMM_DEPTH / (TILE / 2) * GEMM_NR_MAX];
+            float s[GEMM_PANEL / (TILE / 2)]; // scales of the rows times that of the columns
+            float between[12 * GEMM_NR_MAX];
         };
         struct {
             uint16_t rows[GEMM_AMX_MB * GEMM_AMX_KB], columns[GEMM_AMX_NB * GEMM_AMX_KB];

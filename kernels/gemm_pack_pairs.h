@@ -59,30 +59,27 @@ INLINE void decode(const Halves *t, __m512i x, __m512i *even, __m512i *odd) {
     *odd = _mm512_ternarylogic_epi32(_mm512_srli_epi16(l, 8), h, low, 0xF4); // or h & ~low
 }
 
-// Rows of 64 bytes, ld apart -> x[i], lane j = the i-th word of row j. Pieces of 128 bits are put
+// 16 rows of 16 bytes, ld apart -> x[i], lane j = the i-th word of row j. Pieces of rows are put
 // together as they are loaded, so that half of the exchanges cost no shuffle.
-INLINE void load_turned(const uint8_t *p, int64_t ld, __m512i x[16]) {
+INLINE void load_turned(const uint8_t *p, int64_t ld, __m512i x[4]) {
+    __m512i z[4];
 #pragma GCC unroll 4
-    for (int g = 0; g < 4; g++) {
-        __m512i z[4];
-#pragma GCC unroll 4
-        for (int m = 0; m < 4; m++) {
-            const uint8_t *at = p + m * ld + 16 * g;
-            z[m] = _mm512_castsi128_si512(_mm_loadu_si128((const __m128i *)at));
-            z[m] = _mm512_mask_broadcast_i32x4(
-                z[m], 0x00F0, _mm_loadu_si128((const __m128i *)(at + 4 * ld)));
-            z[m] = _mm512_mask_broadcast_i32x4(
-                z[m], 0x0F00, _mm_loadu_si128((const __m128i *)(at + 8 * ld)));
-            z[m] = _mm512_mask_broadcast_i32x4(
-                z[m], 0xF000, _mm_loadu_si128((const __m128i *)(at + 12 * ld)));
-        }
-        __m512i a = _mm512_unpacklo_epi32(z[0], z[1]), b = _mm512_unpacklo_epi32(z[2], z[3]);
-        __m512i c = _mm512_unpackhi_epi32(z[0], z[1]), d = _mm512_unpackhi_epi32(z[2], z[3]);
-        x[4 * g] = _mm512_unpacklo_epi64(a, b);
-        x[4 * g + 1] = _mm512_unpackhi_epi64(a, b);
-        x[4 * g + 2] = _mm512_unpacklo_epi64(c, d);
-        x[4 * g + 3] = _mm512_unpackhi_epi64(c, d);
+    for (int m = 0; m < 4; m++) {
+        const uint8_t *at = p + m * ld;
+        z[m] = _mm512_castsi128_si512(_mm_loadu_si128((const __m128i *)at));
+        z[m] = _mm512_mask_broadcast_i32x4(z[m], 0x00F0,
+                                           _mm_loadu_si128((const __m128i *)(at + 4 * ld)));
+        z[m] = _mm512_mask_broadcast_i32x4(z[m], 0x0F00,
+                                           _mm_loadu_si128((const __m128i *)(at + 8 * ld)));
+        z[m] = _mm512_mask_broadcast_i32x4(z[m], 0xF000,
+                                           _mm_loadu_si128((const __m128i *)(at + 12 * ld)));
     }
+    __m512i a = _mm512_unpacklo_epi32(z[0], z[1]), b = _mm512_unpacklo_epi32(z[2], z[3]);
+    __m512i c = _mm512_unpackhi_epi32(z[0], z[1]), d = _mm512_unpackhi_epi32(z[2], z[3]);
+    x[0] = _mm512_unpacklo_epi64(a, b);
+    x[1] = _mm512_unpackhi_epi64(a, b);
+    x[2] = _mm512_unpacklo_epi64(c, d);
+    x[3] = _mm512_unpackhi_epi64(c, d);
 }
 
 // n bytes of the 64 at p, the others zero and not read.
@@ -137,11 +134,14 @@ static void rows_across_bf16(const uint16_t *p, int64_t ld, int64_t rows, int64_
                 _mm512_store_si512(turned[1][i], b);
             }
             for (int half = 0; half < 2 && r + 16 * half < rows; half++) {
-                __m512i x[16];
-                load_turned((const uint8_t *)turned[half], 64, x);
-#pragma GCC unroll 16
-                for (int i = 0; i < 16; i++) // rows past the last are spare
-                    _mm512_storeu_si512(dst + (r + 16 * half + i) * AS + k / 2, x[i]);
+                float *at = dst + (r + 16 * half) * AS + k / 2; // rows past the last are spare
+                for (int g = 0; g < 4; g++) {
+                    __m512i x[4];
+                    load_turned((const uint8_t *)turned[half] + 16 * g, 64, x);
+#pragma GCC unroll 4
+                    for (int i = 0; i < 4; i++)
+                        _mm512_storeu_si512(at + (4 * g + i) * AS, x[i]);
+                }
             }
         }
 }
@@ -159,15 +159,18 @@ static void pack_a(const GemmOperand *o, int64_t i0, int64_t rows, int64_t k0, i
 
 // --- 32 columns ---
 
+// The loops below take whole steps of the contraction, STEP units each, and whole rows of columns;
+// pack_b cuts and pads.
+
 static void columns_codes(GemmSrc t, const uint8_t *p, int64_t ld, int64_t nk, float *dst) {
     Halves table = halves_of(t);
-    for (int64_t k = 0; k < nk; k += 64)
+    for (int64_t k = 0; k < nk; k += 16)
         for (int v = 0; v < 2; v++) {
-            __m512i x[16];
+            __m512i x[4];
             load_turned(p + 16 * v * ld + k, ld, x);
             float *at = dst + k / 2 * NR + 16 * v;
-#pragma GCC unroll 16
-            for (int i = 0; i < 16; i++) {
+#pragma GCC unroll 4
+            for (int i = 0; i < 4; i++) {
                 __m512i even, odd;
                 decode(&table, x[i], &even, &odd);
                 _mm512_storeu_si512(at + 2 * i * NR, even);
@@ -208,12 +211,12 @@ static void columns_codes_across(GemmSrc t, const uint8_t *p, int64_t ld, int64_
 }
 
 static void columns_bf16(const uint16_t *p, int64_t ld, int64_t nk, float *dst) {
-    for (int64_t k = 0; k < nk; k += 32)
+    for (int64_t k = 0; k < nk; k += 8)
         for (int v = 0; v < 2; v++) {
-            __m512i x[16];
+            __m512i x[4];
             load_turned((const uint8_t *)(p + 16 * v * ld + k), 2 * ld, x);
-#pragma GCC unroll 16
-            for (int i = 0; i < 16; i++)
+#pragma GCC unroll 4
+            for (int i = 0; i < 4; i++)
                 _mm512_storeu_si512(dst + (k / 2 + i) * NR + 16 * v, x[i]);
         }
 }
@@ -227,29 +230,32 @@ static void columns_bf16_across(const uint16_t *p, int64_t ld, int64_t nk, float
     }
 }
 
-// A piece of an operand with zeros around it: 32 columns x a whole number of packing steps.
-static void pad_piece(uint8_t *pad, const uint8_t *p, int64_t ld_bytes, bool is_k_contig, int64_t n,
-                      int64_t nk, int64_t size) {
+// n columns x nk elements -> 32 columns x STEP units with zeros around them; ld and size in bytes.
+static void pad_step(uint8_t *pad, const uint8_t *p, int64_t ld, bool is_k_contig, int64_t n,
+                     int64_t nk, int64_t size) {
     int64_t rows = is_k_contig ? n : nk, bytes = (is_k_contig ? nk : n) * size;
-    int64_t pad_ld = (is_k_contig ? TILE : NR) * size;
-    memset(pad, 0, (size_t)(TILE * NR * size));
+    int64_t pad_ld = (is_k_contig ? KU * STEP : NR) * size;
+    __mmask64 mask = ~0ull >> (64 - bytes);
+    memset(pad, 0, KU * STEP * NR * 2);
     for (int64_t r = 0; r < rows; r++)
-        memcpy(pad + r * pad_ld, p + r * ld_bytes, (size_t)bytes);
+        _mm512_mask_storeu_epi8(pad + r * pad_ld, mask,
+                                _mm512_maskz_loadu_epi8(mask, p + r * ld));
 }
 
-static void pack_b(const GemmOperand *o, int64_t j0, int64_t n, int64_t k0, int64_t nk,
-                   float *dst) {
-    uint8_t pad[TILE * NR * 2] __attribute__((aligned(64)));
-    int64_t size = o->t == SRC_BF16 ? 2 : 1, ld = o->ld;
-    const uint8_t *p =
-        (const uint8_t *)o->p + (o->is_k_contig ? j0 * ld + k0 : k0 * ld + j0) * size;
-    int64_t step = o->t == SRC_BF16 ? (o->is_k_contig ? 32 : 2 * STEP) : (o->is_k_contig ? 64 : 2 * STEP);
-    if (n < NR || nk % step) {
-        pad_piece(pad, p, ld * size, o->is_k_contig, n, nk, size);
-        p = pad;
-        ld = o->is_k_contig ? TILE : NR;
-        nk = ceil_div(nk, step) * step;
-    }
+// Rows that a multiple of this many bytes lies between share so few sets of a first-level cache that their
+// lines are gone before all pieces of them are read.
+enum { FAR = 2048 };
+
+// 32 rows of nk <= TILE elements, ld bytes apart -> TILE elements apart.
+static void gather_rows(uint8_t *dst, const uint8_t *p, int64_t ld, int64_t size, int64_t nk) {
+    int64_t bytes = nk * size, dst_ld = TILE * size;
+    for (int64_t r = 0; r < NR; r++)
+        for (int64_t at = 0; at < bytes; at += 64)
+            _mm512_storeu_si512(dst + r * dst_ld + at, load_bytes(p + r * ld + at, bytes - at));
+}
+
+static void pack_columns(const GemmOperand *o, const uint8_t *p, int64_t ld, int64_t nk,
+                         float *dst) {
     if (o->t == SRC_BF16 && o->is_k_contig)
         columns_bf16((const uint16_t *)(const void *)p, ld, nk, dst);
     else if (o->t == SRC_BF16)
@@ -260,4 +266,24 @@ static void pack_b(const GemmOperand *o, int64_t j0, int64_t n, int64_t k0, int6
         columns_codes_across(o->t, p, ld, nk, dst);
 }
 
-
+static void pack_b(const GemmOperand *o, int64_t j0, int64_t n, int64_t k0, int64_t nk,
+                   float *dst) {
+    enum { WHOLE = KU * STEP };
+    uint8_t pad[WHOLE * NR * 2] __attribute__((aligned(64)));
+    uint8_t near[TILE * NR * 2] __attribute__((aligned(64)));
+    int64_t size = o->t == SRC_BF16 ? 2 : 1;
+    int64_t k_bytes = (o->is_k_contig ? 1 : o->ld) * size;
+    int64_t outer_bytes = (o->is_k_contig ? o->ld : 1) * size;
+    const uint8_t *p = (const uint8_t *)o->p + j0 * outer_bytes + k0 * k_bytes;
+    int64_t direct = n < NR ? 0 : nk / WHOLE * WHOLE; // elements that need no padding
+    if (o->is_k_contig && direct && outer_bytes % FAR == 0) {
+        gather_rows(near, p, outer_bytes, size, direct);
+        pack_columns(o, near, TILE, direct, dst);
+    } else {
+        pack_columns(o, p, o->ld, direct, dst);
+    }
+    for (int64_t k = direct; k < nk; k += WHOLE) {
+        pad_step(pad, p + k * k_bytes, o->ld * size, o->is_k_contig, n, min_i64(WHOLE, nk - k), size);
+        pack_columns(o, pad, o->is_k_contig ? WHOLE : NR, WHOLE, dst + k / KU * NR);
+    }
+}

@@ -8,6 +8,8 @@ typedef float vf __attribute__((vector_size(16)));
 #define VW 4
 #define MR 4
 #define NV 2
+#define MR_SCALED 4
+#define IS_HELD 0
 #define GEMM_TILE gemm_tile_portable
 #define GEMM_PEAK gemm_peak_portable
 

@@ -4,15 +4,17 @@
 //   vload vstore vset1 vmul vadd, vfma(a, b, c) = a * b + c, vdot(a, b, c) = c + the products of one
 //   unit of a and b per lane;
 // a unit being KU consecutive elements of the contraction in 32 bits (1 float, or 2 BF16). It defines
-// the micro-kernel's tile, MR rows x NV vectors, and GEMM_TILE, the name of the function made here;
-// and it includes what packs its panels (gemm_pack_f32.h, gemm_pack_pairs.h).
+// the micro-kernels' tiles, MR (plain products) or MR_SCALED (FP8) rows x NV vectors, and GEMM_TILE, the
+// name of the function made here; and it includes what packs its panels (gemm_pack_f32.h,
+// gemm_pack_pairs.h).
 //
-// The rows of the tile are packed once, for as much of the contraction as the panel holds and for
-// all columns: a is [128 of the contraction][row][AS] units and is broadcast. Columns are packed NR
-// x 128 at a time, [unit][NR], into memory that stays in the first-level cache while all rows use
-// them. Rows are split into strips of at most MR (a kernel for each height), columns are padded with
-// zeros. Every 128 of the contraction a strip's sums start from zero and are added to what there is,
-// so an element's sum is the same operations in the same order wherever it lies.
+// The rows of the tile are packed once, for as much of the contraction as the panels hold and for
+// all columns: [128 of the contraction][row][AS] units, which are broadcast. NR columns are packed
+// at a time, [unit][NR], and used by all rows. Rows are split into strips (a kernel for each height),
+// columns are padded with zeros. A strip runs through the panels' whole contraction: a plain
+// product's sums stay in registers; an FP8 product's start from zero every 128 and are promoted to
+// totals, which stay in registers too where there are 32 of them (IS_HELD). So an element's sum is
+// the same operations in the same order wherever it lies.
 #include <string.h>
 
 #include "gemm_ends.h"
@@ -22,13 +24,35 @@
 // row and column.
 typedef enum GemmScaling { UNSCALED, ROWS_SCALED, BOTH_SCALED, SCALINGS } GemmScaling;
 
-// Where sums come from and go to.
-typedef struct GemmFlow {
-    const float *from; // earlier sums
+// Memory that is read next: some of its rows are fetched into the second-level cache in each slice of each
+// strip.
+typedef struct Fetch {
+    const char *p;
+    int64_t step, bytes; // from row to row, of a row
+    int64_t rows, each;  // that are left, in a slice
+} Fetch;
+
+INLINE void fetch_next(Fetch *f) {
+    enum { LINE = 64 };
+    for (int64_t i = min_i64(f->each, f->rows); i > 0; i--, f->rows--, f->p += f->step)
+        for (int64_t at = 0; at < f->bytes; at += LINE) __builtin_prefetch(f->p + at, 0, 2);
+}
+
+// h rows x NR columns, and how they are computed.
+typedef struct Strip {
+    int64_t slices, last;   // slices of 128 of the contraction, units of the last one
+    const float *a, *b;     // panels
+    int64_t a_step;         // from slice to slice
+    const float *sa, *sb;   // scales of rows (times that of the columns if they have one) and columns
+    int64_t sa_step;
+    const float *from;      // earlier sums
     int64_t from_ld;
+    float *between;         // memory for totals between two slices, row stride NR
     float *to;
     int64_t to_ld;
-} GemmFlow;
+    bool is_added; // to what lies at `to`
+    Fetch *next;
+} Strip;
 
 // p += ld, and the compiler must not make a register of each of the rows' addresses.
 #define STEP_POINTER(p, ld)                                                                        \
@@ -37,44 +61,47 @@ typedef struct GemmFlow {
         __asm__("" : "+r"(p));                                                                     \
     } while (0)
 
-INLINE void put_strip(const int h, const GemmScaling scaling, vf acc[MR][NV], const GemmFlow *flow,
-                      const float *sa, const float *sb) {
-    const float *from = flow->from;
-    float *to = flow->to;
-    int64_t from_ld = flow->from_ld, to_ld = flow->to_ld;
-#pragma GCC unroll 16
-    for (int r = 0; r < h; r++) {
-        vf s = vset1(scaling == UNSCALED ? 0.0f : sa[r]);
-#pragma GCC unroll 4
-        for (int v = 0; v < NV; v++) {
-            vf sum = vload(from + v * VW);
-            if (scaling == UNSCALED)
-                acc[r][v] = vadd(sum, acc[r][v]);
-            else if (scaling == ROWS_SCALED)
-                acc[r][v] = vfma(acc[r][v], s, sum);
-            else
-                acc[r][v] = vfma(acc[r][v], vmul(s, vload(sb + v * VW)), sum);
-        }
-        STEP_POINTER(from, from_ld);
-    }
-    // All loads are under way before the first store.
-#pragma GCC unroll 16
-    for (int r = 0; r < h; r++) {
-#pragma GCC unroll 4
-        for (int v = 0; v < NV; v++) vstore(to + v * VW, acc[r][v]);
-        STEP_POINTER(to, to_ld);
-    }
-}
-
-// h rows x NR columns, at most 128 of the contraction.
-INLINE void kernel(const int h, const GemmScaling scaling, int64_t nu, const float *a,
-                   const float *b, const GemmFlow *f, const float *sa, const float *sb) {
-    vf acc[MR][NV];
+INLINE void zero_sums(const int h, vf x[MR][NV]) {
 #pragma GCC unroll 16
     for (int r = 0; r < h; r++)
 #pragma GCC unroll 4
-        for (int v = 0; v < NV; v++) acc[r][v] = vset1(0.0f);
-    for (int64_t u = 0; u < nu; u += STEP, a += STEP, b += STEP * NR) {
+        for (int v = 0; v < NV; v++) x[r][v] = vset1(0.0f);
+}
+
+INLINE void load_sums(const int h, vf x[MR][NV], const float *from, int64_t ld) {
+#pragma GCC unroll 16
+    for (int r = 0; r < h; r++) {
+#pragma GCC unroll 4
+        for (int v = 0; v < NV; v++) x[r][v] = vload(from + v * VW);
+        STEP_POINTER(from, ld);
+    }
+}
+
+INLINE void store_sums(const int h, vf x[MR][NV], float *to, int64_t ld) {
+#pragma GCC unroll 16
+    for (int r = 0; r < h; r++) {
+#pragma GCC unroll 4
+        for (int v = 0; v < NV; v++) vstore(to + v * VW, x[r][v]);
+        STEP_POINTER(to, ld);
+    }
+}
+
+INLINE void put_sums(const int h, vf x[MR][NV], const Strip *t) {
+    if (t->is_added) {
+        const float *old = t->to;
+#pragma GCC unroll 16
+        for (int r = 0; r < h; r++) {
+#pragma GCC unroll 4
+            for (int v = 0; v < NV; v++) x[r][v] = vadd(vload(old + v * VW), x[r][v]);
+            STEP_POINTER(old, t->to_ld);
+        }
+    }
+    store_sums(h, x, t->to, t->to_ld);
+}
+
+// sums += a slice of products.
+INLINE void multiply(const int h, vf sums[MR][NV], int64_t nu, const float *a, const float *b) {
+    do {
 #pragma GCC unroll 8
         for (int i = 0; i < STEP; i++) {
             vf bv[NV];
@@ -84,19 +111,67 @@ INLINE void kernel(const int h, const GemmScaling scaling, int64_t nu, const flo
             for (int r = 0; r < h; r++) {
                 vf av = vset1(a[r * AS + i]);
 #pragma GCC unroll 4
-                for (int v = 0; v < NV; v++) acc[r][v] = vdot(av, bv[v], acc[r][v]);
+                for (int v = 0; v < NV; v++) sums[r][v] = vdot(av, bv[v], sums[r][v]);
             }
         }
-    }
-    put_strip(h, scaling, acc, f, sa, sb);
+        a += STEP;
+        b += STEP * NR;
+        nu -= STEP;
+    } while (nu > 0);
 }
 
-typedef void (*KernelFn)(int64_t nu, const float *a, const float *b, const GemmFlow *f,
-                         const float *sa, const float *sb);
+INLINE void promote(const int h, const GemmScaling scaling, vf totals[MR][NV], vf sums[MR][NV],
+                    const float *sa, const float *sb) {
+#pragma GCC unroll 16
+    for (int r = 0; r < h; r++) {
+        vf s = vset1(sa[r]);
+#pragma GCC unroll 4
+        for (int v = 0; v < NV; v++)
+            totals[r][v] =
+                vfma(sums[r][v], scaling == ROWS_SCALED ? s : vmul(s, vload(sb + v * VW)),
+                     totals[r][v]);
+    }
+}
+
+INLINE void fetch_output(const int h, const Strip *t) {
+    const float *to = t->to;
+    for (int r = 0; r < h; r++, to += t->to_ld) {
+        __builtin_prefetch(to, 1);
+        __builtin_prefetch(to + NR - 1, 1);
+    }
+}
+
+INLINE void kernel(const int h, const GemmScaling scaling, const Strip *t) {
+    vf sums[MR][NV], totals[MR][NV];
+    const float *a = t->a, *b = t->b, *sa = t->sa, *sb = t->sb, *from = t->from;
+    int64_t i = t->slices, ld = t->from_ld;
+    if (scaling == UNSCALED)
+        load_sums(h, sums, from, ld);
+    else if (IS_HELD)
+        load_sums(h, totals, from, ld);
+    do {
+        fetch_next(t->next);
+        if (i == 1) fetch_output(h, t);
+        if (scaling != UNSCALED) zero_sums(h, sums);
+        multiply(h, sums, i > 1 ? AS : t->last, a, b);
+        a += t->a_step;
+        b += AS * NR;
+        if (scaling == UNSCALED) continue;
+        if (!IS_HELD) load_sums(h, totals, from, ld);
+        promote(h, scaling, totals, sums, sa, sb);
+        if (!IS_HELD && i > 1) store_sums(h, totals, t->between, NR);
+        from = t->between;
+        ld = NR;
+        sa += t->sa_step;
+        sb += NR;
+    } while (--i > 0);
+    put_sums(h, scaling == UNSCALED ? sums : totals, t);
+}
+
+typedef void (*KernelFn)(const Strip *t);
 #define KERNEL_AS(name, h, scaling)                                                                \
-    static void name##_##h(int64_t nu, const float *a, const float *b, const GemmFlow *f,          \
-                           const float *sa, const float *sb) {                                     \
-        kernel(h, scaling, nu, a, b, f, sa, sb);                                                   \
+    static void name##_##h(const Strip *t) {                                                       \
+        kernel(h, scaling, t);                                                                     \
     }
 #define KERNEL(h)                                                                                  \
     KERNEL_AS(kernel_plain, h, UNSCALED)                                                           \
@@ -110,137 +185,139 @@ KERNEL(4)
 KERNEL(5)
 KERNEL(6)
 #endif
-#if MR > 6
+#if MR > 6 // 12, and 7 with scales
 KERNEL(7)
-KERNEL(8)
-KERNEL(9)
-KERNEL(10)
-KERNEL(11)
-KERNEL(12)
+KERNEL_AS(kernel_plain, 8, UNSCALED)
+KERNEL_AS(kernel_plain, 9, UNSCALED)
+KERNEL_AS(kernel_plain, 10, UNSCALED)
+KERNEL_AS(kernel_plain, 11, UNSCALED)
+KERNEL_AS(kernel_plain, 12, UNSCALED)
 #endif
 #define ROWS_4(f) NULL, f##1, f##2, f##3, f##4
 #if MR == 12
-#define ROWS(f) ROWS_4(f), f##5, f##6, f##7, f##8, f##9, f##10, f##11, f##12
+#define ROWS_SOME(f) ROWS_4(f), f##5, f##6, f##7
+#define ROWS_ALL(f) ROWS_SOME(f), f##8, f##9, f##10, f##11, f##12
 #elif MR == 6
-#define ROWS(f) ROWS_4(f), f##5, f##6
+#define ROWS_SOME(f) ROWS_4(f), f##5, f##6
+#define ROWS_ALL(f) ROWS_SOME(f)
 #else
-#define ROWS(f) ROWS_4(f)
+#define ROWS_SOME(f) ROWS_4(f)
+#define ROWS_ALL(f) ROWS_4(f)
 #endif
 static const KernelFn kernels[SCALINGS][MR + 1] = {
-    {ROWS(kernel_plain_)}, {ROWS(kernel_rows_)}, {ROWS(kernel_both_)}};
+    {ROWS_ALL(kernel_plain_)}, {ROWS_SOME(kernel_rows_)}, {ROWS_SOME(kernel_both_)}};
 
-// Cache lines of the columns that are packed next: the part-th of `parts` pieces of them. Inline, because
-// gcc drops calls of a function that does nothing but this.
-INLINE void prefetch_columns(const GemmOperand *o, int64_t j0, int64_t n, int64_t k0, int64_t nk,
-                             int64_t part, int64_t parts) {
-    enum { LINE = 64 };
-    int64_t size = o->t == SRC_F32 ? 4 : o->t == SRC_BF16 ? 2 : 1;
-    int64_t rows = o->is_k_contig ? n : nk, bytes = (o->is_k_contig ? nk : n) * size;
-    const char *p = (const char *)o->p + (o->is_k_contig ? j0 * o->ld + k0 : k0 * o->ld + j0) * size;
-    for (int64_t r = rows * part / parts; r < rows * (part + 1) / parts; r++)
-        for (int64_t at = 0; at < bytes; at += LINE) __builtin_prefetch(p + r * o->ld * size + at);
-}
-
-// One tile on its way: [m0, m0+mn) x [n0, n0+nn), and the part of the contraction in the panel.
+// One tile on its way: [m0, m0+mn) x [n0, n0+nn), and the part of the contraction in the panels.
 typedef struct Work {
     const GemmProblem *p;
     int64_t m0, mn, n0, nn;
-    int64_t stride;       // rows of the panel
-    int64_t slice, slices; // the first slice of 128 in the panel, and how many
+    int64_t stride;         // rows of the panel of a
+    int64_t slice, slices;  // the first slice of 128 in the panels, and how many
     bool is_first, is_last; // parts of the contraction
-    float *c;              // sums that are not in y yet
-    int64_t c_ld;
     GemmWork *w;
 } Work;
+
+static int64_t slice_length(const Work *t, int64_t i) {
+    return min_i64(TILE, t->p->k - (t->slice + i) * TILE);
+}
 
 static void pack_rows(const Work *t) {
     const GemmProblem *p = t->p;
     for (int64_t i = 0; i < t->slices; i++) {
         int64_t k0 = (t->slice + i) * TILE;
-        pack_a(&p->a, t->m0, t->mn, k0, min_i64(TILE, p->k - k0), t->w->a + i * t->stride * AS);
+        pack_a(&p->a, t->m0, t->mn, k0, slice_length(t, i), t->w->a + i * t->stride * AS);
         if (gemm_is_fp8(p->a.t)) pack_scales(&p->a, t->m0, t->mn, k0, t->w->sa + i * t->stride);
     }
 }
 
-// The scales of nj columns at j and, if they have only one, of the rows times it.
-static GemmScaling scale_columns(const Work *t, int64_t j, int64_t nj, int64_t i) {
+// nj columns at j and their scales; if they have only one, the scales of the rows times it.
+static GemmScaling pack_columns_at(const Work *t, int64_t j, int64_t nj) {
     const GemmOperand *b = &t->p->b;
     GemmWork *w = t->w;
-    if (!gemm_is_fp8(b->t)) return UNSCALED;
-    pack_scales(b, j, nj, (t->slice + i) * TILE, w->sb);
-    if (b->s_tile == 1 || j / TILE != (j + nj - 1) / TILE) return BOTH_SCALED;
-    float sb = w->sb[0];
-    for (int64_t r = 0; r < t->mn; r++) w->s[r] = w->sa[i * t->stride + r] * sb;
-    return ROWS_SCALED;
-}
-
-// Cache lines of the output: rows [row, row+h) x nj columns at j, to be written soon.
-INLINE void prefetch_output(const GemmProblem *p, int64_t row, int64_t h, int64_t j, int64_t nj) {
-    int64_t size = p->y.t == DT_F32 ? 4 : 2;
-    char *y = (char *)p->y.p + (row * p->y.ld + j) * size;
-    for (int64_t r = 0; r < h; r++, y += p->y.ld * size) {
-        __builtin_prefetch(y, 1);
-        if (nj * size > 64) __builtin_prefetch(y + nj * size - 1, 1);
+    bool is_fp8 = gemm_is_fp8(b->t), is_one = b->s_tile != 1 && j / TILE == (j + nj - 1) / TILE;
+    for (int64_t i = 0; i < t->slices; i++) {
+        int64_t k0 = (t->slice + i) * TILE;
+        pack_b(b, j, nj, k0, slice_length(t, i), w->b + i * AS * NR);
+        if (!is_fp8) continue;
+        float *sb = w->sb + i * NR;
+        pack_scales(b, j, is_one ? 1 : nj, k0, sb);
+        if (!is_one) continue;
+        const float *sa = w->sa + i * t->stride;
+        for (int64_t r = 0; r < t->mn; r++) w->s[i * t->stride + r] = sa[r] * sb[0];
     }
+    return !is_fp8 ? UNSCALED : is_one ? ROWS_SCALED : BOTH_SCALED;
 }
 
-// The finished sums of nj columns at j go to the output.
-static void put_columns(const Work *t, int64_t j, int64_t nj, const float *c) {
-    enum { AHEAD = 4 }; // rows; of rows that a large power of two lies between, a cache holds few more
-    const GemmProblem *p = t->p;
-    for (int64_t r = 0; r < t->mn; r++) {
-        if (r + AHEAD < t->mn) prefetch_output(p, t->m0 + r + AHEAD, 1, j, nj);
-        if (nj == NR)
-            store_row(p, t->m0 + r, j, NR, c + r * t->c_ld);
-        else
-            store_row(p, t->m0 + r, j, nj, c + r * t->c_ld);
-    }
+// The columns at j, for the slices in the panels, spread over `parts` slices of strips.
+static Fetch columns_ahead(const Work *t, int64_t j, int64_t parts) {
+    const GemmOperand *o = &t->p->b;
+    int64_t size = o->t == SRC_F32 ? 4 : o->t == SRC_BF16 ? 2 : 1;
+    int64_t nj = max_i64(min_i64(NR, t->n0 + t->nn - j), 0), k0 = t->slice * TILE;
+    int64_t nk = min_i64(t->slices * TILE, t->p->k - k0);
+    Fetch f = {.p = (const char *)o->p + (o->is_k_contig ? j * o->ld + k0 : k0 * o->ld + j) * size,
+               .step = o->ld * size,
+               .bytes = (o->is_k_contig ? nk : nj) * size,
+               .rows = nj == 0 ? 0 : o->is_k_contig ? nj : nk};
+    f.each = ceil_div(f.rows, parts);
+    return f;
 }
 
-// All rows x nj columns at j, the i-th slice of the panel.
-static void run_columns(const Work *t, int64_t j, int64_t nj, int64_t i) {
+// All rows x nj columns at j.
+static void run_columns(const Work *t, int64_t j, int64_t nj) {
     static const float zeros[NR];
     const GemmProblem *p = t->p;
     GemmWork *w = t->w;
-    int64_t k0 = (t->slice + i) * TILE, nu = ceil_div(min_i64(TILE, p->k - k0), KU * STEP) * STEP;
-    pack_b(&p->b, j, nj, k0, min_i64(TILE, p->k - k0), w->b);
-    GemmScaling scaling = scale_columns(t, j, nj, i);
-    const float *sa = scaling == ROWS_SCALED ? w->s : w->sa + i * t->stride;
-    int64_t next_j = i + 1 < t->slices ? j : j + nj;
-    int64_t next_k = i + 1 < t->slices ? k0 + TILE : t->slice * TILE;
-    int64_t next_n = min_i64(NR, t->n0 + t->nn - next_j), next_nk = min_i64(TILE, p->k - next_k);
-    bool is_begin = t->is_first && i == 0, is_end = t->is_last && i + 1 == t->slices;
-    float *c = t->c + (t->is_first && t->is_last ? 0 : j - t->n0);
-    int64_t strips = ceil_div(t->mn, MR), early = min_i64(strips, 6);
+    GemmScaling scaling = pack_columns_at(t, j, nj);
+    bool is_to_y = t->is_last && p->y.t == DT_F32 && nj == NR;
+    bool is_whole = t->is_first && t->is_last; // else the sums of all columns wait for the rest
+    float *c = w->c + (is_whole ? 0 : j - t->n0);
+    int64_t c_ld = is_whole ? NR : GEMM_LDC;
+    int64_t most = scaling == UNSCALED ? MR : MR_SCALED, strips = ceil_div(t->mn, most);
     int64_t low = t->mn / strips, high = t->mn % strips; // rows of a strip; strips with one more
+    Fetch next = columns_ahead(t, j + NR, strips * t->slices);
     for (int64_t s = 0, r = 0, h = 0; s < strips; s++, r += h) {
         h = low + (s < high);
-        GemmFlow f = {c + r * t->c_ld, t->c_ld, c + r * t->c_ld, t->c_ld};
-        if (is_begin) f.from = zeros, f.from_ld = 0;
-        if (is_end) prefetch_output(p, t->m0 + r, h, j, nj);
-        if (s < early && next_n > 0)
-            prefetch_columns(&p->b, next_j, next_n, next_k, next_nk, s, early);
-        kernels[scaling][h](nu, w->a + (i * t->stride + r) * AS, w->b, &f, sa + r, w->sb);
+        Strip x = {.slices = t->slices,
+                   .last = ceil_div(slice_length(t, t->slices - 1), KU * STEP) * STEP,
+                   .a = w->a + r * AS,
+                   .b = w->b,
+                   .a_step = t->stride * AS,
+                   .sa = (scaling == ROWS_SCALED ? w->s : w->sa) + r,
+                   .sb = w->sb,
+                   .sa_step = t->stride,
+                   .from = t->is_first ? zeros : c + r * c_ld,
+                   .from_ld = t->is_first ? 0 : c_ld,
+                   .between = w->between,
+                   .to = is_to_y ? (float *)p->y.p + (t->m0 + r) * p->y.ld + j : c + r * c_ld,
+                   .to_ld = is_to_y ? p->y.ld : c_ld,
+                   .is_added = is_to_y && p->acc,
+                   .next = &next};
+        kernels[scaling][h](&x);
     }
-    if (is_end) put_columns(t, j, nj, c);
+    if (!t->is_last || is_to_y) return;
+    for (int64_t r = 0; r < t->mn; r++) {
+        if (nj == NR)
+            store_row(p, t->m0 + r, j, NR, c + r * c_ld);
+        else
+            store_row(p, t->m0 + r, j, nj, c + r * c_ld);
+    }
 }
 
 void GEMM_TILE(const GemmProblem *p, int64_t m0, int64_t mn, int64_t n0, int64_t nn, GemmWork *w) {
     static const float zeros[GEMM_NB_WIDE];
-    int64_t slices = ceil_div(p->k, TILE), stride = ceil_div(mn, 32) * 32;
-    int64_t held = min_i64(slices, GEMM_PANEL / (stride * AS));
+    int64_t slices = ceil_div(p->k, TILE), stride = ceil_div(mn, 16) * 16;
+    int64_t held = min_i64(GEMM_DEPTH / AS, GEMM_PANEL / (stride * AS));
+    held = min_i64(slices, held);
     if (slices == 0)
         for (int64_t r = 0; r < mn; r++) store_row(p, m0 + r, n0, nn, zeros);
     memset(w->sb, 0, sizeof w->sb);
     for (int64_t i = 0; i < slices; i += held) {
-        Work t = {p, m0, mn, n0, nn, stride, i, min_i64(held, slices - i), i == 0, i + held >= slices,
-                  w->c, held == slices ? NR : GEMM_LDC, w};
+        Work t = {p, m0, mn, n0, nn, stride, i, min_i64(held, slices - i), i == 0, i + held >= slices, w};
         if (held < slices || w->packed != p || w->packed_m0 != m0 || w->packed_mn != mn) pack_rows(&t);
         w->packed = held < slices ? NULL : p;
         w->packed_m0 = m0;
         w->packed_mn = mn;
-        for (int64_t j = n0; j < n0 + nn; j += NR)
-            for (int64_t s = 0; s < t.slices; s++) run_columns(&t, j, min_i64(NR, n0 + nn - j), s);
+        for (int64_t j = n0; j < n0 + nn; j += NR) run_columns(&t, j, min_i64(NR, n0 + nn - j));
     }
 }
 

@@ -95,6 +95,7 @@ static void take_codes(uint16_t *dst, int64_t dst_ld, const uint8_t *q, int64_t 
     __mmask32 k0 = first32(w), k1 = first32(w - 32);
     __m512i m0 = _mm512_loadu_si512(most), m1 = _mm512_loadu_si512(most + 32);
     for (int64_t r = 0; r < m; r++, q += ld) {
+        __builtin_prefetch(q + w, 0, 2);
         __m256i q0, q1;
         if (w >= WIDE) {
             q0 = _mm256_loadu_si256((const __m256i *)q);

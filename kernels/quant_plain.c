@@ -63,7 +63,7 @@ static bool take(uint16_t *dst, int64_t dst_ld, const void *x, bool is_f32, int6
 
 // BF16 bits of E4M3 codes times 2^(b - 127), which must keep all products normal numbers.
 static void pow2_values(uint16_t *restrict dst, const uint8_t *restrict q, int64_t n, int b) {
-    uint16_t by = (uint16_t)((b - 127) << 7);
+    uint16_t by = (uint16_t)((b - 127) * 128);
     for (int64_t i = 0; i < n; i++) {
         uint16_t m = q[i] & 0x7F;
         // Codes below 8 are subnormals: the leading one goes into the exponent.
@@ -118,7 +118,7 @@ INLINE uint16_t reduced(uint16_t m, uint16_t less, const int drop) {
 
 // Codes for the scale with exponent byte b; false if a quotient is too small for them.
 static bool pow2_codes(uint8_t *restrict q, const uint16_t *restrict v, int64_t n, int b) {
-    uint16_t edge = (uint16_t)((b - 7) << 7), less = (uint16_t)(edge - 7), least = 0xFFFF;
+    uint16_t edge = (uint16_t)((b - 7) * 128), less = (uint16_t)(edge - 7), least = 0xFFFF;
     for (int64_t i = 0; i < n; i++) {
         uint16_t m = v[i] & 0x7FFF, above_zero = (uint16_t)(m - 1);
         least = above_zero < least ? above_zero : least;
@@ -207,7 +207,7 @@ static bool turn(uint8_t *q, int64_t ld, void *s, ScaleType st, const uint16_t *
                             most[c]);
         if (scale[c] == 0.0f) return false;
         int b = (int)(f32_bits(scale[c]) >> 23);
-        edge[c] = (uint16_t)((b - 7) << 7);
+        edge[c] = (uint16_t)((b - 7) * 128);
         inv[c] = st == SCALE_E8M0 ? f32_from_e8m0((uint8_t)(254 - b)) : 0.0f;
     }
     QuantFound found = {0};
@@ -228,7 +228,7 @@ static bool turn(uint8_t *q, int64_t ld, void *s, ScaleType st, const uint16_t *
 
 // 12-bit codes of a tile; false if one is 0 or a subnormal.
 static bool e5m6_codes(uint16_t *restrict code, const uint16_t *restrict v, int b) {
-    uint16_t edge = (uint16_t)((b - 15) << 7), least = 0xFFFF;
+    uint16_t edge = (uint16_t)((b - 15) * 128), least = 0xFFFF;
     for (int i = 0; i < E5M6_TILE; i++) {
         uint16_t m = v[i] & 0x7FFF;
         least = m < least ? m : least;

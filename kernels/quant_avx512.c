@@ -67,7 +67,7 @@ static const uint16_t low_values[32] = {0, 0x3B00, 0x3B80, 0x3BC0, 0x3C00, 0x3C2
 // 32 codes times 2^(b - 127); low: low_values times the same. A NaN code gives a NaN of its sign.
 INLINE __m512i decode32(__m256i q, int b, __m512i low) {
     __m512i code = _mm512_cvtepu8_epi16(q), mag = _mm512_and_si512(code, words(0x7F));
-    __m512i v = _mm512_add_epi16(_mm512_slli_epi16(mag, 4), words((120 + b - 127) << 7));
+    __m512i v = _mm512_add_epi16(_mm512_slli_epi16(mag, 4), words((120 + b - 127) * 128));
     v = _mm512_mask_permutexvar_epi16(v, _mm512_cmplt_epu16_mask(mag, words(8)), mag, low);
     v = _mm512_mask_mov_epi16(v, _mm512_cmpeq_epi16_mask(mag, words(0x7F)), words(0x7FC0));
     return mix(words(0x7FFF), v, _mm512_slli_epi16(code, 8));
@@ -95,6 +95,7 @@ static void take_codes(uint16_t *dst, int64_t dst_ld, const uint8_t *q, int64_t 
     __mmask32 k0 = first32(w), k1 = first32(w - 32);
     __m512i m0 = _mm512_loadu_si512(most), m1 = _mm512_loadu_si512(most + 32);
     for (int64_t r = 0; r < m; r++, q += ld) {
+        __builtin_prefetch(q + w, 0, 2);
         __m256i q0, q1;
         if (w >= WIDE) {
             q0 = _mm256_loadu_si256((const __m256i *)q);
@@ -106,7 +107,7 @@ static void take_codes(uint16_t *dst, int64_t dst_ld, const uint8_t *q, int64_t 
         int b = (int)(f32_bits(s[r]) >> 23);
         __m512i v0, v1;
         if (is_pow2 && b >= EXACT_LOW && b <= EXACT_HIGH) {
-            __m512i scaled = _mm512_mask_add_epi16(low, nonzero, low, words((b - 127) << 7));
+            __m512i scaled = _mm512_mask_add_epi16(low, nonzero, low, words((b - 127) * 128));
             v0 = decode32(q0, b, scaled);
             v1 = decode32(q1, b, scaled);
         } else {

@@ -93,7 +93,7 @@ static const uint16_t low_values[64] = {
 bool quant_avx512_from_e5m6(uint16_t *dst, const uint8_t *src, uint8_t b) {
     if (b < EXACT_LOW || b > EXACT_HIGH) return false;
     const __mmask32 nonzero = ~1u;
-    __m512i by = words((b - 127) << 7), offset = words((112 + b - 127) << 7);
+    __m512i by = words((b - 127) * 128), offset = words((112 + b - 127) * 128);
     __m512i low0 = _mm512_loadu_si512(low_values), low1 = _mm512_loadu_si512(low_values + 32);
     low0 = _mm512_mask_add_epi16(low0, nonzero, low0, by);
     low1 = _mm512_add_epi16(low1, by);

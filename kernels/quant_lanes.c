@@ -152,6 +152,8 @@ const QuantLanes QUANT_LANES = {
     .name = QUANT_LANES_NAME,
 #ifdef __AVX512BW__
     .tiles = &quant_tiles_avx512,
+#elif defined(__AVX2__)
+    .tiles = &quant_tiles_avx2,
 #endif
     .round_f32 = round_f32,
     .round_bf16 = round_bf16,

@@ -9,6 +9,7 @@
 
 #include "args.h"
 #include "bench.h"
+#include "e5m6.h"
 #include "gemm.h"
 #include "gemm_engine.h"
 #include "ggemm.h"
@@ -226,15 +227,22 @@ typedef enum QuantKind {
     REQUANT,
     WEIGHT,
     DEQUANT,
+    QUANT_PAIR,
+    PACK,
+    UNPACK,
     QUANT_KINDS
 } QuantKind;
-static const char *const quant_names[] = {"quant_tile", "quant_tile_t", "requant_tile_t",
-                                          "weight_prepare", "dequant"};
+static const char *const quant_names[] = {"quant_tile",     "quant_tile_t", "requant_tile_t",
+                                          "weight_prepare", "dequant",      "quant_tile_pair",
+                                          "quant_e5m6",     "dequant_e5m6"};
+// Bytes of codes that are read or written for one value.
+static const double quant_codes[] = {1, 1, 2, 1, 1, 2, 1.5, 1.5};
 
 typedef struct QuantCase {
     QuantKind kind;
     OpCx cx;
-    Mat x; // values, bf16 or f32
+    Mat x;      // values, bf16 or f32
+    Mat packed; // E5M6
     MatQ rows, tokens, weight;
     QuantCount count;
     void *from, *to; // memcpy
@@ -250,6 +258,11 @@ static Err run_quant(void *user) {
     case QUANT_TOKENS: return quant_tile_t_cpu(&c->cx, c->tokens, c->x, all, tiles, &c->count);
     case REQUANT: return requant_tile_t_cpu(&c->cx, c->tokens, c->rows, all, tiles, &c->count);
     case WEIGHT: return weight_prepare_cpu(&c->cx, c->weight, c->x, tiles, &c->count);
+    case QUANT_PAIR:
+        return quant_tile_pair_cpu(&c->cx, c->rows, c->tokens, c->x, all, tiles, tiles, &c->count,
+                                   &c->count);
+    case PACK: return quant_e5m6_cpu(&c->cx, c->packed, c->x, &c->count);
+    case UNPACK: return dequant_e5m6_cpu(&c->cx, c->x, c->packed);
     default: return dequant_cpu(&c->cx, c->x, c->rows);
     }
 }
@@ -272,20 +285,22 @@ static Err report_quant(Bench *b, QuantKind kind, DType t, ScaleType st, int64_t
     void *p = NULL;
     Mat f;
     Groups all = {0};
-    c.bytes =
-        rows * cols *
-        (kind == REQUANT ? 2 : 1 + (int64_t)dtype_bytes(t)); // read and written, but the scales
+    // Read and written, but the scales.
+    c.bytes = (int64_t)((double)(rows * cols) *
+                        (quant_codes[kind] + (kind == REQUANT ? 0 : (double)dtype_bytes(t))));
     TRY(make_f32(b->arena, &f, rows, cols));
     TRY(arena_mat(b->arena, &c.x, t, rows, cols, "bench values"));
     TRY(arena_matq_rows(b->arena, &c.rows, st, CODE_E4M3, rows, cols, "bench codes"));
     TRY(arena_matq_cols(b->arena, &c.tokens, st, CODE_E4M3, cols, rows, 1, "bench codes"));
     TRY(arena_push(b->arena, &p, weight_bytes(1, rows, cols, SCALE_F32), "bench weight"));
+    TRY(arena_mat(b->arena, &c.packed, DT_U8, rows, e5m6_row_bytes(cols), "bench codes"));
     TRY(arena_push(b->arena, &c.from, (size_t)c.bytes, "bench copy"));
     TRY(arena_push(b->arena, &c.to, (size_t)c.bytes, "bench copy"));
     memset(c.from, 0, (size_t)c.bytes);
     c.weight = weight_view(p, 1, rows, cols, SCALE_F32);
     TRY(quant_tile_cpu(&c.cx, c.rows, f, (QuantRule){0}, NULL));
     TRY(quant_tile_t_cpu(&c.cx, c.tokens, f, all, (QuantRule){0}, NULL));
+    TRY(quant_e5m6_cpu(&c.cx, c.packed, f, NULL));
     TRY(dequant_cpu(&c.cx, c.x, c.rows));
     double seconds = 0, copy = 0;
     TRY(bench_time(&seconds, run_quant, &c));
@@ -316,7 +331,8 @@ Err bench_quant(Bench *b) {
         for (int kind = 0; kind < QUANT_KINDS; kind++)
             for (int t = 0; t < 2; t++)
                 for (int st = 0; st < 2; st++) {
-                    bool is_repeat = (kind == REQUANT && t) || (kind == WEIGHT && st == SCALE_E8M0);
+                    bool is_repeat = (kind == REQUANT && t) || (kind >= PACK && st == SCALE_F32) ||
+                                     (kind == WEIGHT && st == SCALE_E8M0);
                     if (is_repeat || (st == SCALE_F32 && kind != WEIGHT && !b->is_all)) continue;
                     TRY(report_quant(b, (QuantKind)kind, t ? DT_F32 : DT_BF16, (ScaleType)st,
                                      shapes[i][0], shapes[i][1]));

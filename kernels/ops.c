@@ -3,6 +3,7 @@
 
 #include <string.h>
 
+#include "attn_engine.h"
 #include "gemm.h"
 #include "gemm_engine.h"
 #include "quant_lanes.h"
@@ -52,6 +53,9 @@ Err ops_isa_select(const char *name) {
     // The quantiser has no loops of its own for what only products need.
     bool is_512 = !strncmp(name, "avx512", 6) || !strcmp(name, "amx");
     CHECK(quant_select(is_512 ? "avx512" : name), E_INTERNAL, "no quantiser for '%s'", name);
+    // Attention does without tile registers.
+    CHECK(attn_select(strcmp(name, "amx") != 0 ? name : NULL), E_INTERNAL, "no attention for '%s'",
+          name);
     return OK;
 }
 

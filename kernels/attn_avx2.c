@@ -38,6 +38,9 @@ static inline vf vmax(vf a, vf b) {
 static inline vf vdiv(vf a, vf b) {
     return _mm256_div_ps(a, b);
 }
+static inline vf vfma(vf a, vf b, vf c) {
+    return _mm256_fmadd_ps(a, b, c);
+}
 static inline vf vdot(vf a, vf b, vf c) {
     return _mm256_fmadd_ps(a, b, c);
 }
@@ -50,13 +53,12 @@ static inline vf vexp2(vf x) {
     x = _mm256_max_ps(_mm256_set1_ps(-200.0f), x);
     x = _mm256_min_ps(_mm256_set1_ps(200.0f), x);
     vf n = _mm256_round_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-    vf f = _mm256_sub_ps(x, n), y = vset1(1.535336188319500e-4f);
-    y = _mm256_fmadd_ps(y, f, vset1(1.339887440266574e-3f));
-    y = _mm256_fmadd_ps(y, f, vset1(9.618437357674640e-3f));
-    y = _mm256_fmadd_ps(y, f, vset1(5.550332471162809e-2f));
-    y = _mm256_fmadd_ps(y, f, vset1(2.402264791363012e-1f));
-    y = _mm256_fmadd_ps(y, f, vset1(6.931472028550421e-1f));
-    y = _mm256_fmadd_ps(y, f, vset1(1.0f));
+    vf f = _mm256_sub_ps(x, n), y = vset1(1.326472680e-3f);
+    y = vfma(y, f, vset1(9.671514378e-3f));
+    y = vfma(y, f, vset1(5.550733761e-2f));
+    y = vfma(y, f, vset1(2.402224206e-1f));
+    y = vfma(y, f, vset1(6.931469776e-1f));
+    y = vfma(y, f, vset1(1.0f));
     __m256i k = _mm256_cvtps_epi32(n), half = _mm256_srai_epi32(k, 1);
     __m256i rest = _mm256_sub_epi32(k, half), bias = _mm256_set1_epi32(127);
     y = vmul(y, _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(half, bias), 23)));

@@ -20,9 +20,10 @@
 
 #define INLINE static inline __attribute__((always_inline))
 #define NR (VW * NV)
-#define BI 64          // queries of a block of the backward
+#define BI 96          // queries of a block of the backward
 #define BJ 96          // positions of a block
 #define SPAN (VW * KU) // elements of a vector of units
+#define AHEAD 12       // rows
 #define LOG2E 1.44269504088896341f
 
 #if KU == 2
@@ -36,6 +37,7 @@ typedef enum Fin {
     FIN_SET,   // c = sum
     FIN_ADD,   // c = c + sum
     FIN_TIMES, // c = sum * by[column]
+    FIN_LESS,  // c = sum - by[column]
     FIN_DECAY, // c = c * by[column] + sum
 } Fin;
 
@@ -67,9 +69,11 @@ INLINE void dot_tile(const int m, float *c, int64_t ldc, const float *a, int64_t
 #pragma GCC unroll 12
     for (int i = 0; i < m; i++)
 #pragma GCC unroll 2
-        for (int v = 0; v < NV; v++)
-            vstore(c + i * ldc + v * VW,
-                   fin == FIN_TIMES ? vmul(s[i][v], vload(by + v * VW)) : s[i][v]);
+        for (int v = 0; v < NV; v++) {
+            if (fin == FIN_TIMES) s[i][v] = vmul(s[i][v], vload(by + v * VW));
+            if (fin == FIN_LESS) s[i][v] = vsub(s[i][v], vload(by + v * VW));
+            vstore(c + i * ldc + v * VW, s[i][v]);
+        }
 }
 
 // The heights; a function per height keeps each one's registers its own affair.
@@ -115,8 +119,18 @@ INLINE void product(float *c, int64_t ldc, const float *a, int64_t lda, const fl
 }
 #define NO_LEAD (-((int64_t)1 << 40))
 
+// Ask for columns [c, c+n) of row r, if there is such a row. Rows of one head lie far apart, where
+// no processor looks ahead by itself.
+#define ASK(m, r, c, n, is_write)                                                                  \
+    do {                                                                                           \
+        int64_t size_ = (m).t == DT_F32 ? 4 : 2, bytes_ = (r) < (m).rows ? (n)*size_ : 0;          \
+        const char *at_ = (const char *)(m).p + ((r) * (m).ld + (c)) * size_;                      \
+        for (int64_t e_ = 0; e_ < bytes_; e_ += 64) __builtin_prefetch(at_ + e_, is_write, 2);     \
+    } while (0)
+
 // Columns [c, c+n) of row r as elements at dst.
 INLINE void put_elems(Elem *dst, Mat m, int64_t r, int64_t c, int64_t n) {
+    ASK(m, r + AHEAD, c, n, 0);
 #if KU == 2
     memcpy(dst, (const uint16_t *)m.p + r * m.ld + c, (size_t)n * 2);
 #else
@@ -369,6 +383,7 @@ static void fwd_chunk(const AttnCall *c, const Dims *d, const Room *w, int64_t t
         times[i] = a.scale * LOG2E;
     }
     int64_t lo = attn_block_first(c, t0, i0, i0 + rows, BJ);
+    for (int64_t i = 0; i < rows; i++) ASK(c->o, t0 + i0 + i, h * a.Dv, a.Dv, 1);
     for (int64_t j0 = lo; j0 < i0 + rows; j0 += BJ) {
         int64_t n = min_i64(BJ, i0 + rows - j0);
         product(w->s, NR, w->k + j0 * d->De / KU, d->De / KU, w->q, d->Du, n, NO_LEAD, FIN_TIMES,
@@ -411,11 +426,12 @@ static void fwd_task(const AttnCall *c, int64_t s, int64_t h, int64_t i0, int64_
 // What the backward knows of a chunk's columns.
 typedef struct Columns {
     Sight g;
-    float lse[NR]; // times log2 e
+    float lse[NR]; // times -log2 e
     float delta[NR];
 } Columns;
 
-// n rows of scores and of dp to p and ds: as rows (this chunk's columns of them) and ds as a panel.
+// n rows of q . k and of dp - delta to p and ds, which lacks the scale: as rows (this chunk's
+// columns of them) and ds as a panel.
 INLINE void grad_rows(const Room *w, float *p_rows, float *ds_rows, int64_t n, int64_t j0,
                       const Columns *k, const bool is_masked, float scale) {
     for (int64_t j = 0; j < n; j += KU) {
@@ -427,9 +443,8 @@ INLINE void grad_rows(const Room *w, float *p_rows, float *ds_rows, int64_t n, i
                 p[i][v] = ds[i][v] = vset1(0.0f);
                 if (i > 0 && j + i >= n) continue;
                 vf x = vload(w->s + (j + i) * NR + v * VW);
-                vf g = vsub(vload(w->dp + (j + i) * NR + v * VW), vload(k->delta + v * VW));
-                p[i][v] = vexp2(vsub(x, vload(k->lse + v * VW)));
-                ds[i][v] = vmul(vmul(p[i][v], vset1(scale)), g);
+                p[i][v] = vexp2(vfma(x, vset1(scale * LOG2E), vload(k->lse + v * VW)));
+                ds[i][v] = vmul(p[i][v], vload(w->dp + (j + i) * NR + v * VW));
                 if (!is_masked) continue;
                 p[i][v] = seen_or(p[i][v], 0.0f, &k->g, v, j0 + j + i);
                 ds[i][v] = seen_or(ds[i][v], 0.0f, &k->g, v, j0 + j + i);
@@ -472,13 +487,14 @@ static void bwd_queries(const AttnCall *c, const Dims *d, const Room *w, int64_t
         panel_of_rows(w->dout + i * d->Ve / KU, w->elems + i * d->Ve, d->Ve, d->Vu);
     for (int64_t i = 0; i < BI; i++) {
         V16 dot = {0};
+        ASK(c->o, t0 + i0 + i + AHEAD, h * a.Dv, a.Dv, 0);
         for (int64_t e = 0; e < a.Dv && i < rows; e += ROW_CHUNK) {
             int64_t n = min_i64(a.Dv - e, ROW_CHUNK);
             const float *o = row_get(c->o, t0 + i0 + i, h * a.Dv + e, n, x);
             v16_dot(&dot, o, row_get(c->dout, t0 + i0 + i, h * a.Dv + e, n, y), n);
         }
         k[i / NR].delta[i % NR] = v16_sum(&dot);
-        k[i / NR].lse[i % NR] = i < rows ? c->lse[h * c->q.rows + t0 + i0 + i] * LOG2E : 0.0f;
+        k[i / NR].lse[i % NR] = i < rows ? c->lse[h * c->q.rows + t0 + i0 + i] * -LOG2E : 0.0f;
     }
     for (int64_t i = 0; i < BI; i += NR)
         look(&k[i / NR].g, c, t0, i0 + i, max_i64(0, min_i64(NR, rows - i)));
@@ -487,18 +503,20 @@ static void bwd_queries(const AttnCall *c, const Dims *d, const Room *w, int64_t
 // The chunk of queries [i, i+NR) against positions [j0, j0+n): p and ds, and what they add to dq.
 static void bwd_chunk(const AttnCall *c, const Dims *d, const Room *w, const Columns *k, int64_t i,
                       int64_t j0, int64_t n, bool is_first) {
-    float times[NR];
-    for (int e = 0; e < NR; e++) times[e] = c->a.scale * LOG2E;
     product(w->s, NR, w->k + j0 * d->De / KU, d->De / KU, w->q + i * d->De / KU, d->Du, n, NO_LEAD,
-            FIN_TIMES, times);
+            FIN_SET, NULL);
     product(w->dp, NR, w->v + j0 * d->Ve / KU, d->Ve / KU, w->dout + i * d->Ve / KU, d->Vu, n,
-            NO_LEAD, FIN_SET, times);
+            NO_LEAD, FIN_LESS, k->delta);
     if (all_seen(&k->g, j0, n))
         grad_rows(w, w->p + i / KU, w->ds + i / KU, n, j0, k, false, c->a.scale);
     else
         grad_rows(w, w->p + i / KU, w->ds + i / KU, n, j0, k, true, c->a.scale);
     product(w->out + i * d->De, NR, w->kt + j0 / KU, d->Su, w->p_panel, ceil_div(n, KU), d->D,
-            NO_LEAD, is_first ? FIN_SET : FIN_ADD, times);
+            NO_LEAD, is_first ? FIN_SET : FIN_ADD, NULL);
+}
+
+INLINE void scale_rows(float *x, int64_t n, float scale) {
+    for (int64_t i = 0; i < n; i += VW) vstore(x + i, vmul(vload(x + i), vset1(scale)));
 }
 
 // One block of at most BI queries: dq is final, dk and dv get their part.
@@ -507,6 +525,7 @@ static void bwd_block(const AttnCall *c, const Dims *d, const Room *w, int64_t t
     Columns k[BI / NR];
     int64_t lo = attn_block_first(c, t0, i0, i0 + rows, BJ), nu = ceil_div(rows, KU);
     bwd_queries(c, d, w, t0, h, i0, rows, k);
+    for (int64_t i = 0; i < rows; i++) ASK(c->dq, t0 + i0 + i, h * d->D, d->D, 1);
     for (int64_t j0 = lo; j0 < i0 + rows; j0 += BJ) {
         int64_t n = min_i64(BJ, i0 + rows - j0);
         for (int64_t i = 0; i < rows; i += NR) {
@@ -527,6 +546,7 @@ static void bwd_block(const AttnCall *c, const Dims *d, const Room *w, int64_t t
     }
     for (int64_t i = 0; i < rows; i += NR) {
         rows_of_columns(w->rows, d->De, w->out + i * d->De, d->D);
+        scale_rows(w->rows, min_i64(NR, rows - i) * d->De, c->a.scale);
         for (int64_t r = 0; r < min_i64(NR, rows - i); r++)
             row_put(c->dq, t0 + i0 + i + r, h * d->D, d->D, w->rows + r * d->De);
     }
@@ -544,7 +564,9 @@ static void bwd_task(const AttnCall *c, int64_t s, int64_t h, float *dkr_part, f
     memset(w.dk, 0, (size_t)(a.S * d.De) * sizeof(float));
     memset(w.dv, 0, (size_t)(a.S * d.Ve) * sizeof(float));
     for (int64_t i0 = 0; i0 < a.S; i0 += BI) bwd_block(c, &d, &w, t0, h, i0, min_i64(BI, a.S - i0));
+    scale_rows(w.dk, a.S * d.De, a.scale);
     for (int64_t j = 0; j < a.S; j++) {
+        ASK(c->dkv, t0 + j + AHEAD, col, a.Dn + a.Dv, 1);
         row_put(c->dkv, t0 + j, col, a.Dn, w.dk + j * d.De);
         row_put(c->dkv, t0 + j, col + a.Dn, a.Dv, w.dv + j * d.Ve);
         memcpy(dkr_part + j * a.Dr, w.dk + j * d.De + a.Dn, (size_t)a.Dr * sizeof(float));

@@ -3,6 +3,7 @@
 
 #include <string.h>
 
+#include "attn_engine.h"
 #include "gemm.h"
 #include "gemm_engine.h"
 #include "quant_lanes.h"
@@ -54,6 +55,9 @@ Err ops_isa_select(const char *name) {
     bool is_512 = !strncmp(name, "avx512", 6) || !strcmp(name, "amx");
     const char *lanes = is_512 ? "avx512" : name;
     CHECK(quant_select(lanes) && row_select(lanes), E_INTERNAL, "no loops for '%s'", name);
+    // Attention does without tile registers.
+    CHECK(attn_select(strcmp(name, "amx") != 0 ? name : NULL), E_INTERNAL, "no attention for '%s'",
+          name);
     return OK;
 }
 

@@ -45,7 +45,7 @@ typedef struct Ops {
 // sync (device.h).
 const Ops *ops_cuda(void);
 // ops_cpu: the CPU backend, its GEMM chosen once for this processor, or by ops_isa_select.
-// ops_isa_select: products and quantiser use this instruction set from now on. Errors: E_USAGE, and nothing
+// ops_isa_select: products, attention and quantiser use this instruction set from now on. Errors: E_USAGE, and nothing
 // changed, if it is unknown or cannot run here; the message lists all. Not thread-safe.
 // ops_isa_list: their names, best first, and which of them cannot run here.
 const Ops *ops_cpu(void);

@@ -1,6 +1,20 @@
 // test_attn.c - blocked attention against softmax written out in double, and its gradient against
-// central differences of that; document masks, odd widths, both types, any number of threads.
+// central differences of that; document masks, odd widths, both types, every instruction set, any
+// number of threads.
+#include "attn_engine.h"
 #include "reference.h"
+
+#ifdef TESTS_CUDA
+static const char *const isas[] = {"portable"}; // the operations are those of the CUDA backend
+#else
+static const char *const isas[] = {"avx512-bf16", "avx512", "avx2", "portable"};
+#endif
+enum { ISAS = sizeof isas / sizeof isas[0] };
+
+// Does this instruction set round p and ds to BF16 for their products?
+static bool is_rounding(int isa, DType t) {
+    return t == DT_BF16 && !strcmp(isas[isa], "avx512-bf16");
+}
 
 typedef struct Case {
     AttnShape a;
@@ -10,11 +24,24 @@ typedef struct Case {
 } Case;
 
 static const Case cases[] = {
-    {{1, 1, 1, 1, 1, 1, 1.0f}, DT_F32, 0, 0},      {{2, 5, 3, 4, 2, 3, 0.4f}, DT_F32, 3, 0},
-    {{1, 49, 2, 7, 4, 5, 0.3f}, DT_F32, 1, 1},     {{2, 65, 1, 16, 8, 16, 0.2f}, DT_F32, 0, 1},
-    {{1, 200, 2, 24, 8, 20, 0.18f}, DT_F32, 2, 1}, {{1, 130, 3, 5, 0, 9, -0.2f}, DT_F32, 0, 0},
-    {{1, 47, 1, 0, 6, 17, 0.3f}, DT_F32, 0, 0},    {{2, 97, 4, 32, 16, 32, 0.14f}, DT_BF16, 4, 0},
-    {{3, 70, 5, 16, 8, 24, 0.2f}, DT_BF16, 0, 1},  {{0, 8, 2, 4, 4, 4, 1.0f}, DT_F32, 0, 0},
+    {{1, 1, 1, 1, 1, 1, 1.0f}, DT_F32, 0, 0},
+    {{2, 5, 3, 4, 2, 3, 0.4f}, DT_F32, 3, 0},
+    {{1, 49, 2, 7, 4, 5, 0.3f}, DT_F32, 1, 1},
+    {{2, 65, 1, 16, 8, 16, 0.2f}, DT_F32, 0, 1},
+    {{1, 200, 2, 24, 8, 20, 0.18f}, DT_F32, 2, 1},
+    {{1, 130, 3, 5, 0, 9, -0.2f}, DT_F32, 0, 0},
+    {{1, 47, 1, 0, 6, 17, 0.3f}, DT_F32, 0, 0},
+    {{2, 97, 4, 32, 16, 32, 0.14f}, DT_BF16, 4, 0},
+    {{3, 70, 5, 16, 8, 24, 0.2f}, DT_BF16, 0, 1},
+    {{0, 8, 2, 4, 4, 4, 1.0f}, DT_F32, 0, 0},
+    // Odd widths and lengths in pairs; blocks of positions of every alignment; one position.
+    {{2, 1, 2, 3, 2, 5, 1.0f}, DT_BF16, 1, 0},
+    {{1, 131, 2, 7, 4, 33, 0.3f}, DT_BF16, 1, 1},
+    {{1, 259, 1, 31, 34, 40, 0.12f}, DT_BF16, 3, 0},
+    {{2, 99, 1, 5, 0, 1, -0.4f}, DT_BF16, 0, 1},
+    // Uncut with one thread, cut into pieces of rows with more.
+    {{1, 395, 5, 6, 2, 3, 0.3f}, DT_F32, 0, 1},
+    {{1, 395, 5, 6, 2, 3, 0.3f}, DT_BF16, 0, 0},
 };
 
 typedef struct Problem {
@@ -23,6 +50,7 @@ typedef struct Problem {
     double *q, *kv, *kr, *cot; // cot: the gradient of o
     double *o, *lse;           // forward results; o of the double reference
     double *mag;               // [T, H*Dv] largest |v| a row looks at
+    double *sum;               // [T, H*Dv] sum of p |v|
 } Problem;
 
 // The definition: every score, every exponential, in double. Returns sum of cot * o.
@@ -47,14 +75,16 @@ static double reference_forward(void *ctx) {
             for (int64_t j = first; j <= i; j++) sum += exp(s[j] - max);
             p->lse[h * T + t] = max + log(sum);
             for (int64_t c = 0; c < a.Dv; c++) {
-                double o = 0.0, mag = 0.0;
+                double o = 0.0, mag = 0.0, abs = 0.0;
                 for (int64_t j = first; j <= i; j++) {
                     double v = p->kv[((t0 + j) * a.H + h) * (a.Dn + a.Dv) + a.Dn + c];
                     o += exp(s[j] - max) / sum * v;
+                    abs += exp(s[j] - max) / sum * fabs(v);
                     mag = fmax(mag, fabs(v));
                 }
                 p->o[(t * a.H + h) * a.Dv + c] = o;
                 p->mag[(t * a.H + h) * a.Dv + c] = mag;
+                p->sum[(t * a.H + h) * a.Dv + c] = abs;
                 total += p->cot[(t * a.H + h) * a.Dv + c] * o;
             }
         }
@@ -103,56 +133,54 @@ static int32_t *make_docs(AttnShape a) {
     return doc;
 }
 
-// One gradient against central differences at up to `samples` places. `unit`: relative error of a
-// stored value; `scale`: absolute size of FP32 noise.
-static void check_gradient(Problem *p, double *x, Mat g, int64_t samples, double unit,
-                           const char *what) {
+enum { SLOPES = 40 };
+// Central differences by one input at a few places.
+typedef struct Slopes {
+    int64_t n, at[SLOPES];
+    double want[SLOPES];
+} Slopes;
+
+static void find_slopes(Slopes *s, Problem *p, double *x, Mat g, int64_t samples) {
+    int64_t n = g.rows * g.cols;
+    s->n = min_i64(n, samples);
+    for (int64_t i = 0; i < s->n; i++) {
+        s->at[i] = ref_pick(i, samples, n);
+        s->want[i] = ref_slope(reference_forward, p, x + s->at[i]);
+    }
+}
+
+// `unit`: relative error of a stored value.
+static void check_gradient(const Slopes *s, Mat g, double unit, const char *what) {
     int64_t n = g.rows * g.cols;
     double rms = 0.0;
     for (int64_t i = 0; i < n; i++) rms += pow(ref_at(g, i / g.cols, i % g.cols), 2);
     rms = sqrt(rms / fmax(1.0, (double)n));
-    for (int64_t s = 0; s < (n < samples ? n : samples); s++) {
-        int64_t i = ref_pick(s, samples, n);
-        double want = ref_slope(reference_forward, p, x + i);
-        ref_near(ref_at(g, i / g.cols, i % g.cols), want, unit * (fabs(want) + 2.0 * rms), what,
-                 i / g.cols, i % g.cols);
+    for (int64_t i = 0; i < s->n; i++) {
+        int64_t r = s->at[i] / g.cols, c = s->at[i] % g.cols;
+        ref_near(ref_at(g, r, c), s->want[i], unit * (fabs(s->want[i]) + 2.0 * rms), what, r, c);
     }
 }
 
-static void run_case(const Case *k) {
-    AttnShape a = k->a;
+static void check_forward(const Problem *p, Run r, DType t_in, bool is_p_rounded) {
+    AttnShape a = p->a;
     int64_t T = a.nseq * a.S, VH = a.H * a.Dv;
-    Run r = make_run(k);
-    int32_t *doc = k->docs ? make_docs(a) : NULL;
-    compute(r, a, doc, 1);
-    Problem p = {a,
-                 doc,
-                 ref_double(r.q),
-                 ref_double(r.kv),
-                 ref_double(r.kr),
-                 ref_double(r.dout),
-                 ref_zeros(T * VH),
-                 ref_zeros(a.H * T),
-                 ref_zeros(T * VH)};
-    reference_forward(&p);
     // Scores are sums of D products; 64 units of FP32 cover their error through the exponential.
+    // Where p is rounded to BF16 for its product, every term of o may be off by half a unit.
     for (int64_t t = 0; t < T; t++) {
         for (int64_t h = 0; h < a.H; h++)
-            ref_near(((float *)r.lse.p)[h * T + t], p.lse[h * T + t],
-                     64 * U32 * (4 + fabs(p.lse[h * T + t])), "lse", h, t);
+            ref_near(((float *)r.lse.p)[h * T + t], p->lse[h * T + t],
+                     64 * U32 * (4 + fabs(p->lse[h * T + t])), "lse", h, t);
         for (int64_t c = 0; c < VH; c++)
-            ref_near(ref_at(r.o, t, c), p.o[t * VH + c],
-                     ref_unit(k->t) * fabs(p.o[t * VH + c]) + 128 * U32 * p.mag[t * VH + c], "o", t,
-                     c);
+            ref_near(ref_at(r.o, t, c), p->o[t * VH + c],
+                     ref_unit(t_in) * fabs(p->o[t * VH + c]) + 128 * U32 * p->mag[t * VH + c] +
+                         (is_p_rounded ? UBF * p->sum[t * VH + c] * (1 + UBF) : 0.0),
+                     "o", t, c);
     }
-    // BF16: o enters the backward rounded, an error of one rounding of |dout . o| per score.
-    double unit = k->t == DT_BF16 ? 4 * UBF : 512 * U32;
-    int64_t samples = T * a.S * a.H > 20000 ? 10 : 40;
-    check_gradient(&p, p.q, r.dq, samples, unit, "dq");
-    check_gradient(&p, p.kv, r.dkv, samples, unit, "dkv");
-    check_gradient(&p, p.kr, r.dkr, samples, unit, "dkr");
-    ref_pads(r.o, "o"), ref_pads(r.dq, "dq"), ref_pads(r.dkv, "dkv"), ref_pads(r.dkr, "dkr");
+}
 
+static void check_threads(const Case *k, Run r, const int32_t *doc) {
+    AttnShape a = k->a;
+    int64_t T = a.nseq * a.S, VH = a.H * a.Dv;
     for (int n = 2; n <= 3; n++) {
         Run b = r;
         b.o = ref_mat(k->t, T, VH, k->pad);
@@ -166,7 +194,44 @@ static void run_case(const Case *k) {
         ref_same(b.dkr, r.dkr, "dkr, threads");
         free(b.o.p), free(b.dq.p), free(b.dkv.p), free(b.dkr.p), free(b.lse.p);
     }
-    free(p.q), free(p.kv), free(p.kr), free(p.cot), free(p.o), free(p.lse), free(p.mag), free(doc);
+}
+
+static void run_case(const Case *k) {
+    AttnShape a = k->a;
+    int64_t T = a.nseq * a.S, VH = a.H * a.Dv;
+    Run r = make_run(k);
+    int32_t *doc = k->docs ? make_docs(a) : NULL;
+    Problem p = {a,
+                 doc,
+                 ref_double(r.q),
+                 ref_double(r.kv),
+                 ref_double(r.kr),
+                 ref_double(r.dout),
+                 ref_zeros(T * VH),
+                 ref_zeros(a.H * T),
+                 ref_zeros(T * VH),
+                 ref_zeros(T * VH)};
+    int64_t samples = T * a.S * a.H > 20000 ? 10 : SLOPES;
+    Slopes dq, dkv, dkr;
+    find_slopes(&dq, &p, p.q, r.dq, samples);
+    find_slopes(&dkv, &p, p.kv, r.dkv, samples);
+    find_slopes(&dkr, &p, p.kr, r.dkr, samples);
+    reference_forward(&p);
+    // BF16: o enters the backward rounded, an error of one rounding of |dout . o| per score.
+    double unit = k->t == DT_BF16 ? 4 * UBF : 512 * U32;
+    for (int isa = 0; isa < ISAS; isa++) {
+        if (!attn_select(isas[isa])) continue;
+        compute(r, a, doc, 1);
+        check_forward(&p, r, k->t, is_rounding(isa, k->t));
+        check_gradient(&dq, r.dq, unit, "dq");
+        check_gradient(&dkv, r.dkv, unit, "dkv");
+        check_gradient(&dkr, r.dkr, unit, "dkr");
+        ref_pads(r.o, "o"), ref_pads(r.dq, "dq"), ref_pads(r.dkv, "dkv"), ref_pads(r.dkr, "dkr");
+        check_threads(k, r, doc);
+    }
+    attn_select(NULL);
+    free(p.q), free(p.kv), free(p.kr), free(p.cot), free(p.o), free(p.lse), free(p.mag),
+        free(p.sum), free(doc);
     free_run(r);
 }
 
@@ -176,8 +241,7 @@ static void test_cases(void **state) {
 }
 
 // What a row may not see cannot change it: later positions, earlier documents, other sequences.
-static void test_mask_hides(void **state) {
-    (void)state;
+static void one_mask_hides(void) {
     Case k = {{2, 100, 2, 8, 8, 8, 0.25f}, DT_F32, 0, 0};
     int64_t T = 200;
     Run a = make_run(&k), b = a;
@@ -207,8 +271,7 @@ static void test_mask_hides(void **state) {
 }
 
 // Scores far apart: the softmax is one-hot, nothing overflows, gradients stay finite.
-static void test_extreme_scores(void **state) {
-    (void)state;
+static void one_extreme_scores(void) {
     Case k = {{1, 80, 1, 4, 0, 4, 30.0f}, DT_F32, 0, 0};
     Run r = make_run(&k);
     ref_fill(r.q, 30.0), ref_fill(r.kv, 30.0);
@@ -220,6 +283,19 @@ static void test_extreme_scores(void **state) {
             assert_true(isfinite(ref_at(r.dkv, t, c)));
         }
     free_run(r);
+}
+
+static void test_mask_hides(void **state) {
+    (void)state;
+    for (int isa = 0; isa < ISAS; isa++)
+        if (attn_select(isas[isa])) one_mask_hides();
+    attn_select(NULL);
+}
+static void test_extreme_scores(void **state) {
+    (void)state;
+    for (int isa = 0; isa < ISAS; isa++)
+        if (attn_select(isas[isa])) one_extreme_scores();
+    attn_select(NULL);
 }
 
 static void test_wrong_shapes(void **state) {

@@ -232,54 +232,72 @@ static void adam(Mat master, Mat m, Mat v, Mat grad, Mat copy, AdamStep s, int64
             v16_put(wr, c, n, w); if (cr.p) v16_put(cr, c, n, w););
 }
 
-// Squares of up to SUMSQ_COLS columns, as doubles.
+typedef float V8 __attribute__((vector_size(32)));
+typedef double V8d __attribute__((vector_size(64)));
+#if defined(__clang__)
+#define SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else
+typedef int32_t V8i __attribute__((vector_size(32)));
+#define SHUFFLE(a, b, ...) __builtin_shuffle(a, b, (V8i){__VA_ARGS__})
+#endif
+
+// turn_8: the columns of eight rows: a[j] lane k = old a[k] lane j.
+ROW_INLINE void turn_8(V8 *a) {
+    V8 b[8], c[8];
+    for (int k = 0; k < 8; k += 2) {
+        b[k] = SHUFFLE(a[k], a[k + 1], 0, 8, 1, 9, 4, 12, 5, 13);
+        b[k + 1] = SHUFFLE(a[k], a[k + 1], 2, 10, 3, 11, 6, 14, 7, 15);
+    }
+    for (int k = 0; k < 8; k += 4) {
+        c[k] = SHUFFLE(b[k], b[k + 2], 0, 1, 8, 9, 4, 5, 12, 13);
+        c[k + 1] = SHUFFLE(b[k], b[k + 2], 2, 3, 10, 11, 6, 7, 14, 15);
+        c[k + 2] = SHUFFLE(b[k + 1], b[k + 3], 0, 1, 8, 9, 4, 5, 12, 13);
+        c[k + 3] = SHUFFLE(b[k + 1], b[k + 3], 2, 3, 10, 11, 6, 7, 14, 15);
+    }
+    for (int k = 0; k < 4; k++) {
+        a[k] = SHUFFLE(c[k], c[k + 4], 0, 1, 2, 3, 8, 9, 10, 11);
+        a[k + 4] = SHUFFLE(c[k], c[k + 4], 4, 5, 6, 7, 12, 13, 14, 15);
+    }
+}
+
+ROW_INLINE V8d v8_square(V8 x) {
+#if defined(__AVX512F__)
+    V8d v = (V8d)_mm512_cvtps_pd((__m256)x);
+#else
+    V8d v = __builtin_convertvector(x, V8d);
+#endif
+    return v * v;
+}
+
+// Blocks of 128 rows side by side, one to a lane: each sum stays strictly left to right. Block b
+// starts at row 128 b; what is not there counts as zeros, which change no bit of a sum of squares.
 #define SUMSQ_COLS 64
-ROW_INLINE void squares(double *sq, Row in, int64_t c, int64_t n) {
-    float buf[SUMSQ_COLS];
-    int64_t j = 0;
-    for (; j + ROW_LANES <= n; j += ROW_LANES) {
-        V16 v = v16_get(in, c + j, ROW_LANES);
-        memcpy(buf + j, &v, sizeof v);
-    }
-    if (j < n) {
-        V16 v = v16_get(in, c + j, n - j);
-        memcpy(buf + j, &v, sizeof v);
-    }
-    for (int64_t k = 0; k < n; k++) sq[k] = (double)buf[k] * (double)buf[k];
-}
-
-// s[k] += the n values of sq[k], left to right, for K rows side by side.
-ROW_INLINE void add_rows(double *s, double (*sq)[SUMSQ_COLS], int64_t n, const int K) {
-    double t[ROW_SUMSQ];
-    EACH_V(k) t[k] = s[k];
-    for (int64_t j = 0; j < n; j++) {
-        EACH_V(k) t[k] += sq[k][j];
-        // Keeps the compiler from vectorising along j, which would put one chain behind the other.
-        __asm__ volatile("");
-    }
-    EACH_V(k) s[k] = t[k];
-}
-
-// Blocks of 128 rows side by side: each sum stays strictly left to right, but the chains of
-// additions hide each other's latency. Block b starts at row 128 b.
 static void sumsq(double *out, Mat x, int64_t b0) {
-    double sq[ROW_SUMSQ][SUMSQ_COLS] __attribute__((aligned(64))), s[ROW_SUMSQ] = {0};
+    float buf[ROW_SUMSQ][SUMSQ_COLS];
+    static const float none[SUMSQ_COLS];
     int64_t nblocks = min_i64(ceil_div(x.rows, ROW_BLOCK) - b0, ROW_SUMSQ);
+    V8d s = {0};
     for (int64_t i = 0; i < ROW_BLOCK; i++) {
-        int64_t have = 0; // blocks with a row i: only the last block can be short
-        while (have < nblocks && (b0 + have) * ROW_BLOCK + i < x.rows) have++;
         for (int64_t c = 0; c < x.cols; c += SUMSQ_COLS) {
             int64_t n = min_i64(x.cols - c, SUMSQ_COLS);
-            for (int64_t k = 0; k < have; k++)
-                squares(sq[k], row_of(x, (b0 + k) * ROW_BLOCK + i), c, n);
-            int64_t k = 0;
-            for (; k + 8 <= have; k += 8) add_rows(s + k, sq + k, n, 8);
-            for (; k + 4 <= have; k += 4) add_rows(s + k, sq + k, n, 4);
-            for (; k + 2 <= have; k += 2) add_rows(s + k, sq + k, n, 2);
-            for (; k < have; k++) add_rows(s + k, sq + k, n, 1);
+            const float *row[ROW_SUMSQ];
+            for (int64_t k = 0; k < ROW_SUMSQ; k++) {
+                int64_t r = (b0 + k) * ROW_BLOCK + i;
+                row[k] = r < x.rows ? row_get(x, r, c, n, buf[k]) : none;
+                if (n % 8 == 0) continue;
+                if (row[k] != buf[k]) memcpy(buf[k], row[k], (size_t)n * sizeof *buf[k]);
+                memset(buf[k] + n, 0, (size_t)(8 - n % 8) * sizeof *buf[k]);
+                row[k] = buf[k];
+            }
+            for (int64_t j = 0; j < n; j += 8) {
+                V8 a[ROW_SUMSQ];
+                for (int k = 0; k < ROW_SUMSQ; k++) memcpy(a + k, row[k] + j, sizeof *a);
+                turn_8(a);
+                for (int k = 0; k < 8; k++) s += v8_square(a[k]);
+            }
         }
     }
-    memcpy(out + b0, s, (size_t)nblocks * sizeof *s);
+    memcpy(out + b0, &s, (size_t)nblocks * sizeof *out);
 }
 
 const RowLanes ROW_LANES_TABLE = {

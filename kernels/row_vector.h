@@ -92,21 +92,36 @@ ROW_INLINE V16 v16_get(Row a, int64_t c, int64_t n) {
     if (a.is_f32) {
         const float *p = (const float *)a.p + c;
         if (n == ROW_LANES) memcpy(&v, p, sizeof v);
-        else memcpy(&v, p, (size_t)n * 4);
+        else
+#if defined(__AVX512F__)
+            v = (V16)_mm512_maskz_loadu_ps((__mmask16)((1u << n) - 1), p);
+#else
+            memcpy(&v, p, (size_t)n * 4);
+#endif
         return v;
     }
     const uint16_t *p = (const uint16_t *)a.p + c;
     if (n == ROW_LANES) return v16_from_bf16(p);
+#if defined(__AVX512F__)
+    __m256i h = _mm256_maskz_loadu_epi16((__mmask16)((1u << n) - 1), p);
+    return (V16)_mm512_slli_epi32(_mm512_cvtepu16_epi32(h), 16);
+#else
     uint16_t some[ROW_LANES] = {0};
     memcpy(some, p, (size_t)n * 2);
     return v16_from_bf16(some);
+#endif
 }
 // v16_put: the first n lanes, rounded to the row's type, to its elements [c, c+n).
 ROW_INLINE void v16_put(Row a, int64_t c, int64_t n, V16 v) {
     if (a.is_f32) {
         float *p = (float *)a.p + c;
         if (n == ROW_LANES) memcpy(p, &v, sizeof v);
-        else memcpy(p, &v, (size_t)n * 4);
+        else
+#if defined(__AVX512F__)
+            _mm512_mask_storeu_ps(p, (__mmask16)((1u << n) - 1), (__m512)v);
+#else
+            memcpy(p, &v, (size_t)n * 4);
+#endif
         return;
     }
     uint16_t *p = (uint16_t *)a.p + c;

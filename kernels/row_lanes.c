@@ -1,5 +1,5 @@
-// row_lanes.c - see row_lanes.h. Built with the flags of each instruction set, ROW_LANES_TABLE being
-// the name of the table and ROW_LANES_NAME what people call it.
+// row_lanes.c - see row_lanes.h. Built with the flags of each instruction set, ROW_LANES_TABLE
+// being the name of the table and ROW_LANES_NAME what people call it.
 #include "row_lanes.h"
 
 #include "adam_core.h"
@@ -214,8 +214,10 @@ static void xent_grad(Mat dlogits, const float *e, float inv, float scale, int64
     Row out = row_of(dlogits, r), in = row_f32(e);
     EACH_16(c, n, dlogits.cols, v16_put(out, c, n, v16_get(in, c, n) * inv););
     float at_target = e[target] * inv - scale;
-    if (out.is_f32) ((float *)out.p)[target] = at_target;
-    else ((uint16_t *)out.p)[target] = bf16_from_f32(at_target);
+    if (out.is_f32)
+        ((float *)out.p)[target] = at_target;
+    else
+        ((uint16_t *)out.p)[target] = bf16_from_f32(at_target);
 }
 
 // ---- adam.h -----------------------------------------------------------------------------------

@@ -91,7 +91,8 @@ ROW_INLINE V16 v16_get(Row a, int64_t c, int64_t n) {
     V16 v = {0};
     if (a.is_f32) {
         const float *p = (const float *)a.p + c;
-        if (n == ROW_LANES) memcpy(&v, p, sizeof v);
+        if (n == ROW_LANES)
+            memcpy(&v, p, sizeof v);
         else
 #if defined(__AVX512F__)
             v = (V16)_mm512_maskz_loadu_ps((__mmask16)((1u << n) - 1), p);
@@ -115,7 +116,8 @@ ROW_INLINE V16 v16_get(Row a, int64_t c, int64_t n) {
 ROW_INLINE void v16_put(Row a, int64_t c, int64_t n, V16 v) {
     if (a.is_f32) {
         float *p = (float *)a.p + c;
-        if (n == ROW_LANES) memcpy(p, &v, sizeof v);
+        if (n == ROW_LANES)
+            memcpy(p, &v, sizeof v);
         else
 #if defined(__AVX512F__)
             _mm512_mask_storeu_ps(p, (__mmask16)((1u << n) - 1), (__m512)v);
@@ -166,10 +168,10 @@ ROW_INLINE V16 v16_sqrt(V16 x) {
 #endif
 }
 
-// v16_exp_neg: exp_f32 of K vectors x, in place, x <= 0 or NaN. The same steps; only the power of two
-// is put together in another way, which is as exact: a result below the normal range is rounded once.
-// Every step is written for all vectors before the next one: a processor that looks some hundred
-// instructions ahead sees only a few such chains of forty.
+// v16_exp_neg: exp_f32 of K vectors x, in place, x <= 0 or NaN. The same steps; only the power of
+// two is put together in another way, which is as exact: a result below the normal range is rounded
+// once. Every step is written for all vectors before the next one: a processor that looks some
+// hundred instructions ahead sees only a few such chains of forty.
 #define EACH_V(k) for (int k = 0; k < K; k++)
 ROW_INLINE void v16_exp_neg(V16 *x, const int K) {
     const float magic = 12582912.0f;

@@ -47,7 +47,7 @@ static void norm_fwd(Mat y, float *rstd, Mat x, const float *w, float eps, int64
     Row out = row_of(y, r), in = row_of(x, r), weight = row_f32(w);
     V16 acc = {0};
     EACH_16(c, n, x.cols, V16 v = v16_get(in, c, n); acc += v * v;);
-    float s = norm_rstd(v16_sum(&acc), (float)x.cols, eps);
+    float s = norm_rstd(v16_total(acc), (float)x.cols, eps);
     if (rstd) rstd[r] = s;
     EACH_16(c, n, x.cols, v16_put(out, c, n, v16_get(in, c, n) * s * v16_get(weight, c, n)););
 }
@@ -59,7 +59,7 @@ static void norm_bwd(Mat dx, float *part, Mat dy, Mat x, const float *w, float r
     V16 acc = {0};
     EACH_16(c, n, x.cols, V16 gx = v16_get(grad, c, n) * (v16_get(in, c, n) * rstd);
             v16_put(sum, c, n, v16_get(sum, c, n) + gx); acc += gx * v16_get(weight, c, n););
-    float mean = v16_sum(&acc) / (float)x.cols;
+    float mean = v16_total(acc) / (float)x.cols;
     EACH_16(c, n, x.cols, V16 base = {0}; if (res.p) base = v16_get(res, c, n);
             V16 xhat = v16_get(in, c, n) * rstd;
             V16 d = v16_get(grad, c, n) * v16_get(weight, c, n) - xhat * mean;
@@ -156,7 +156,7 @@ static float swiglu_bwd(Mat dg, Mat du, Mat dh, Mat g, Mat u, float gate, int64_
     Row dr = row_of(dh, r), gr = row_of(g, r), ur = row_of(u, r);
     V16 acc = {0};
     EACH_SIDE(c, n, K, dh.cols, swiglu_bwd_some(dgr, dur, &acc, dr, gr, ur, gate, c, n, K););
-    return v16_sum(&acc);
+    return v16_total(acc);
 }
 
 // ---- xent.h -----------------------------------------------------------------------------------
@@ -203,7 +203,7 @@ static double xent_sum(float *e, const float *l, int64_t V, float *max) {
         Row in = row_f32(l + c0), out = row_f32(e ? e + c0 : NULL);
         V16 acc = {0};
         EACH_SIDE(c, n, K, min_i64(V - c0, ROW_CHUNK), xent_sum_some(&acc, out, in, m, c, n, K););
-        total += (double)v16_sum(&acc);
+        total += (double)v16_total(acc);
     }
     *max = m;
     return total;

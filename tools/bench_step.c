@@ -82,11 +82,12 @@ static Err one_step(StepBench *t, int64_t step) {
 // report: n times in ascending order, their median, and the tokens of one step.
 static void report(const StepBench *t, const Bench *b, const double *seconds, int n, double median,
                    double tokens) {
+    double regions[PROF_COUNT], sum = 0.0;
+    prof_get(regions); // before the peak is measured, whose time is no part of a step
     GemmPeak peak = gemm_peak(b->threads);
     double best = t->shape.mode == MODE_FP32 ? peak.f32 : peak.half;
-    double flops = tokens * model_flops_per_token(&t->shape), regions[PROF_COUNT], sum = 0.0;
+    double flops = tokens * model_flops_per_token(&t->shape);
     static const char *const modes[] = {"fp32", "bf16", "fp8"};
-    prof_get(regions);
     for (int i = 0; i < PROF_COUNT; i++) sum += regions[i];
     log_line("%s, %s, %d thread%s, kernels %s, peak %.1f GFLOP/s", b->config, modes[t->shape.mode],
              b->threads, b->threads == 1 ? "" : "s", t->cx.ops->isa, best * 1e-9);

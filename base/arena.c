@@ -13,8 +13,14 @@ struct Arena {
     size_t used;    // bytes handed out
     size_t high;    // largest `used` ever
     bool is_measure;
+    void *map;      // on the host: what was reserved, `room` bytes; base is its first huge page
+    size_t room;
     const Device *dev; // owner of the memory; NULL: address space of the host
 };
+
+// Arenas start at a multiple of this: a page of 2 MiB must be aligned to be one, and older kernels align a
+// mapping to 4 KiB only.
+#define HUGE_PAGE ((size_t)2 << 20)
 
 // In measure mode addresses start here: aligned, never mapped, so that touching one is a clean crash.
 #define MEASURE_BASE ((uintptr_t)4096)
@@ -33,15 +39,15 @@ Err arena_create(Arena **out, const char *name, size_t bytes, bool is_measure) {
     a->is_measure = is_measure;
     if (!is_measure) {
         a->size = align_up(bytes ? bytes : ARENA_ALIGN);
-        void *p = mmap(NULL, a->size, PROT_READ | PROT_WRITE,
-                       MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-        if (p == MAP_FAILED) {
+        a->room = a->size + HUGE_PAGE;
+        a->map = mmap(NULL, a->room, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+        if (a->map == MAP_FAILED) {
             free(a);
             FAIL(E_INTERNAL, "arena %s: cannot reserve %.1f MiB of address space", name,
                  (double)bytes / 1048576.0);
         }
-        madvise(p, a->size, MADV_HUGEPAGE);
-        a->base = p;
+        madvise(a->map, a->room, MADV_HUGEPAGE);
+        a->base = (char *)(((uintptr_t)a->map + HUGE_PAGE - 1) / HUGE_PAGE * HUGE_PAGE);
     }
     atomic_fetch_add(&alloc_count, 1);
     *out = a;
@@ -73,7 +79,7 @@ void arena_destroy(Arena **a) {
     if ((*a)->dev)
         (*a)->dev->release((*a)->base);
     else if ((*a)->base)
-        munmap((*a)->base, (*a)->size);
+        munmap((*a)->map, (*a)->room);
     free(*a);
     *a = NULL;
 }

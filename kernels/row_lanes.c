@@ -1,41 +1,52 @@
-// row_lanes.c - see row_lanes.h. Built with the flags of each instruction set, ROW_LANES_TABLE being
-// the name of the table and ROW_LANES_NAME what people call it.
+// row_lanes.c - see row_lanes.h. Built with the flags of each instruction set, ROW_LANES_TABLE
+// being the name of the table and ROW_LANES_NAME what people call it.
 #include "row_lanes.h"
 
 #include "adam_core.h"
 #include "norm_core.h"
 #include "row_vector.h"
 
-// EACH_16(c, n, D, ...): the body for columns [c, c+n) of D, n a constant 16 but for the last.
-#define EACH_16(c, n, D, ...)                                                                      \
-    do {                                                                                           \
-        int64_t c = 0;                                                                             \
-        for (; c + ROW_LANES <= (D); c += ROW_LANES) {                                             \
-            const int64_t n = ROW_LANES;                                                           \
-            __VA_ARGS__                                                                            \
-        }                                                                                          \
-        if (c < (D)) {                                                                             \
-            const int64_t n = (D)-c;                                                               \
-            __VA_ARGS__                                                                            \
-        }                                                                                          \
-    } while (0)
-
-// EACH_SIDE(c, n, K, D, ...): the same, K = V16_SIDE vectors from column c where there are as many.
+// EACH_SIDE(c, n, K, D, ...): the body for all columns of D: for K = V_SIDE vectors from column c
+// where there are as many, then for one, n elements of each; all but the last n are a constant
+// V_LANES.
 #define EACH_SIDE(c, n, K, D, ...)                                                                 \
     do {                                                                                           \
         const int64_t all_ = (D);                                                                  \
         int64_t c = 0;                                                                             \
-        for (; c + V16_SIDE * ROW_LANES <= all_; c += V16_SIDE * ROW_LANES) {                      \
-            const int64_t n = ROW_LANES;                                                           \
-            const int K = V16_SIDE;                                                                \
+        for (; c + V_SIDE * V_LANES <= all_; c += V_SIDE * V_LANES) {                              \
+            const int64_t n = V_LANES;                                                             \
+            const int K = V_SIDE;                                                                  \
             __VA_ARGS__                                                                            \
         }                                                                                          \
-        for (; c < all_; c += ROW_LANES) {                                                         \
-            const int64_t n = min_i64(all_ - c, ROW_LANES);                                        \
+        for (; c + V_LANES <= all_; c += V_LANES) {                                                \
+            const int64_t n = V_LANES;                                                             \
+            const int K = 1;                                                                       \
+            __VA_ARGS__                                                                            \
+        }                                                                                          \
+        if (c < all_) {                                                                            \
+            const int64_t n = all_ - c;                                                            \
             const int K = 1;                                                                       \
             __VA_ARGS__                                                                            \
         }                                                                                          \
     } while (0)
+// EACH(c, n, D, ...): the same, one vector at a time.
+#define EACH(c, n, D, ...)                                                                         \
+    do {                                                                                           \
+        const int64_t all_ = (D);                                                                  \
+        int64_t c = 0;                                                                             \
+        for (; c + V_LANES <= all_; c += V_LANES) {                                                \
+            const int64_t n = V_LANES;                                                             \
+            __VA_ARGS__                                                                            \
+        }                                                                                          \
+        if (c < all_) {                                                                            \
+            const int64_t n = all_ - c;                                                            \
+            __VA_ARGS__                                                                            \
+        }                                                                                          \
+    } while (0)
+
+// The column of vector k, and its number for vsum_add: V_SIDE vectors start at a multiple of 16.
+#define AT(k) (c + (k)*V_LANES)
+#define LANE(k) ((K > 1 ? 0 : c) + (k)*V_LANES)
 
 ROW_INLINE Row row_f32(const float *p) {
     return (Row){(char *)(uintptr_t)p, true};
@@ -43,86 +54,93 @@ ROW_INLINE Row row_f32(const float *p) {
 
 // ---- norm.h -----------------------------------------------------------------------------------
 
+ROW_INLINE void norm_square(VSum *acc, Row in, int64_t c, int64_t n, const int K) {
+    EACH_V(k) {
+        V v = v_get(in, AT(k), n);
+        vsum_add(acc, LANE(k), v * v);
+    }
+}
+
 static void norm_fwd(Mat y, float *rstd, Mat x, const float *w, float eps, int64_t r) {
     Row out = row_of(y, r), in = row_of(x, r), weight = row_f32(w);
-    V16 acc = {0};
-    EACH_16(c, n, x.cols, V16 v = v16_get(in, c, n); acc += v * v;);
-    float s = norm_rstd(v16_sum(&acc), (float)x.cols, eps);
+    VSum acc = {0};
+    EACH_SIDE(c, n, K, x.cols, norm_square(&acc, in, c, n, K););
+    float s = norm_rstd(vsum_total(&acc), (float)x.cols, eps);
     if (rstd) rstd[r] = s;
-    EACH_16(c, n, x.cols, v16_put(out, c, n, v16_get(in, c, n) * s * v16_get(weight, c, n)););
+    EACH(c, n, x.cols, v_put(out, c, n, v_get(in, c, n) * s * v_get(weight, c, n)););
+}
+
+ROW_INLINE void norm_dot(VSum *acc, Row part, Row grad, Row in, Row weight, float rstd, int64_t c,
+                         int64_t n, const int K) {
+    EACH_V(k) {
+        V gx = v_get(grad, AT(k), n) * (v_get(in, AT(k), n) * rstd);
+        v_put(part, AT(k), n, v_get(part, AT(k), n) + gx);
+        vsum_add(acc, LANE(k), gx * v_get(weight, AT(k), n));
+    }
 }
 
 static void norm_bwd(Mat dx, float *part, Mat dy, Mat x, const float *w, float rstd, Mat dres,
                      int64_t r) {
     Row out = row_of(dx, r), grad = row_of(dy, r), in = row_of(x, r), res = row_of(dres, r);
     Row weight = row_f32(w), sum = row_f32(part);
-    V16 acc = {0};
-    EACH_16(c, n, x.cols, V16 gx = v16_get(grad, c, n) * (v16_get(in, c, n) * rstd);
-            v16_put(sum, c, n, v16_get(sum, c, n) + gx); acc += gx * v16_get(weight, c, n););
-    float mean = v16_sum(&acc) / (float)x.cols;
-    EACH_16(c, n, x.cols, V16 base = {0}; if (res.p) base = v16_get(res, c, n);
-            V16 xhat = v16_get(in, c, n) * rstd;
-            V16 d = v16_get(grad, c, n) * v16_get(weight, c, n) - xhat * mean;
-            v16_put(out, c, n, base + rstd * d););
+    VSum acc = {0};
+    EACH_SIDE(c, n, K, x.cols, norm_dot(&acc, sum, grad, in, weight, rstd, c, n, K););
+    float mean = vsum_total(&acc) / (float)x.cols;
+    EACH(c, n, x.cols, {
+        V base = res.p ? v_get(res, c, n) : v_all(0.0f);
+        V d = v_get(grad, c, n) * v_get(weight, c, n) - v_get(in, c, n) * rstd * mean;
+        v_put(out, c, n, base + rstd * d);
+    });
 }
 
 static void add(Mat y, Mat a, Mat b, int64_t r) {
     Row out = row_of(y, r), p = row_of(a, r), q = row_of(b, r);
-    EACH_16(c, n, y.cols, v16_put(out, c, n, v16_get(p, c, n) + v16_get(q, c, n)););
+    EACH(c, n, y.cols, v_put(out, c, n, v_get(p, c, n) + v_get(q, c, n)););
 }
 
 static void cast(Mat y, int64_t r, Mat x, int64_t rx) {
     Row out = row_of(y, r), in = row_of(x, rx);
-    EACH_16(c, n, y.cols, v16_put(out, c, n, v16_get(in, c, n)););
+    EACH(c, n, y.cols, v_put(out, c, n, v_get(in, c, n)););
 }
 
 static void accumulate(float *to, Mat x, int64_t r, int64_t c0, int64_t cols) {
     Row sum = row_f32(to), in = row_of(x, r);
     in.p += c0 * (in.is_f32 ? 4 : 2);
-    EACH_16(c, n, cols, v16_put(sum, c, n, v16_get(sum, c, n) + v16_get(in, c, n)););
+    EACH(c, n, cols, v_put(sum, c, n, v_get(sum, c, n) + v_get(in, c, n)););
 }
 
 // ---- permute.h --------------------------------------------------------------------------------
 
-// The same sums as permute_sum (permute_core.h), 64 columns in registers at a time.
-#define SUM_COLS 4
-static void sum(Mat y, Mat x, const int32_t *idx, int64_t n, Mat add1, Mat add2, int64_t m) {
+// The same sums as permute_sum (permute_core.h), K vectors in registers at a time.
+ROW_INLINE void sum_some(Row out, Mat x, const int32_t *idx, int64_t count, Row first, Row second,
+                         int64_t c, int64_t n, const int K) {
+    V s[V_SIDE];
+    EACH_V(k) s[k] = v_all(0.0f);
+    if (first.p) EACH_V(k) s[k] += v_get(first, AT(k), n);
+    if (second.p) EACH_V(k) s[k] += v_get(second, AT(k), n);
+    for (int64_t i = 0; i < count; i++) {
+        Row in = row_of(x, idx[i]);
+        EACH_V(k) s[k] += v_get(in, AT(k), n);
+    }
+    EACH_V(k) v_put(out, AT(k), n, s[k]);
+}
+
+static void sum(Mat y, Mat x, const int32_t *idx, int64_t count, Mat add1, Mat add2, int64_t m) {
     Row out = row_of(y, m), first = row_of(add1, m), second = row_of(add2, m);
-    int64_t c = 0;
-    for (; c + SUM_COLS * ROW_LANES <= y.cols; c += SUM_COLS * ROW_LANES) {
-        V16 s[SUM_COLS] = {{0}};
-        for (int k = 0; first.p && k < SUM_COLS; k++)
-            s[k] += v16_get(first, c + k * ROW_LANES, ROW_LANES);
-        for (int k = 0; second.p && k < SUM_COLS; k++)
-            s[k] += v16_get(second, c + k * ROW_LANES, ROW_LANES);
-        for (int64_t i = 0; i < n; i++) {
-            Row in = row_of(x, idx[i]);
-            for (int k = 0; k < SUM_COLS; k++) s[k] += v16_get(in, c + k * ROW_LANES, ROW_LANES);
-        }
-        for (int k = 0; k < SUM_COLS; k++) v16_put(out, c + k * ROW_LANES, ROW_LANES, s[k]);
-    }
-    for (; c < y.cols; c += ROW_LANES) {
-        int64_t w = min_i64(y.cols - c, ROW_LANES);
-        V16 s = {0};
-        if (first.p) s += v16_get(first, c, w);
-        if (second.p) s += v16_get(second, c, w);
-        for (int64_t i = 0; i < n; i++) s += v16_get(row_of(x, idx[i]), c, w);
-        v16_put(out, c, w, s);
-    }
+    EACH_SIDE(c, n, K, y.cols, sum_some(out, x, idx, count, first, second, c, n, K););
 }
 
 // ---- swiglu.h: the vectors of swiglu_core.h ---------------------------------------------------
 
-// K vectors side by side, n lanes of each; K = 1 where n < 16.
 ROW_INLINE void swiglu_fwd_some(Row out, Row gr, Row ur, float gate, int64_t c, int64_t n,
                                 const int K) {
-    V16 x[V16_SIDE], e[V16_SIDE], s[V16_SIDE];
-    EACH_V(k) x[k] = v16_get(gr, c + k * ROW_LANES, n);
-    EACH_V(k) e[k] = (V16)((V16u)x[k] | 0x80000000u);
-    v16_exp_neg(e, K);
-    EACH_V(k) s[k] = v16_if_negative(x[k], e[k], v16_all(1.0f)) / (1.0f + e[k]);
-    EACH_V(k) x[k] = x[k] * s[k] * v16_get(ur, c + k * ROW_LANES, n) * gate;
-    EACH_V(k) v16_put(out, c + k * ROW_LANES, n, x[k]);
+    V x[V_SIDE], e[V_SIDE], s[V_SIDE];
+    EACH_V(k) x[k] = v_get(gr, AT(k), n);
+    EACH_V(k) e[k] = (V)((Vu)x[k] | 0x80000000u);
+    v_exp_neg(e, K);
+    EACH_V(k) s[k] = v_if_negative(x[k], e[k], v_all(1.0f)) / (1.0f + e[k]);
+    EACH_V(k) x[k] = x[k] * s[k] * v_get(ur, AT(k), n) * gate;
+    EACH_V(k) v_put(out, AT(k), n, x[k]);
 }
 
 static void swiglu_fwd(Mat h, Mat g, Mat u, float gate, int64_t r) {
@@ -130,80 +148,73 @@ static void swiglu_fwd(Mat h, Mat g, Mat u, float gate, int64_t r) {
     EACH_SIDE(c, n, K, h.cols, swiglu_fwd_some(out, gr, ur, gate, c, n, K););
 }
 
-// Adds dh * silu(g) * u to *acc, vector after vector.
-ROW_INLINE void swiglu_bwd_some(Row dgr, Row dur, V16 *acc, Row dr, Row gr, Row ur, float gate,
+// Adds dh * silu(g) * u to *acc.
+ROW_INLINE void swiglu_bwd_some(Row dgr, Row dur, VSum *acc, Row dr, Row gr, Row ur, float gate,
                                 int64_t c, int64_t n, const int K) {
-    V16 x[V16_SIDE], y[V16_SIDE], d[V16_SIDE], e[V16_SIDE], near[V16_SIDE], far[V16_SIDE];
-    EACH_V(k) x[k] = v16_get(gr, c + k * ROW_LANES, n);
-    EACH_V(k) e[k] = (V16)((V16u)x[k] | 0x80000000u);
-    v16_exp_neg(e, K);
+    V x[V_SIDE], e[V_SIDE], near[V_SIDE], far[V_SIDE];
+    EACH_V(k) x[k] = v_get(gr, AT(k), n);
+    EACH_V(k) e[k] = (V)((Vu)x[k] | 0x80000000u);
+    v_exp_neg(e, K);
     EACH_V(k) near[k] = 1.0f / (1.0f + e[k]);
     EACH_V(k) far[k] = e[k] * near[k];
-    EACH_V(k) y[k] = v16_get(ur, c + k * ROW_LANES, n);
-    EACH_V(k) d[k] = v16_get(dr, c + k * ROW_LANES, n);
     EACH_V(k) {
-        V16 s = v16_if_negative(x[k], far[k], near[k]);
-        V16 not_s = v16_if_negative(x[k], near[k], far[k]);
-        V16 silu = x[k] * s, dk = d[k] * gate;
-        *acc += d[k] * (silu * y[k]);
-        v16_put(dgr, c + k * ROW_LANES, n, dk * y[k] * (s + silu * not_s));
-        v16_put(dur, c + k * ROW_LANES, n, dk * silu);
+        V s = v_if_negative(x[k], far[k], near[k]), not_s = v_if_negative(x[k], near[k], far[k]);
+        V y = v_get(ur, AT(k), n), in = v_get(dr, AT(k), n);
+        V silu = x[k] * s, d = in * gate;
+        vsum_add(acc, LANE(k), in * (silu * y));
+        v_put(dgr, AT(k), n, d * y * (s + silu * not_s));
+        v_put(dur, AT(k), n, d * silu);
     }
 }
 
 static float swiglu_bwd(Mat dg, Mat du, Mat dh, Mat g, Mat u, float gate, int64_t r) {
     Row dgr = row_of(dg, r), dur = row_of(du, r);
     Row dr = row_of(dh, r), gr = row_of(g, r), ur = row_of(u, r);
-    V16 acc = {0};
+    VSum acc = {0};
     EACH_SIDE(c, n, K, dh.cols, swiglu_bwd_some(dgr, dur, &acc, dr, gr, ur, gate, c, n, K););
-    return v16_sum(&acc);
+    return vsum_total(&acc);
 }
 
 // ---- xent.h -----------------------------------------------------------------------------------
 
-// The largest value; NaN is passed over. Four maxima hide each other's latency.
-static float row_largest(const float *l, int64_t V) {
+// The largest value; NaN is passed over. Several maxima hide each other's latency.
+static float row_largest(const float *l, int64_t cols) {
     Row in = row_f32(l);
-    V16 low = v16_all(-INFINITY), m[4] = {low, low, low, low};
+    V m[4];
+    for (int k = 0; k < 4; k++) m[k] = v_all(-INFINITY);
     int64_t c = 0;
-    for (; c + 4 * ROW_LANES <= V; c += 4 * ROW_LANES) {
-        for (int k = 0; k < 4; k++)
-            m[k] = v16_larger(v16_get(in, c + k * ROW_LANES, ROW_LANES), m[k]);
-    }
-    for (; c + ROW_LANES <= V; c += ROW_LANES) m[0] = v16_larger(v16_get(in, c, ROW_LANES), m[0]);
-    V16 all = v16_larger(v16_larger(m[0], m[1]), v16_larger(m[2], m[3]));
+    for (; c + 4 * V_LANES <= cols; c += 4 * V_LANES)
+        for (int k = 0; k < 4; k++) m[k] = v_larger(v_get(in, AT(k), V_LANES), m[k]);
+    V all = v_larger(v_larger(m[0], m[1]), v_larger(m[2], m[3]));
     float best = -INFINITY;
-    for (int k = 0; k < ROW_LANES; k++) best = all[k] > best ? all[k] : best;
-    for (; c < V; c++) best = l[c] > best ? l[c] : best;
+    for (int k = 0; k < V_LANES; k++) best = all[k] > best ? all[k] : best;
+    for (; c < cols; c++) best = l[c] > best ? l[c] : best;
     return best;
 }
 
-// exp(l - max) of K vectors, to *acc one after the other and to e unless that is NULL.
-ROW_INLINE void xent_sum_some(V16 *acc, Row e, Row l, float max, int64_t c, int64_t n,
+// exp(l - max) of K vectors, to *acc and to e unless that is NULL.
+ROW_INLINE void xent_sum_some(VSum *acc, Row e, Row l, float max, int64_t c, int64_t n,
                               const int K) {
-    V16 x[V16_SIDE];
-    EACH_V(k) x[k] = v16_get(l, c + k * ROW_LANES, n) - max;
-    v16_exp_neg(x, K);
-    if (n < ROW_LANES) { // no terms behind the end
-        float some[ROW_LANES] = {0};
-        memcpy(some, x, (size_t)n * sizeof *some);
-        memcpy(x, some, sizeof some);
-    }
-    EACH_V(k) *acc += x[k];
+    V x[V_SIDE];
+    EACH_V(k) x[k] = v_get(l, AT(k), n) - max;
+    v_exp_neg(x, K);
+    for (int64_t i = n; i < V_LANES; i++) x[0][i] = 0.0f; // no terms behind the end
+    EACH_V(k) vsum_add(acc, LANE(k), x[k]);
     if (!e.p) return;
-    EACH_V(k) v16_put(e, c + k * ROW_LANES, n, x[k]);
+    EACH_V(k) v_put(e, AT(k), n, x[k]);
 }
 
 // FP32 in 16 lanes inside a chunk, chunks in double, so that a vocabulary of 1e5 values loses
 // nothing.
-static double xent_sum(float *e, const float *l, int64_t V, float *max) {
-    float m = row_largest(l, V);
+static double xent_sum(float *e, const float *l, int64_t cols, float *max) {
+    float m = row_largest(l, cols);
     double total = 0.0;
-    for (int64_t c0 = 0; c0 < V; c0 += ROW_CHUNK) {
+    for (int64_t c0 = 0; c0 < cols; c0 += ROW_CHUNK) {
         Row in = row_f32(l + c0), out = row_f32(e ? e + c0 : NULL);
-        V16 acc = {0};
-        EACH_SIDE(c, n, K, min_i64(V - c0, ROW_CHUNK), xent_sum_some(&acc, out, in, m, c, n, K););
-        total += (double)v16_sum(&acc);
+        VSum acc = {0};
+        EACH_SIDE(c, n, K, min_i64(cols - c0, ROW_CHUNK),
+                  xent_sum_some(&acc, out, in, m, c, n, K););
+        total += (double)vsum_total(&acc);
     }
     *max = m;
     return total;
@@ -212,10 +223,12 @@ static double xent_sum(float *e, const float *l, int64_t V, float *max) {
 static void xent_grad(Mat dlogits, const float *e, float inv, float scale, int64_t target,
                       int64_t r) {
     Row out = row_of(dlogits, r), in = row_f32(e);
-    EACH_16(c, n, dlogits.cols, v16_put(out, c, n, v16_get(in, c, n) * inv););
+    EACH(c, n, dlogits.cols, v_put(out, c, n, v_get(in, c, n) * inv););
     float at_target = e[target] * inv - scale;
-    if (out.is_f32) ((float *)out.p)[target] = at_target;
-    else ((uint16_t *)out.p)[target] = bf16_from_f32(at_target);
+    if (out.is_f32)
+        ((float *)out.p)[target] = at_target;
+    else
+        ((uint16_t *)out.p)[target] = bf16_from_f32(at_target);
 }
 
 // ---- adam.h -----------------------------------------------------------------------------------
@@ -224,62 +237,85 @@ static void adam(Mat master, Mat m, Mat v, Mat grad, Mat copy, AdamStep s, int64
     Row wr = row_of(master, r), mr = row_of(m, r), vr = row_of(v, r), gr = row_of(grad, r);
     Row cr = row_of(copy, r);
     float c1 = 1.0f - s.beta1, c2 = 1.0f - s.beta2;
-    EACH_16(c, n, master.cols, V16 g = v16_get(gr, c, n) * s.grad_scale, w = v16_get(wr, c, n);
-            V16 m1 = s.beta1 * v16_get(mr, c, n) + c1 * g;
-            V16 v1 = s.beta2 * v16_get(vr, c, n) + c2 * (g * g);
-            V16 step = (m1 / s.bias1) / (v16_sqrt(v1 / s.bias2) + s.eps);
-            w -= s.lr * (step + s.weight_decay * w); v16_put(mr, c, n, m1); v16_put(vr, c, n, v1);
-            v16_put(wr, c, n, w); if (cr.p) v16_put(cr, c, n, w););
+    EACH(c, n, master.cols, {
+        V g = v_get(gr, c, n) * s.grad_scale, w = v_get(wr, c, n);
+        V m1 = s.beta1 * v_get(mr, c, n) + c1 * g;
+        V v1 = s.beta2 * v_get(vr, c, n) + c2 * (g * g);
+        V step = (m1 / s.bias1) / (v_sqrt(v1 / s.bias2) + s.eps);
+        w -= s.lr * (step + s.weight_decay * w);
+        v_put(mr, c, n, m1);
+        v_put(vr, c, n, v1);
+        v_put(wr, c, n, w);
+        if (cr.p) v_put(cr, c, n, w);
+    });
 }
 
-// Squares of up to SUMSQ_COLS columns, as doubles.
+typedef float V8 __attribute__((vector_size(32)));
+typedef double V8d __attribute__((vector_size(64)));
+#if defined(__clang__)
+#define SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else
+typedef int32_t V8i __attribute__((vector_size(32)));
+#define SHUFFLE(a, b, ...) __builtin_shuffle(a, b, (V8i){__VA_ARGS__})
+#endif
+
+// turn_8: the columns of eight rows: a[j] lane k = old a[k] lane j.
+ROW_INLINE void turn_8(V8 *a) {
+    V8 b[8], c[8];
+    for (int k = 0; k < 8; k += 2) {
+        b[k] = SHUFFLE(a[k], a[k + 1], 0, 8, 1, 9, 4, 12, 5, 13);
+        b[k + 1] = SHUFFLE(a[k], a[k + 1], 2, 10, 3, 11, 6, 14, 7, 15);
+    }
+    for (int k = 0; k < 8; k += 4) {
+        c[k] = SHUFFLE(b[k], b[k + 2], 0, 1, 8, 9, 4, 5, 12, 13);
+        c[k + 1] = SHUFFLE(b[k], b[k + 2], 2, 3, 10, 11, 6, 7, 14, 15);
+        c[k + 2] = SHUFFLE(b[k + 1], b[k + 3], 0, 1, 8, 9, 4, 5, 12, 13);
+        c[k + 3] = SHUFFLE(b[k + 1], b[k + 3], 2, 3, 10, 11, 6, 7, 14, 15);
+    }
+    for (int k = 0; k < 4; k++) {
+        a[k] = SHUFFLE(c[k], c[k + 4], 0, 1, 2, 3, 8, 9, 10, 11);
+        a[k + 4] = SHUFFLE(c[k], c[k + 4], 4, 5, 6, 7, 12, 13, 14, 15);
+    }
+}
+
+ROW_INLINE V8d v8_square(V8 x) {
+#if defined(__AVX512F__)
+    V8d v = (V8d)_mm512_cvtps_pd((__m256)x);
+#else
+    V8d v = __builtin_convertvector(x, V8d);
+#endif
+    return v * v;
+}
+
+// Blocks of 128 rows side by side, one to a lane: each sum stays strictly left to right. Block b
+// starts at row 128 b; what is not there counts as zeros, which change no bit of a sum of squares.
 #define SUMSQ_COLS 64
-ROW_INLINE void squares(double *sq, Row in, int64_t c, int64_t n) {
-    float buf[SUMSQ_COLS];
-    int64_t j = 0;
-    for (; j + ROW_LANES <= n; j += ROW_LANES) {
-        V16 v = v16_get(in, c + j, ROW_LANES);
-        memcpy(buf + j, &v, sizeof v);
-    }
-    if (j < n) {
-        V16 v = v16_get(in, c + j, n - j);
-        memcpy(buf + j, &v, sizeof v);
-    }
-    for (int64_t k = 0; k < n; k++) sq[k] = (double)buf[k] * (double)buf[k];
-}
-
-// s[k] += the n values of sq[k], left to right, for K rows side by side.
-ROW_INLINE void add_rows(double *s, double (*sq)[SUMSQ_COLS], int64_t n, const int K) {
-    double t[ROW_SUMSQ];
-    EACH_V(k) t[k] = s[k];
-    for (int64_t j = 0; j < n; j++) {
-        EACH_V(k) t[k] += sq[k][j];
-        // Keeps the compiler from vectorising along j, which would put one chain behind the other.
-        __asm__ volatile("");
-    }
-    EACH_V(k) s[k] = t[k];
-}
-
-// Blocks of 128 rows side by side: each sum stays strictly left to right, but the chains of
-// additions hide each other's latency. Block b starts at row 128 b.
 static void sumsq(double *out, Mat x, int64_t b0) {
-    double sq[ROW_SUMSQ][SUMSQ_COLS] __attribute__((aligned(64))), s[ROW_SUMSQ] = {0};
+    float buf[ROW_SUMSQ][SUMSQ_COLS];
+    static const float none[SUMSQ_COLS];
     int64_t nblocks = min_i64(ceil_div(x.rows, ROW_BLOCK) - b0, ROW_SUMSQ);
+    V8d s = {0};
     for (int64_t i = 0; i < ROW_BLOCK; i++) {
-        int64_t have = 0; // blocks with a row i: only the last block can be short
-        while (have < nblocks && (b0 + have) * ROW_BLOCK + i < x.rows) have++;
         for (int64_t c = 0; c < x.cols; c += SUMSQ_COLS) {
             int64_t n = min_i64(x.cols - c, SUMSQ_COLS);
-            for (int64_t k = 0; k < have; k++)
-                squares(sq[k], row_of(x, (b0 + k) * ROW_BLOCK + i), c, n);
-            int64_t k = 0;
-            for (; k + 8 <= have; k += 8) add_rows(s + k, sq + k, n, 8);
-            for (; k + 4 <= have; k += 4) add_rows(s + k, sq + k, n, 4);
-            for (; k + 2 <= have; k += 2) add_rows(s + k, sq + k, n, 2);
-            for (; k < have; k++) add_rows(s + k, sq + k, n, 1);
+            const float *row[ROW_SUMSQ];
+            for (int64_t k = 0; k < ROW_SUMSQ; k++) {
+                int64_t r = (b0 + k) * ROW_BLOCK + i;
+                row[k] = r < x.rows ? row_get(x, r, c, n, buf[k]) : none;
+                if (n % 8 == 0) continue;
+                if (row[k] != buf[k]) memcpy(buf[k], row[k], (size_t)n * sizeof *buf[k]);
+                memset(buf[k] + n, 0, (size_t)(8 - n % 8) * sizeof *buf[k]);
+                row[k] = buf[k];
+            }
+            for (int64_t j = 0; j < n; j += 8) {
+                V8 a[ROW_SUMSQ];
+                for (int k = 0; k < ROW_SUMSQ; k++) memcpy(a + k, row[k] + j, sizeof *a);
+                turn_8(a);
+                for (int k = 0; k < 8; k++) s += v8_square(a[k]);
+            }
         }
     }
-    memcpy(out + b0, s, (size_t)nblocks * sizeof *s);
+    memcpy(out + b0, &s, (size_t)nblocks * sizeof *out);
 }
 
 const RowLanes ROW_LANES_TABLE = {

@@ -33,7 +33,8 @@ static void run_case(const Case *k) {
         ref_set(g, 1, 0, 0.0), ref_set(v, 1, 0, 0.0), ref_set(m, 1, 0, 0.0); // untouched weight
     Mat w0 = ref_clone(w), m0 = ref_clone(m), v0 = ref_clone(v);
     OpCx cx = ref_cx(1);
-    MUST_OK(adam_step_cpu(&cx, w, m, v, g, mat_none(), k->s));
+    Mat copy = ref_mat(k->v, k->R, k->C, k->pad);
+    MUST_OK(adam_step_cpu(&cx, w, m, v, g, copy, k->s));
     AdamStep s = k->s;
     double wd = (double)s.weight_decay;
     for (int64_t r = 0; r < k->R; r++)
@@ -72,8 +73,10 @@ static void run_case(const Case *k) {
                      "m bits", r, c);
             ref_near(ref_at(v, r, c), (double)(k->v == DT_BF16 ? bf16_round(vf) : vf), 0.0,
                      "v bits", r, c);
+            ref_near(ref_at(copy, r, c), (double)(k->v == DT_BF16 ? bf16_round(wf) : wf), 0.0,
+                     "copy bits", r, c);
         }
-    ref_pads(w, "w"), ref_pads(m, "m"), ref_pads(v, "v");
+    ref_pads(w, "w"), ref_pads(copy, "copy"), ref_pads(m, "m"), ref_pads(v, "v");
     for (int n = 2; n <= 3; n++) {
         cx = ref_cx(n);
         Mat w2 = ref_clone(w0), m2 = ref_clone(m0), v2 = ref_clone(v0);
@@ -81,7 +84,7 @@ static void run_case(const Case *k) {
         ref_same(w, w2, "w, threads"), ref_same(m, m2, "m, threads"), ref_same(v, v2, "v, threads");
         free(w2.p), free(m2.p), free(v2.p);
     }
-    free(w.p), free(g.p), free(m.p), free(v.p), free(w0.p), free(m0.p), free(v0.p);
+    free(w.p), free(g.p), free(m.p), free(v.p), free(w0.p), free(m0.p), free(v0.p), free(copy.p);
 }
 
 static void test_step(void **state) {

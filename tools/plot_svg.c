@@ -187,20 +187,17 @@ static bool box_is_free(const Boxes *b, struct Box w) {
 }
 
 // draw_label: beside the point, where there is room: right, left, above, below, then further away.
-// A reference's stand above its line.
-static void draw_label(FILE *f, const char *label, PlotStyle style, double px, double py,
-                       const Axis *x, Boxes *boxes) {
-    double w = 6.3 * (double)strlen(label), h = 12;
-    double end = x->start + x->len;
-    struct Box at = {0, 0, 0, 0};
-    if (style == PLOT_REFERENCE) {
-        double left = px + 8 + w < end ? px + 8 : px - w - 4;
-        at = (struct Box){left, py - 18, left + w, py - 6};
-    }
-    for (int i = 0; style != PLOT_REFERENCE && i < 12; i++) {
-        double far = 7.0 + 11.0 * (double)(i / 4);
-        double left = i % 4 == 0 ? px + far : i % 4 == 1 ? px - far - w : px - w / 2;
-        double top = i % 4 == 2 ? py - far - h : i % 4 == 3 ? py + far : py - h / 2;
+// A reference's stand under the foot of its line, or above its end.
+static void draw_label(FILE *f, const char *label, const PlotSeries *s, int i, const Axis *x,
+                       double px, double py, Boxes *boxes) {
+    enum { PLACES = 24 };
+    double w = 6.3 * (double)strlen(label), h = 12, end = x->start + x->len;
+    struct Box at = {px + 8, py + 1, px + 8 + w, py + 1 + h};
+    if (s->style == PLOT_REFERENCE && i > 0) at = (struct Box){px - w - 4, py - 18, px - 4, py - 6};
+    for (int k = 0; s->style != PLOT_REFERENCE && k < PLACES; k++) {
+        double far = 7.0 + 11.0 * (double)(k / 4);
+        double left = k % 4 == 0 ? px + far : k % 4 == 1 ? px - far - w : px - w / 2;
+        double top = k % 4 == 2 ? py - far - h : k % 4 == 3 ? py + far : py - h / 2;
         at = (struct Box){left, top, left + w, top + h};
         if (at.x0 > x->start && at.x1 < end && box_is_free(boxes, at)) break;
     }
@@ -242,7 +239,7 @@ static void draw_labels(FILE *f, const PlotSeries *s, int which, const Axis *x, 
     for (int i = 0; i < s->n; i++) {
         double px = place(x, s->x[i]), py = place(y, s->y[i]);
         if (s->labels[i] && isfinite(px) && isfinite(py))
-            draw_label(f, s->labels[i], s->style, px, py, x, boxes);
+            draw_label(f, s->labels[i], s, i, x, px, py, boxes);
     }
     fputs("</g>\n", f);
 }

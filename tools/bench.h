@@ -29,11 +29,12 @@ typedef struct BenchPoint {
 } BenchPoint;
 
 typedef struct Bench {
+    int rank; // of this process, where a subject started ranks; only the first one reports
     int threads;
     int asked;                          // --threads, 0 if it was not given
     bool is_all;                        // --all: every shape, else those of doc/performance.md
     bool is_profile;                    // --profile: whole steps by region
-    FILE *json;                         // NULL without --json
+    FILE *json;                         // NULL without --json, and on other ranks than the first
     const char *configs[BENCH_CONFIGS]; // --config, for whole steps
     int nconfigs;
     const char *sets[64]; // --set
@@ -95,6 +96,9 @@ Err bench_copy_yard(Bench *b, CopyYard *y, int64_t bytes) MUST_CHECK;
 // bench_memory: bandwidth of copies in memory and in cache, measured and printed once.
 Err bench_memory(Bench *b) MUST_CHECK;
 
+// bench_rank: this process is one of several ranks; only the first one writes records and figures.
+// Local.
+void bench_rank(Bench *b, int rank);
 // bench_fill: n values spread over (-1, 1), FP32 or BF16. Local.
 void bench_fill(Mat x);
 // bench_point: remember a case for the roofline. Local.

@@ -145,7 +145,7 @@ static Err measure(Bench *b, ExchangeCase *c) {
                  part_names[part], c->s.name, (long long)c->s.T, (long long)c->s.D,
                  (long long)c->s.E, (long long)c->s.K, (long long)c->plan.nsend, seconds * 1e3,
                  bytes / seconds * 1e-9, yard / seconds, spread * 100);
-        if (b->json && c->ep->rank == 0)
+        if (b->json)
             fprintf(b->json,
                     "{\"op\":\"%s\",\"shape\":\"%s\",\"tokens\":%lld,\"width\":%lld,"
                     "\"experts\":%lld,\"top_k\":%lld,\"rows\":%lld,\"ranks\":%d,\"threads\":%d,"
@@ -186,6 +186,7 @@ Err bench_exchange(Bench *b) {
     Mesh mesh;
     TRY(boot_init(&boot));
     log_init(boot.rank, boot.nranks);
+    bench_rank(b, boot.rank);
     Err err = mesh_build(&mesh, boot.nranks, boot.rank, boot.nranks);
     if (err == OK) err = boot_groups(&boot, &mesh, "auto");
     if (err == OK) err = measure_all(b, &boot);

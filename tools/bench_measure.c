@@ -197,7 +197,12 @@ Err bench_memory(Bench *b) {
     return OK;
 }
 
-// --- operands and points ---
+// --- ranks, operands, points ---
+
+void bench_rank(Bench *b, int rank) {
+    b->rank = rank;
+    if (rank != 0) b->json = NULL; // cmd_bench.c closes it
+}
 
 void bench_fill(Mat x) {
 #pragma omp parallel for

@@ -193,7 +193,7 @@ static void report(const StepBench *t, Bench *b, Steps *s, const char *path) {
         "after the first step: %lld allocations in all, %lld page faults a step (at most %lld)",
         (long long)s->allocations, (long long)usual, (long long)most);
     if (b->is_profile) print_regions(s);
-    if (b->json && t->boot.rank == 0) write_json(t, b, s, path, mode, usual);
+    if (b->json) write_json(t, b, s, path, mode, usual);
     const char *name = strrchr(path, '/') ? strrchr(path, '/') + 1 : path;
     char label[40];
     snprintf(label, sizeof label, "%.*s", (int)strcspn(name, "."), name);
@@ -228,8 +228,9 @@ static Err measure(StepBench *t, Bench *b, const char *path) {
     }
     s.allocations = mem_count() - blocks;
     cpu = (cpu_seconds() - cpu) / s.n;
-    GemmPeak peak = gemm_peak(t->threads);
-    double sums[2] = {cpu, t->shape.mode == MODE_FP32 ? peak.f32 : peak.half};
+    b->threads = t->threads;
+    TRY(bench_peak(b));
+    double sums[2] = {cpu, t->shape.mode == MODE_FP32 ? b->peak.f32 : b->peak.half};
     TRY(comm_sum(t->boot.world, sums, 2));
     s.cpu = sums[0];
     s.peak = sums[1];
@@ -259,6 +260,7 @@ Err bench_step(Bench *b) {
     Boot boot = {0};
     TRY(boot_init(&boot));
     log_init(boot.rank, boot.nranks);
+    bench_rank(b, boot.rank);
     Err err = OK;
     for (int i = 0; i < b->nconfigs && err == OK; i++) err = bench_one(b, &boot, b->configs[i]);
     boot_finish(&boot);

@@ -69,6 +69,7 @@ static Err run_subject(const char *name, Bench *b) {
 static Err bench_with(Bench *b, const Args *a) {
     Err err = OK;
     const char *path = args_get(a, "json");
+    FILE *json = NULL;
     int64_t threads = 0;
     TRY(args_int(a, "threads", 1, 1024, &threads));
     b->asked = (int)threads;
@@ -78,8 +79,8 @@ static Err bench_with(Bench *b, const Args *a) {
     TRY(args_all(a, "config", b->configs, COUNT_OF(b->configs), &b->nconfigs));
     TRY(args_all(a, "set", b->sets, COUNT_OF(b->sets), &b->nsets));
     if (path) {
-        b->json = fopen(path, "we");
-        CHECK(b->json, E_OUTPUT, "cannot write %s: %s", path, strerror(errno));
+        b->json = json = fopen(path, "we");
+        CHECK(json, E_OUTPUT, "cannot write %s: %s", path, strerror(errno));
     }
     TRY_OR(arena_create(&b->arena, "bench operands", (size_t)1 << 32, false), done);
     TRY_OR(arena_create(&b->scratch, "bench scratch", (size_t)1 << 32, false), done);
@@ -87,13 +88,13 @@ static Err bench_with(Bench *b, const Args *a) {
         TRY_OR(run_subject(a->operands[0], b), done);
     else
         TRY_OR(run_all(b), done);
-    if (args_get(a, "plot")) TRY_OR(bench_roofline(b, args_get(a, "plot")), done);
+    if (args_get(a, "plot") && b->rank == 0) TRY_OR(bench_roofline(b, args_get(a, "plot")), done);
 done:
     arena_destroy(&b->scratch);
     arena_destroy(&b->arena);
-    if (b->json) {
-        bool is_written = !ferror(b->json);
-        is_written = fclose(b->json) == 0 && is_written;
+    if (json) {
+        bool is_written = !ferror(json);
+        is_written = fclose(json) == 0 && is_written;
         if (err == OK) CHECK(is_written, E_OUTPUT, "cannot write %s: %s", path, strerror(errno));
     }
     return err;

@@ -187,13 +187,18 @@ static bool box_is_free(const Boxes *b, struct Box w) {
 }
 
 // draw_label: beside the point, where there is room: right, left, above, below, then further away.
-// A reference's stand under the foot of its line, or above its end.
+// A reference's stand below the foot of its line, or above its end.
 static void draw_label(FILE *f, const char *label, const PlotSeries *s, int i, const Axis *x,
                        double px, double py, Boxes *boxes) {
     enum { PLACES = 24 };
     double w = 6.3 * (double)strlen(label), h = 12, end = x->start + x->len;
     struct Box at = {px + 8, py + 1, px + 8 + w, py + 1 + h};
     if (s->style == PLOT_REFERENCE && i > 0) at = (struct Box){px - w - 4, py - 18, px - 4, py - 6};
+    for (int k = 0; s->style == PLOT_REFERENCE && i == 0 && k < PLACES; k++) {
+        if (box_is_free(boxes, at)) break;
+        at.y0 += 5;
+        at.y1 += 5;
+    }
     for (int k = 0; s->style != PLOT_REFERENCE && k < PLACES; k++) {
         double far = 7.0 + 11.0 * (double)(k / 4);
         double left = k % 4 == 0 ? px + far : k % 4 == 1 ? px - far - w : px - w / 2;

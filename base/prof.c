@@ -10,6 +10,7 @@
 static ProfRegion stack[DEPTH];
 static int depth;
 static double total[PROF_COUNT];
+static int64_t calls_of[PROF_COUNT];
 static double last;
 
 static void charge(void) {
@@ -27,6 +28,7 @@ const char *prof_name(ProfRegion r) {
 
 void prof_enter(ProfRegion r) {
     charge();
+    calls_of[r]++;
     if (depth < DEPTH) stack[depth] = r;
     depth++;
 }
@@ -38,12 +40,17 @@ void prof_leave(void) {
 
 void prof_reset(void) {
     memset(total, 0, sizeof total);
+    memset(calls_of, 0, sizeof calls_of);
     last = now_seconds();
 }
 
 void prof_get(double seconds[PROF_COUNT]) {
     charge();
     memcpy(seconds, total, sizeof total);
+}
+
+void prof_calls(int64_t calls[PROF_COUNT]) {
+    memcpy(calls, calls_of, sizeof calls_of);
 }
 
 ProfRegion prof_current(void) {

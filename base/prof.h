@@ -29,5 +29,7 @@ void prof_leave(void);
 // prof_reset: forget all times. prof_get: seconds per region since then.
 void prof_reset(void);
 void prof_get(double seconds[PROF_COUNT]);
+// prof_calls: how often each region was entered since prof_reset.
+void prof_calls(int64_t calls[PROF_COUNT]);
 // prof_current: the innermost region, for reports about a stuck or failed rank.
 ProfRegion prof_current(void);

@@ -51,6 +51,7 @@ static bool isa_is_preferred(int i) {
 #if defined(__x86_64__)
     return i != 1 || !__builtin_cpu_is("intel");
 #else
+    (void)i;
     return true;
 #endif
 }

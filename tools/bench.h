@@ -1,38 +1,126 @@
-// bench.h - what the benchmarks share: how to time a case, and where its line goes.
+// bench.h - what the benchmarks share: how a case is timed, what it is compared with, and where its
+// line goes.
 //
 // A subject (gemm, quant, ...) is one function that runs its cases and reports each: a row of the
-// table for people, and with --json one object per line. Speed is measured here and never asserted
-// in a test.
+// table for people, with --json one object per line, with --plot a point of the roofline. Speed is
+// measured here and never asserted in a test. A case and its yardstick (arithmetic in registers, or
+// a copy of as many bytes) take turns, so that what slows the machine down slows both.
 #pragma once
 #include "arena.h"
+#include "gemm.h"
+
+enum { BENCH_POINTS = 256, BENCH_CONFIGS = 8 };
+
+// A point of the roofline.
+typedef enum BenchSeries {
+    SERIES_FP8,
+    SERIES_BF16,
+    SERIES_F32,
+    SERIES_QUANT,
+    SERIES_ADAM,
+    SERIES_ATTENTION,
+    SERIES_STEP,
+    SERIES_COUNT
+} BenchSeries;
+typedef struct BenchPoint {
+    BenchSeries series;
+    char label[40];               // "" = none
+    double flops, bytes, seconds; // operations and the least bytes of one call, and its time
+} BenchPoint;
 
 typedef struct Bench {
+    int rank; // of this process, where a subject started ranks; only the first one reports
     int threads;
-    int asked;            // --threads, 0 if it was not given
-    bool is_all;          // --all: every shape, else a few
-    FILE *json;           // NULL without --json
-    const char *config;   // --config, for whole steps
+    int asked;                          // --threads, 0 if it was not given
+    bool is_all;                        // --all: every shape, else those of doc/performance.md
+    bool is_profile;                    // --profile: whole steps by region
+    FILE *json;                         // NULL without --json, and on other ranks than the first
+    const char *configs[BENCH_CONFIGS]; // --config, for whole steps
+    int nconfigs;
     const char *sets[64]; // --set
     int nsets;
     Arena *arena;   // operands; released between cases
     Arena *scratch; // what operations use
+    GemmPeak peak;  // of the chosen instruction set; zero until bench_peak
+    double memory;  // bytes per second, read and written, of a plain copy; zero until bench_memory
+    double cache;   // of memcpy in a cache of one core, all threads together
+    BenchPoint points[BENCH_POINTS];
+    int npoints;
 } Bench;
 
 // bench_median: sorts the n > 0 values and returns the middle one. Local.
 double bench_median(double *values, int n);
 
-// One call of what is measured.
+// One call of what is measured, or of its yardstick.
 typedef Err (*BenchFn)(void *user);
-// bench_time: median seconds of one call, after one warm-up: at least 5 calls and about a fifth of
-// a second. Local.
-Err bench_time(double *seconds, BenchFn fn, void *user) MUST_CHECK;
+typedef struct BenchTime {
+    double median;    // seconds of one call
+    double spread;    // distance of the quartiles, as a fraction of the median
+    double yard;      // median seconds of one call of the yardstick
+    double best_yard; // its fastest: what a peak is
+    int samples;      // of each
+} BenchTime;
+// bench_time: time fn and the yardstick in turn, after one call of each that does not count: at
+// least 5 samples of each and about a third of a second. Short calls are repeated within a sample.
+// Local.
+Err bench_time(BenchTime *out, BenchFn fn, void *user, BenchFn yard, void *yard_user) MUST_CHECK;
 
-// bench_gemm: matrix products, dense and grouped, in GFLOP/s and as a fraction of the processor's
-// measured peak.
+// Multiply-adds in registers, as a yardstick: `flops` operations a call.
+typedef struct PeakYard {
+    double (*fn)(int64_t n, float *sink);
+    int64_t rounds;
+    int threads;
+    double flops;
+} PeakYard;
+// bench_peak: the peak of the chosen instruction set, measured and printed once (and that of the
+// best one here). bench_peak_yard: its yardstick, for products of 8 and 16 bits or of FP32; the
+// function to call is bench_run_peak. Local.
+Err bench_peak(Bench *b) MUST_CHECK;
+PeakYard bench_peak_yard(const Bench *b, bool is_half);
+Err bench_run_peak(void *user) MUST_CHECK;
+
+// A copy as a yardstick: every thread copies its part `times` times. `is_plain`: 64 bytes at a
+// time with ordinary stores, as the operations write, else memcpy, which goes around the caches
+// where it finds that faster.
+typedef struct CopyYard {
+    void *to;
+    const void *from;
+    int64_t bytes; // of one side
+    int threads;
+    int times;
+    bool is_plain;
+} CopyYard;
+Err bench_run_copy(void *user) MUST_CHECK;
+// bench_copy_yard: one that reads and writes `bytes` together, on b->arena. Local.
+Err bench_copy_yard(Bench *b, CopyYard *y, int64_t bytes) MUST_CHECK;
+// bench_memory: bandwidth of copies in memory and in cache, measured and printed once.
+Err bench_memory(Bench *b) MUST_CHECK;
+
+// bench_rank: this process is one of several ranks; only the first one writes records and figures.
+// Local.
+void bench_rank(Bench *b, int rank);
+// bench_fill: n values spread over (-1, 1), FP32 or BF16. Local.
+void bench_fill(Mat x);
+// bench_point: remember a case for the roofline. Local.
+void bench_point(Bench *b, BenchSeries s, const char *label, double flops, double bytes,
+                 double seconds);
+// bench_roofline: everything remembered, as a figure. Errors: E_OUTPUT. Local.
+Err bench_roofline(Bench *b, const char *path) MUST_CHECK;
+
+// bench_gemm: matrix products, dense and grouped, in GFLOP/s and as a fraction of the peak.
 Err bench_gemm(Bench *b) MUST_CHECK;
-// bench_quant: the quantisers, in elements and bytes per second and as a fraction of memcpy.
+// bench_quant: the quantisers, in values and bytes per second and as a fraction of memcpy.
 Err bench_quant(Bench *b) MUST_CHECK;
-// bench_step: a whole training step of b->config, random tokens: tokens per second, fraction of
-// peak, time by region (the regions add up to the step; of the first rank). Under mpirun on all
-// ranks, which share the global batch as in training; without a launcher on one.
+// bench_attention: forward and backward, in GFLOP/s (causal: half of the square) and as a fraction
+// of the peak of 16-bit products.
+Err bench_attention(Bench *b) MUST_CHECK;
+// bench_adam: the optimizer's passes over memory, in GB/s and as a fraction of a plain copy.
+Err bench_adam(Bench *b) MUST_CHECK;
+// bench_exchange: routing decisions to expert rows and back, in GB/s of each rank and as a fraction
+// of memcpy; under a launcher over all its ranks, else the local path. Collective over the world.
+Err bench_exchange(Bench *b) MUST_CHECK;
+// bench_step: a whole training step of each of b->configs, random tokens: tokens per second,
+// fraction of peak, allocations and page faults, with b->is_profile the time by region (the
+// regions add up to the steps; of the first rank). Under a launcher on all ranks, which share the
+// global batch as in training; without one on one.
 Err bench_step(Bench *b) MUST_CHECK;

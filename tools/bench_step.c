@@ -10,7 +10,6 @@
 #include "model_memory.h"
 #include "optimizer.h"
 #include "prof.h"
-#include "reduce.h"
 #include "rng.h"
 
 enum { WARM = 1, MOST = 25 };
@@ -24,11 +23,24 @@ typedef struct StepBench {
     Cx cx;
     Model *model;
     int32_t *tokens; // [B, S+1+nmtp]
+    double saved;    // bytes that forward saves for a token, all blocks
 } StepBench;
 
-static Err step_open(StepBench *t, const Bench *b) {
+// What the steps after the first one did.
+typedef struct Steps {
+    int n;
+    double seconds[MOST], median; // in ascending order
+    double cpu;                   // processor time of one, all threads of all ranks
+    double peak;                  // operations per second, all ranks
+    int64_t allocations;          // arenas and blocks made, all steps together
+    int64_t faults[MOST];         // minor page faults of each
+    double regions[PROF_COUNT];   // seconds in each, all steps together
+    int64_t calls[PROF_COUNT];
+} Steps;
+
+static Err step_open(StepBench *t, const Bench *b, const char *path) {
     MemoryPlan plan;
-    TRY(config_load(&t->config, b->config, b->sets, b->nsets));
+    TRY(config_load(&t->config, path, b->sets, b->nsets));
     int ep = t->boot.nranks > 1 ? (int)t->config->parallel.ep : 1; // alone: all experts are here
     if (t->boot.nranks > 1) TRY(config_check_world(t->config, t->boot.nranks));
     t->threads = t->boot.is_mpi ? boot_threads(&t->boot, b->asked) : b->threads;
@@ -36,6 +48,8 @@ static Err step_open(StepBench *t, const Bench *b) {
     TRY(boot_groups(&t->boot, &t->mesh, "auto"));
     TRY(shape_from_config(&t->shape, t->config, &t->mesh));
     TRY(memory_measure(&plan, &t->shape, &t->mesh, true, true));
+    for (int k = 0; k < SAVED_KINDS; k++)
+        t->saved += plan.saved[k] * (double)(t->shape.nlayers + t->shape.nmtp);
     TRY(cx_create(&t->cx, &t->boot, &t->mesh, &t->shape, &plan, t->threads));
     TRY(model_create(&t->model, &t->shape, &t->cx, true, true));
     params_init(model_params(t->model), &t->shape, &t->cx);
@@ -53,7 +67,8 @@ static void step_close(StepBench *t) {
     model_free(&t->model);
     cx_destroy(&t->cx);
     config_free(t->config);
-    boot_finish(&t->boot);
+    comm_destroy(&t->boot.ep);
+    comm_destroy(&t->boot.edp);
 }
 
 // step_passes: what one rank makes of the config's global batch.
@@ -73,6 +88,12 @@ static double cpu_seconds(void) {
            1e-6 * (double)(u.ru_utime.tv_usec + u.ru_stime.tv_usec);
 }
 
+// page_faults: pages that this process got from the system without reading a disk.
+static int64_t page_faults(void) {
+    struct rusage u;
+    return getrusage(RUSAGE_SELF, &u) == 0 ? (int64_t)u.ru_minflt : 0;
+}
+
 // one_step: the passes of a step, then the optimizer. Collective over world.
 static Err one_step(StepBench *t, int64_t step) {
     const Shape *s = &t->shape;
@@ -90,13 +111,8 @@ static Err one_step(StepBench *t, int64_t step) {
                    .tokens = t->tokens,
                    .is_complete = true};
     TRY(params_zero_grad(p, &t->cx));
-    Reduce reduce;
-    Taps last = {.user = &reduce, .grads = reduce_block};
-    for (int64_t i = 0; i < passes; i++) {
-        if (i == passes - 1) TRY(reduce_start(&reduce, p, &t->cx));
-        TRY(model_fwd_bwd(t->model, &t->cx, &batch, &scale, &sums, i == passes - 1 ? &last : NULL));
-    }
-    TRY(reduce_end(&reduce));
+    for (int64_t i = 0; i < passes; i++)
+        TRY(model_fwd_bwd(t->model, &t->cx, &batch, &scale, &sums, NULL));
     OptStep o = {step,           1e-4,         c->train.beta1,
                  c->train.beta2, c->train.eps, c->train.weight_decay,
                  c->train.clip};
@@ -104,38 +120,80 @@ static Err one_step(StepBench *t, int64_t step) {
     return optimizer_step(p, s, &t->cx, &o, &r);
 }
 
-// report: n times in ascending order, their median, and the processor time of one step, all ranks
-// together.
-static void report(const StepBench *t, const Bench *b, const double *seconds, int n, double median,
-                   double cpu, double best) {
-    double tokens = step_tokens(t);
-    double flops = tokens * model_flops_per_token(&t->shape), regions[PROF_COUNT], sum = 0.0;
-    static const char *const modes[] = {"fp32", "bf16", "fp8"};
-    prof_get(regions);
+// least_bytes: what a step must move at least: for a parameter its gradient (written as zero, added
+// to, read), master and moments (read and written), compute copy and codes (written; read in three
+// products); for a token what forward saves, written and read.
+static double least_bytes(const StepBench *t) {
+    ParamCount c = params_count(&t->shape);
+    double moments = t->shape.mode == MODE_FP32 ? 16 : 8, copy = t->shape.mode == MODE_FP32 ? 4 : 2;
+    double parameter = 4 + 8 + 4 + 8 + moments + copy + 3 * (t->shape.mode == MODE_FP8 ? 1 : copy);
+    return parameter * (double)(c.total + c.mtp) + 2 * t->saved * step_tokens(t);
+}
+
+static void print_regions(const Steps *s) {
+    const double *regions = s->regions;
+    double sum = 0.0;
     for (int i = 0; i < PROF_COUNT; i++) sum += regions[i];
-    log_line("%s, %s, %d rank%s (ep %d) of %d thread%s, kernels %s, peak %.1f GFLOP/s", b->config,
-             modes[t->shape.mode], t->boot.nranks, t->boot.nranks == 1 ? "" : "s", t->mesh.ep,
-             t->threads, t->threads == 1 ? "" : "s", t->cx.ops->isa, best * 1e-9);
-    log_line("step %.1f ms (median of %d, %.1f to %.1f), %.0f tokens/s, %.1f GFLOP/s, %.3f of peak",
-             median * 1e3, n, seconds[0] * 1e3, seconds[n - 1] * 1e3, tokens / median,
-             flops / median * 1e-9, flops / median / best);
-    log_line("processor time of a step %.1f ms, all threads of all ranks", cpu * 1e3);
+    log_line("  %-12s %9s %7s %7s", "region", "ms a step", "share", "calls");
     for (int i = 0; i < PROF_COUNT; i++) {
         if (regions[i] > 0.0)
-            log_line("  %-12s %8.2f ms  %5.1f %%", prof_name((ProfRegion)i), regions[i] / n * 1e3,
-                     100.0 * regions[i] / sum);
+            log_line("  %-12s %9.2f %6.1f%% %7lld", prof_name((ProfRegion)i),
+                     regions[i] / s->n * 1e3, 100.0 * regions[i] / sum,
+                     (long long)(s->calls[i] / s->n));
     }
-    if (!b->json || t->boot.rank != 0) return;
+    log_line("  %-12s %9.2f %6.1f%%  (the mean step)", "all", sum / s->n * 1e3, 100.0);
+}
+
+static void write_json(const StepBench *t, const Bench *b, const Steps *s, const char *path,
+                       const char *mode, int64_t faults) {
+    double tokens = step_tokens(t), flops = tokens * model_flops_per_token(&t->shape);
     fprintf(
         b->json,
         "{\"op\":\"step\",\"config\":\"%s\",\"mode\":\"%s\",\"isa\":\"%s\",\"ranks\":%d,\"ep\":%d,"
-        "\"threads\":%d,\"ms\":%.4f,\"cpu_ms\":%.4f,"
-        "\"tokens_per_s\":%.2f,\"gflops\":%.3f,\"fraction_of_peak\":%.5f",
-        b->config, modes[t->shape.mode], t->cx.ops->isa, t->boot.nranks, t->mesh.ep, t->threads,
-        median * 1e3, cpu * 1e3, tokens / median, flops / median * 1e-9, flops / median / best);
+        "\"threads\":%d,\"ms\":%.4f,\"spread\":%.4f,\"cpu_ms\":%.4f,\"tokens_per_s\":%.2f,"
+        "\"gflops\":%.3f,\"peak_gflops\":%.2f,\"fraction_of_peak\":%.5f,"
+        "\"allocations\":%lld,\"page_faults\":%lld",
+        path, mode, t->cx.ops->isa, t->boot.nranks, t->mesh.ep, t->threads, s->median * 1e3,
+        (s->seconds[s->n * 3 / 4] - s->seconds[s->n / 4]) / s->median, s->cpu * 1e3,
+        tokens / s->median, flops / s->median * 1e-9, s->peak * 1e-9, flops / s->median / s->peak,
+        (long long)s->allocations, (long long)faults);
     for (int i = 0; i < PROF_COUNT; i++)
-        fprintf(b->json, ",\"%s_ms\":%.4f", prof_name((ProfRegion)i), regions[i] / n * 1e3);
-    fprintf(b->json, "}\n");
+        fprintf(b->json, ",\"%s_ms\":%.4f", prof_name((ProfRegion)i), s->regions[i] / s->n * 1e3);
+    fprintf(b->json, ",\"calls\":{");
+    for (int i = 0; i < PROF_COUNT; i++)
+        fprintf(b->json, "%s\"%s\":%lld", i ? "," : "", prof_name((ProfRegion)i),
+                (long long)(s->calls[i] / s->n));
+    fprintf(b->json, "}}\n");
+}
+
+// report: a step as a row of the table, an object and a point. Of the first rank.
+static void report(const StepBench *t, Bench *b, Steps *s, const char *path) {
+    static const char *const modes[] = {"fp32", "bf16", "fp8"};
+    const char *mode = modes[t->shape.mode];
+    double tokens = step_tokens(t), flops = tokens * model_flops_per_token(&t->shape);
+    double faults[MOST];
+    int64_t most = 0;
+    for (int i = 0; i < s->n; i++) {
+        faults[i] = (double)s->faults[i];
+        most = max_i64(most, s->faults[i]);
+    }
+    int64_t usual = (int64_t)bench_median(faults, s->n);
+    log_line("%s, %s, %d rank%s (ep %d) of %d thread%s, kernels %s, peak %.1f GFLOP/s", path, mode,
+             t->boot.nranks, t->boot.nranks == 1 ? "" : "s", t->mesh.ep, t->threads,
+             t->threads == 1 ? "" : "s", t->cx.ops->isa, s->peak * 1e-9);
+    log_line("step %.1f ms (median of %d, %.1f to %.1f), %.0f tokens/s, %.1f GFLOP/s, %.3f of peak",
+             s->median * 1e3, s->n, s->seconds[0] * 1e3, s->seconds[s->n - 1] * 1e3,
+             tokens / s->median, flops / s->median * 1e-9, flops / s->median / s->peak);
+    log_line("processor time of a step %.1f ms, all threads of all ranks", s->cpu * 1e3);
+    log_line(
+        "after the first step: %lld allocations in all, %lld page faults a step (at most %lld)",
+        (long long)s->allocations, (long long)usual, (long long)most);
+    if (b->is_profile) print_regions(s);
+    if (b->json) write_json(t, b, s, path, mode, usual);
+    const char *name = strrchr(path, '/') ? strrchr(path, '/') + 1 : path;
+    char label[40];
+    snprintf(label, sizeof label, "%.*s", (int)strcspn(name, "."), name);
+    bench_point(b, SERIES_STEP, label, flops, least_bytes(t), s->median);
 }
 
 // is_enough: after n steps of `total` seconds; the first rank's clock decides for all.
@@ -146,43 +204,63 @@ static Err is_enough(StepBench *t, const Bench *b, int n, double total, bool *en
     return OK;
 }
 
-static Err measure(StepBench *t, const Bench *b) {
-    double seconds[MOST], total = 0.0;
-    int n = 0;
+static Err measure(StepBench *t, Bench *b, const char *path) {
+    Steps s = {0};
+    double total = 0.0;
     bool enough = false;
     TRY(params_publish(model_params(t->model), &t->shape, &t->cx));
     for (int i = 0; i < WARM; i++) TRY(one_step(t, 1));
+    int64_t blocks = mem_count();
     prof_reset();
     double cpu = cpu_seconds();
     while (!enough) {
         double start = now_seconds();
-        TRY(one_step(t, n + 2));
-        seconds[n] = now_seconds() - start;
-        total += seconds[n++];
-        TRY(is_enough(t, b, n, total, &enough));
+        int64_t faults = page_faults();
+        TRY(one_step(t, s.n + 2));
+        s.faults[s.n] = page_faults() - faults;
+        s.seconds[s.n] = now_seconds() - start;
+        total += s.seconds[s.n++];
+        TRY(is_enough(t, b, s.n, total, &enough));
     }
-    cpu = (cpu_seconds() - cpu) / n;
-    GemmPeak peak = gemm_peak(t->threads);
-    double sums[2] = {cpu, t->shape.mode == MODE_FP32 ? peak.f32 : peak.half};
+    s.allocations = mem_count() - blocks;
+    prof_get(s.regions); // before the peak is measured, whose time is no part of a step
+    prof_calls(s.calls);
+    cpu = (cpu_seconds() - cpu) / s.n;
+    b->threads = t->threads;
+    TRY(bench_peak(b));
+    double sums[2] = {cpu, t->shape.mode == MODE_FP32 ? b->peak.f32 : b->peak.half};
     TRY(comm_sum(t->boot.world, sums, 2));
-    double median = bench_median(seconds, n);
-    report(t, b, seconds, n, median, sums[0], sums[1]);
+    s.cpu = sums[0];
+    s.peak = sums[1];
+    s.median = bench_median(s.seconds, s.n);
+    report(t, b, &s, path);
     return OK;
 }
 
-Err bench_step(Bench *b) {
-    CHECK(b->config, E_USAGE,
-          "tessera bench step needs --config FILE, for example configs/quickstart.yaml");
+// bench_one: a step of one config. Collective over the world.
+static Err bench_one(Bench *b, Boot *boot, const char *path) {
     StepBench t;
     memset(&t, 0, sizeof t);
-    TRY(boot_init(&t.boot));
-    log_init(t.boot.rank, t.boot.nranks);
-    Err err = comm_agree(t.boot.world, step_open(&t, b));
+    t.boot = *boot;
+    Err err = comm_agree(t.boot.world, step_open(&t, b, path));
     if (err == OK) {
-        err = measure(&t, b);
+        err = measure(&t, b, path);
         if (err != OK && t.boot.nranks > 1)
             boot_abort(&t.boot, (int)err); // the others wait in a collective
     }
     step_close(&t);
+    return err;
+}
+
+Err bench_step(Bench *b) {
+    CHECK(b->nconfigs > 0, E_USAGE,
+          "tessera bench step needs --config FILE, for example configs/quickstart.yaml");
+    Boot boot = {0};
+    TRY(boot_init(&boot));
+    log_init(boot.rank, boot.nranks);
+    bench_rank(b, boot.rank);
+    Err err = OK;
+    for (int i = 0; i < b->nconfigs && err == OK; i++) err = bench_one(b, &boot, b->configs[i]);
+    boot_finish(&boot);
     return err;
 }

@@ -119,13 +119,13 @@ static Err plot_by_k(Numerics *n, const ByK *t) {
         "hopper14: 14 bits, no promotion", "promote128_hopper14: 14 bits, every 128"};
     PlotSeries max[MODES + 1], rms[MODES];
     for (int m = 0; m < MODES; m++) {
-        PlotSeries a = {names[m], t->k, t->max[m], K_STEPS, false};
-        PlotSeries b = {names[m], t->k, t->rms[m], K_STEPS, false};
+        PlotSeries a = {names[m], t->k, t->max[m], K_STEPS, PLOT_LINE, NULL};
+        PlotSeries b = {names[m], t->k, t->rms[m], K_STEPS, PLOT_LINE, NULL};
         max[m] = a;
         rms[m] = b;
     }
     PlotSeries report = {"DeepSeek-V3 report, 3.3.2: nearly 2 %", &report_k, &report_error, 1,
-                         false};
+                         PLOT_LINE, NULL};
     max[MODES] = report;
     PlotPanel panels[2] = {
         {"largest error",
@@ -182,9 +182,9 @@ static Err plot_by_interval(Numerics *n, const double *interval, const double *m
     double ends[2] = {interval[0], interval[INTERVALS - 1]};
     double fp32[2] = {floor.max_rel, floor.max_rel};
     PlotSeries series[] = {
-        {"14-bit sums, largest error", interval, max, INTERVALS, false},
-        {"14-bit sums, rms error", interval, rms, INTERVALS, false},
-        {"FP32 sums every 128, largest error", ends, fp32, 2, true},
+        {"14-bit sums, largest error", interval, max, INTERVALS, PLOT_LINE, NULL},
+        {"14-bit sums, rms error", interval, rms, INTERVALS, PLOT_LINE, NULL},
+        {"FP32 sums every 128, largest error", ends, fp32, 2, PLOT_DASHED, NULL},
     };
     PlotPanel panel = {"K = 4096; an interval of 4096 is no promotion",
                        {"products between promotions to FP32", PLOT_LOG2},

@@ -189,7 +189,7 @@ static Err sweep_plot(Numerics *n, const Synthetic *m) {
             }
         }
         for (int form = 0; form < QUANT_FORMS; form++) {
-            PlotSeries s = {names[form], factor, error[k][form], SWEEP, false};
+            PlotSeries s = {names[form], factor, error[k][form], SWEEP, PLOT_LINE, NULL};
             series[k][form] = s;
         }
         PlotPanel p = {titles[CHANNELS + k],

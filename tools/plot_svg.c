@@ -8,15 +8,31 @@
 #include "outfile.h"
 
 enum {
-    WIDTH = 430, // of the plotting area of one panel
-    HEIGHT = 330,
-    LEFT = 82, // room for labels around it
+    LEFT = 82, // room for labels around a panel
     RIGHT = 24,
     TOP = 84,
     BOTTOM = 64,
     LEGEND_LINE = 24,
     MAX_TICKS = 64,
+    MAX_BOXES = 512,
 };
+
+// Of the plotting area of one panel.
+typedef struct PanelSize {
+    int width, height;
+} PanelSize;
+
+static PanelSize panel_size(int npanels) {
+    return npanels == 1 ? (PanelSize){640, 440} : (PanelSize){430, 330};
+}
+
+// What is drawn where, so that labels find a free place; pixels.
+typedef struct Boxes {
+    struct Box {
+        double x0, y0, x1, y1;
+    } at[MAX_BOXES];
+    int n;
+} Boxes;
 
 // Told apart by people who see colours differently (Okabe and Ito), and by their markers.
 static const char *const colours[] = {"#0072b2", "#d55e00", "#009e73", "#cc79a7",
@@ -149,14 +165,54 @@ static void draw_marker(FILE *f, int which, double x, double y) {
     fputs("\"/>", f);
 }
 
-static void open_series(FILE *f, int which, bool is_dashed) {
-    const char *c = colours[which % COLOURS];
-    fprintf(f, "<g stroke=\"%s\" fill=\"%s\"%s>", c, c,
-            is_dashed ? " stroke-dasharray=\"7 5\"" : "");
+static bool has_markers(const PlotSeries *s) {
+    return s->style == PLOT_LINE || s->style == PLOT_POINTS;
 }
 
-static void draw_series(FILE *f, const PlotSeries *s, int which, const Axis *x, const Axis *y) {
-    open_series(f, which, s->is_dashed);
+static void open_series(FILE *f, int which, PlotStyle style) {
+    const char *c = style == PLOT_REFERENCE ? "#888888" : colours[which % COLOURS];
+    fprintf(f, "<g stroke=\"%s\" fill=\"%s\"%s>", c, c,
+            style == PLOT_DASHED ? " stroke-dasharray=\"7 5\"" : "");
+}
+
+static void box_add(Boxes *b, double x0, double y0, double x1, double y1) {
+    if (b->n < MAX_BOXES) b->at[b->n++] = (struct Box){x0, y0, x1, y1};
+}
+
+static bool box_is_free(const Boxes *b, struct Box w) {
+    for (int i = 0; i < b->n; i++)
+        if (w.x0 < b->at[i].x1 && b->at[i].x0 < w.x1 && w.y0 < b->at[i].y1 && b->at[i].y0 < w.y1)
+            return false;
+    return true;
+}
+
+// draw_label: beside the point, where there is room: right, left, above, below, then further away.
+// A reference's stand below the foot of its line, or above its end.
+static void draw_label(FILE *f, const char *label, const PlotSeries *s, int i, const Axis *x,
+                       double px, double py, Boxes *boxes) {
+    enum { PLACES = 24 };
+    double w = 6.3 * (double)strlen(label), h = 12, end = x->start + x->len;
+    struct Box at = {px + 8, py + 1, px + 8 + w, py + 1 + h};
+    if (s->style == PLOT_REFERENCE && i > 0) at = (struct Box){px - w - 4, py - 18, px - 4, py - 6};
+    for (int k = 0; s->style == PLOT_REFERENCE && i == 0 && k < PLACES; k++) {
+        if (box_is_free(boxes, at)) break;
+        at.y0 += 5;
+        at.y1 += 5;
+    }
+    for (int k = 0; s->style != PLOT_REFERENCE && k < PLACES; k++) {
+        double far = 7.0 + 11.0 * (double)(k / 4);
+        double left = k % 4 == 0 ? px + far : k % 4 == 1 ? px - far - w : px - w / 2;
+        double top = k % 4 == 2 ? py - far - h : k % 4 == 3 ? py + far : py - h / 2;
+        at = (struct Box){left, top, left + w, top + h};
+        if (at.x0 > x->start && at.x1 < end && box_is_free(boxes, at)) break;
+    }
+    box_add(boxes, at.x0, at.y0, at.x1, at.y1);
+    fprintf(f, "<text stroke=\"none\" font-size=\"11\" x=\"%.1f\" y=\"%.1f\">", at.x0, at.y1 - 2);
+    text(f, label);
+    fputs("</text>\n", f);
+}
+
+static void draw_line(FILE *f, const PlotSeries *s, const Axis *x, const Axis *y) {
     fputs("<path class=\"line\" d=\"", f);
     bool is_down = false; // the pen
     for (int i = 0; i < s->n; i++) {
@@ -166,26 +222,49 @@ static void draw_series(FILE *f, const PlotSeries *s, int which, const Axis *x, 
         is_down = is_there;
     }
     fputs("\"/>", f);
-    for (int i = 0; i < s->n && !s->is_dashed; i++) {
+}
+
+static void draw_series(FILE *f, const PlotSeries *s, int which, const Axis *x, const Axis *y,
+                        Boxes *boxes) {
+    open_series(f, which, s->style);
+    if (s->style != PLOT_POINTS) draw_line(f, s, x, y);
+    for (int i = 0; i < s->n && has_markers(s); i++) {
         double px = place(x, s->x[i]), py = place(y, s->y[i]);
-        if (isfinite(px) && isfinite(py)) draw_marker(f, which, px, py);
+        if (!isfinite(px) || !isfinite(py)) continue;
+        draw_marker(f, which, px, py);
+        box_add(boxes, px - 5, py - 5, px + 5, py + 5);
     }
     fputs("</g>\n", f);
 }
 
-static void draw_panel(FILE *f, const PlotPanel *p, double left) {
-    Axis x = {.start = left, .len = WIDTH}, y = {.start = TOP + HEIGHT, .len = -HEIGHT};
+static void draw_labels(FILE *f, const PlotSeries *s, int which, const Axis *x, const Axis *y,
+                        Boxes *boxes) {
+    if (!s->labels) return;
+    open_series(f, which, s->style);
+    for (int i = 0; i < s->n; i++) {
+        double px = place(x, s->x[i]), py = place(y, s->y[i]);
+        if (s->labels[i] && isfinite(px) && isfinite(py))
+            draw_label(f, s->labels[i], s, i, x, px, py, boxes);
+    }
+    fputs("</g>\n", f);
+}
+
+static void draw_panel(FILE *f, const PlotPanel *p, double left, PanelSize size) {
+    Axis x = {.start = left, .len = size.width},
+         y = {.start = TOP + size.height, .len = -size.height};
+    Boxes boxes = {.n = 0};
     fit(&x, p, true);
     fit(&y, p, false);
     draw_grid(f, &x, &y);
-    for (int s = 0; s < p->nseries; s++) draw_series(f, &p->series[s], s, &x, &y);
+    for (int s = p->nseries - 1; s >= 0; s--) draw_series(f, &p->series[s], s, &x, &y, &boxes);
+    for (int s = p->nseries - 1; s >= 0; s--) draw_labels(f, &p->series[s], s, &x, &y, &boxes);
     fprintf(f, "<text class=\"panel\" x=\"%.1f\" y=\"%d\" text-anchor=\"middle\">",
-            left + WIDTH / 2.0, TOP - 14);
+            left + size.width / 2.0, TOP - 14);
     text(f, p->title);
     fprintf(f, "</text>\n<text class=\"label\" x=\"%.1f\" y=\"%d\" text-anchor=\"middle\">",
-            left + WIDTH / 2.0, TOP + HEIGHT + 46);
+            left + size.width / 2.0, TOP + size.height + 46);
     text(f, p->x.label);
-    double mid = TOP + HEIGHT / 2.0;
+    double mid = TOP + size.height / 2.0;
     fprintf(f,
             "</text>\n<text class=\"label\" x=\"%.1f\" y=\"%.1f\" text-anchor=\"middle\" "
             "transform=\"rotate(-90 %.1f %.1f)\">",
@@ -195,14 +274,18 @@ static void draw_panel(FILE *f, const PlotPanel *p, double left) {
 }
 
 static void draw_legend(FILE *f, const PlotPanel *p, double left) {
+    double y = TOP + 14;
     for (int s = 0; s < p->nseries; s++) {
-        double y = TOP + 14 + s * LEGEND_LINE;
-        open_series(f, s, p->series[s].is_dashed);
-        if (p->series[s].n > 1) fprintf(f, "<path class=\"line\" d=\"M%.1f %.1fh34\"/>", left, y);
-        if (!p->series[s].is_dashed) draw_marker(f, s, left + 17, y);
+        const PlotSeries *q = &p->series[s];
+        if (q->style == PLOT_REFERENCE || (q->style == PLOT_POINTS && q->n == 0)) continue;
+        open_series(f, s, q->style);
+        if (q->n > 1 && q->style != PLOT_POINTS)
+            fprintf(f, "<path class=\"line\" d=\"M%.1f %.1fh34\"/>", left, y);
+        if (has_markers(q)) draw_marker(f, s, left + 17, y);
         fprintf(f, "</g><text class=\"label\" x=\"%.1f\" y=\"%.1f\">", left + 44, y + 5);
-        text(f, p->series[s].name);
+        text(f, q->name);
         fputs("</text>\n", f);
+        y += LEGEND_LINE;
     }
 }
 
@@ -210,7 +293,8 @@ static void draw_legend(FILE *f, const PlotPanel *p, double left) {
 static double legend_width(const PlotPanel *p) {
     size_t most = 0;
     for (int s = 0; s < p->nseries; s++)
-        if (strlen(p->series[s].name) > most) most = strlen(p->series[s].name);
+        if (p->series[s].style != PLOT_REFERENCE && strlen(p->series[s].name) > most)
+            most = strlen(p->series[s].name);
     return 44 + 7.4 * (double)most;
 }
 
@@ -220,12 +304,14 @@ Err plot_svg(const char *path, const char *title, const PlotPanel *panels, int n
     TRY(outfile_open(&o, path));
     FILE *f = o.f;
     double legend = legend_width(&panels[0]);
-    double width = npanels * (LEFT + WIDTH + RIGHT) + legend + RIGHT;
+    PanelSize size = panel_size(npanels);
+    int height = TOP + size.height + BOTTOM;
+    double width = npanels * (LEFT + size.width + RIGHT) + legend + RIGHT;
     fprintf(f,
             "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"%.0f\" height=\"%d\" viewBox=\"0 0 "
             "%.0f %d\" font-family=\"DejaVu Sans, Verdana, Helvetica, Arial, sans-serif\" "
             "font-size=\"12\" fill=\"#222\">\n",
-            width, TOP + HEIGHT + BOTTOM, width, TOP + HEIGHT + BOTTOM);
+            width, height, width, height);
     fputs("<style>.grid{stroke:#dddddd;fill:none}.frame{stroke:#666666;fill:none}"
           ".line{fill:none;stroke-width:2}.mark{stroke:#ffffff;stroke-width:1}"
           ".label{font-size:13px}.panel{font-size:14px}.title{font-size:17px;font-weight:bold}"
@@ -235,8 +321,8 @@ Err plot_svg(const char *path, const char *title, const PlotPanel *panels, int n
     text(f, title);
     fputs("</text>\n", f);
     for (int i = 0; i < npanels; i++)
-        draw_panel(f, &panels[i], LEFT + (double)i * (LEFT + WIDTH + RIGHT));
-    draw_legend(f, &panels[0], (double)npanels * (LEFT + WIDTH + RIGHT));
+        draw_panel(f, &panels[i], LEFT + (double)i * (LEFT + size.width + RIGHT), size);
+    draw_legend(f, &panels[0], (double)npanels * (LEFT + size.width + RIGHT));
     fputs("</svg>\n", f);
     TRY(outfile_finish(&o, false));
     return OK;

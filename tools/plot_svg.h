@@ -1,4 +1,5 @@
-// plot_svg.h - line plots as SVG files: panels side by side, several series, one legend.
+// plot_svg.h - plots as SVG files: panels side by side, several series of lines or points, one
+// legend.
 //
 // Text and lines only, no scripts and no fonts of their own, so that any browser shows the file and
 // any converter prints it. Values that are not finite, or not positive on a logarithmic axis, leave
@@ -12,11 +13,20 @@ typedef enum PlotScale {
     PLOT_LOG2,  // ticks at powers of two
 } PlotScale;
 
+typedef enum PlotStyle {
+    PLOT_LINE,      // a line with markers
+    PLOT_DASHED,    // dashed and without markers: for references
+    PLOT_POINTS,    // markers alone
+    PLOT_REFERENCE, // a grey line without markers or a place in the legend: label it; behind the
+                    // others in the list
+} PlotStyle;
+
 typedef struct PlotSeries {
     const char *name; // in the legend
     const double *x, *y;
     int n;
-    bool is_dashed; // dashed and without markers: for references
+    PlotStyle style;
+    const char *const *labels; // [n] beside the points, NULL where there is none; NULL: no labels
 } PlotSeries;
 
 typedef struct PlotAxis {
@@ -24,7 +34,8 @@ typedef struct PlotAxis {
     PlotScale scale;
 } PlotAxis;
 
-// One panel. Equal positions in `series` have equal colours in all panels of a figure.
+// One panel; a single one is drawn larger. Equal positions in `series` have equal colours in all
+// panels of a figure.
 typedef struct PlotPanel {
     const char *title;
     PlotAxis x, y;

@@ -1,0 +1,231 @@
+// bench_measure.c - timing in turn with a yardstick; the yardsticks: arithmetic in registers,
+// copies.
+#include <stdlib.h>
+#include <string.h>
+
+#include "bench.h"
+#include "fp8.h"
+#include "gemm_engine.h"
+#include "log.h"
+
+enum { LEAST_SAMPLES = 5, MOST_SAMPLES = 120, PEAK_TRIES = 30 };
+#define BUDGET 0.35       // seconds of a case, its yardstick included
+#define LEAST_SAMPLE 2e-4 // seconds of a sample: long against the clock and the start of threads
+#define PEAK_SAMPLE 5e-4
+
+static int by_value(const void *a, const void *b) {
+    double x = *(const double *)a, y = *(const double *)b;
+    return (x > y) - (x < y);
+}
+
+double bench_median(double *values, int n) {
+    qsort(values, (size_t)n, sizeof *values, by_value);
+    return values[n / 2];
+}
+
+static Err sample(double *seconds, BenchFn fn, void *user, int times) {
+    double start = now_seconds();
+    for (int i = 0; i < times; i++) TRY(fn(user));
+    *seconds = (now_seconds() - start) / times;
+    return OK;
+}
+
+static int times_of(double seconds) {
+    return seconds >= LEAST_SAMPLE ? 1 : (int)(LEAST_SAMPLE / (seconds + 1e-7)) + 1;
+}
+
+Err bench_time(BenchTime *out, BenchFn fn, void *user, BenchFn yard, void *yard_user) {
+    double t[MOST_SAMPLES], y[MOST_SAMPLES], start;
+    int n = 0;
+    // Twice: the first call takes pages from the system.
+    for (int i = 0; i < 2; i++) {
+        TRY(sample(&t[0], fn, user, 1));
+        TRY(sample(&y[0], yard, yard_user, 1));
+    }
+    int times = times_of(t[0]), yard_times = times_of(y[0]);
+    start = now_seconds();
+    while (n < MOST_SAMPLES && (n < LEAST_SAMPLES || now_seconds() - start < BUDGET)) {
+        TRY(sample(&t[n], fn, user, times));
+        TRY(sample(&y[n], yard, yard_user, yard_times));
+        n++;
+    }
+    out->median = bench_median(t, n);
+    out->spread = (t[n * 3 / 4] - t[n / 4]) / out->median;
+    out->yard = bench_median(y, n);
+    out->best_yard = y[0];
+    out->samples = n;
+    return OK;
+}
+
+// --- arithmetic ---
+
+Err bench_run_peak(void *user) {
+    PeakYard *y = user;
+    double flops = 0;
+#pragma omp parallel num_threads(y->threads) reduction(+ : flops)
+    {
+        float sink[8] = {1.0f, 1e-9f, 0.0f};
+        flops += y->fn(y->rounds, sink);
+    }
+    y->flops = flops;
+    return OK;
+}
+
+static Err peak_rate(PeakYard *y, double *best) {
+    double seconds;
+    *best = 0;
+    for (int i = 0; i < PEAK_TRIES; i++) {
+        TRY(sample(&seconds, bench_run_peak, y, 1));
+        if (y->flops / seconds > *best) *best = y->flops / seconds;
+    }
+    return OK;
+}
+
+PeakYard bench_peak_yard(const Bench *b, bool is_half) {
+    const GemmIsa *isa = gemm_current();
+    bool is_dot = is_half && b->peak.half > b->peak.f32;
+    PeakYard y = {is_dot ? isa->peak_half : isa->peak, 1000, b->threads, 0};
+    float sink[8] = {1.0f, 1e-9f, 0.0f};
+    double start = now_seconds();
+    y.fn(y.rounds, sink);
+    double rounds = PEAK_SAMPLE / (now_seconds() - start + 1e-7) * (double)y.rounds;
+    y.rounds = rounds < 100 ? 100 : rounds > 1e6 ? 1000000 : (int64_t)rounds;
+    return y;
+}
+
+static void print_peak(Bench *b, const char *op, const char *isa, GemmPeak p) {
+    log_line("peak of %s, %d thread%s: FP32 %.1f, BF16 %.1f GFLOP/s", isa, b->threads,
+             b->threads == 1 ? "" : "s", p.f32 * 1e-9, p.half * 1e-9);
+    if (b->json)
+        fprintf(b->json,
+                "{\"op\":\"%s\",\"isa\":\"%s\",\"threads\":%d,\"f32_gflops\":%.2f,"
+                "\"bf16_gflops\":%.2f}\n",
+                op, isa, b->threads, p.f32 * 1e-9, p.half * 1e-9);
+}
+
+Err bench_peak(Bench *b) {
+    if (b->peak.f32 > 0) return OK;
+    const GemmIsa *isa = gemm_current();
+    PeakYard f32 = bench_peak_yard(b, false);
+    TRY(peak_rate(&f32, &b->peak.f32));
+    b->peak.half = b->peak.f32;
+    if (isa->peak_half != isa->peak) {
+        b->peak.half = 2 * b->peak.f32; // so that the yardstick below is the dot product
+        PeakYard half = bench_peak_yard(b, true);
+        TRY(peak_rate(&half, &b->peak.half));
+        if (b->peak.half < b->peak.f32) b->peak.half = b->peak.f32;
+    }
+    print_peak(b, "peak", isa->name, b->peak);
+    print_peak(b, "peak_processor", "the processor's best instruction set", gemm_peak(b->threads));
+    return OK;
+}
+
+// --- memory ---
+
+typedef float Line __attribute__((vector_size(64)));
+
+// copy_plain: memory in whole lines with ordinary stores; the barrier keeps the compiler from
+// making it a memcpy.
+static void copy_plain(void *to, const void *from, int64_t bytes) {
+    int64_t n = bytes / (int64_t)sizeof(Line);
+    for (int64_t i = 0; i < n; i++) {
+        ((Line *)to)[i] = ((const Line *)from)[i];
+        __asm__ volatile("" ::: "memory");
+    }
+}
+
+Err bench_run_copy(void *user) {
+    CopyYard *y = user;
+    int64_t part = ceil_div(ceil_div(y->bytes, y->threads), 64) * 64;
+#pragma omp parallel for num_threads(y->threads) schedule(static, 1)
+    for (int i = 0; i < y->threads; i++) {
+        int64_t at = i * part, n = min_i64(part, y->bytes - at);
+        for (int k = 0; n > 0 && k < y->times; k++) {
+            if (y->is_plain)
+                copy_plain((char *)y->to + at, (const char *)y->from + at, n);
+            else
+                memcpy((char *)y->to + at, (const char *)y->from + at, (size_t)n);
+            __asm__ volatile("" ::: "memory");
+        }
+    }
+    return OK;
+}
+
+Err bench_copy_yard(Bench *b, CopyYard *y, int64_t bytes) {
+    void *from = NULL, *to = NULL;
+    *y = (CopyYard){.bytes = ceil_div(bytes / 2, 64) * 64, .threads = b->threads, .times = 1};
+    TRY(arena_push(b->arena, &from, (size_t)y->bytes, "bench copy"));
+    TRY(arena_push(b->arena, &to, (size_t)y->bytes, "bench copy"));
+    memset(from, 1, (size_t)y->bytes);
+    memset(to, 0, (size_t)y->bytes);
+    y->from = from;
+    y->to = to;
+    return OK;
+}
+
+static void print_memory(Bench *b, const char *what, const char *op, int64_t bytes, double rate) {
+    log_line("%s, %d thread%s, %s: %.1f GB/s read and written", what, b->threads,
+             b->threads == 1 ? "" : "s", text_bytes((double)bytes).s, rate * 1e-9);
+    if (b->json)
+        fprintf(b->json, "{\"op\":\"%s\",\"threads\":%d,\"copy_bytes\":%lld,\"gb_per_s\":%.2f}\n",
+                op, b->threads, (long long)bytes, rate * 1e-9);
+}
+
+Err bench_memory(Bench *b) {
+    if (b->memory > 0) return OK;
+    int64_t sizes[] = {(int64_t)1 << 29, b->threads * (int64_t)(1 << 18)};
+    for (int i = 0; i < 2; i++) {
+        size_t mark = arena_mark(b->arena);
+        CopyYard plain, copy;
+        BenchTime t;
+        TRY(bench_copy_yard(b, &copy, sizes[i]));
+        if (i == 1) copy.times = 50; // 128 KiB of each side per thread: a start of threads is long
+        plain = copy;
+        plain.is_plain = true;
+        TRY(bench_time(&t, bench_run_copy, &plain, bench_run_copy, &copy));
+        arena_release(b->arena, mark);
+        double bytes = 2.0 * (double)copy.bytes * copy.times;
+        if (i == 0) {
+            b->memory = bytes / t.median;
+            print_memory(b, "plain copy in memory", "copy_memory", 2 * copy.bytes, b->memory);
+            print_memory(b, "memcpy in memory", "memcpy_memory", 2 * copy.bytes, bytes / t.yard);
+        } else {
+            b->cache = bytes / t.yard;
+            print_memory(b, "memcpy in cache", "memcpy_cache", 2 * copy.bytes, b->cache);
+        }
+    }
+    return OK;
+}
+
+// --- ranks, operands, points ---
+
+void bench_rank(Bench *b, int rank) {
+    b->rank = rank;
+    if (rank != 0) b->json = NULL; // cmd_bench.c closes it
+}
+
+void bench_fill(Mat x) {
+#pragma omp parallel for
+    for (int64_t r = 0; r < x.rows; r++) {
+        uint32_t u = (uint32_t)r * 2654435761u + 1;
+        for (int64_t c = 0; c < x.cols; c++) {
+            u = u * 1664525u + 1013904223u;
+            float v = (float)(int32_t)u / 2147483648.0f;
+            if (x.t == DT_F32)
+                *(float *)mat_at(x, r, c) = v;
+            else
+                *(uint16_t *)mat_at(x, r, c) = bf16_from_f32(v);
+        }
+    }
+}
+
+void bench_point(Bench *b, BenchSeries s, const char *label, double flops, double bytes,
+                 double seconds) {
+    if (b->npoints == BENCH_POINTS) return; // the figure has room for no more
+    BenchPoint *p = &b->points[b->npoints++];
+    p->series = s;
+    snprintf(p->label, sizeof p->label, "%s", label);
+    p->flops = flops;
+    p->bytes = bytes;
+    p->seconds = seconds;
+}

@@ -18,6 +18,7 @@ Err ffn_fwd(const Shape *s, Cx *cx, const DenseParams *p, DenseSaved *a, Mat y, 
     TRY(gated_memory(s, cx, &a->mid, sites, &g, &u, T, p->gate->rows));
     TRY(linear_fprop(s, cx, g, n, p->gate, all));
     TRY(linear_fprop(s, cx, u, n, p->up, all));
+    TRY(cx_progress(cx)); // the shared expert: rows are on their way meanwhile
     TRY(gated_fwd(s, cx, &a->mid, &h, g, u, NULL));
     TRY(linear_fprop(s, cx, y, &h, p->down, all));
     arena_release(cx->scratch, mark);
@@ -32,6 +33,7 @@ Err ffn_bwd_core(const Shape *s, Cx *cx, const DenseParams *p, DenseSaved *a, co
     Mat dh;
     TRY(arena_mat(cx->scratch, &dh, s->act, dy.rows, a->mid.cols, "ffn.dh"));
     TRY(linear_dgrad(s, cx, dh, dyq, p->down, groups_none(), false));
+    TRY(cx_progress(cx));
     TRY(gated_bwd(s, cx, &a->mid, a->dg, a->du, NULL, dh));
     arena_release(cx->scratch, mark);
     return OK;

@@ -223,6 +223,7 @@ static Err shared_bwd(const Shape *s, Cx *cx, const MoeParams *p, MoeSaved *a, M
     TRY(operand_make(s, cx, &dg, cx->scratch, a->shared.dg, SITE_FFN_GATE_DY, false));
     TRY(operand_make(s, cx, &du, cx->scratch, a->shared.du, SITE_FFN_UP_DY, false));
     TRY(linear_dgrad(s, cx, dsum, &dg, p->shared.gate, groups_none(), false));
+    TRY(cx_progress(cx));
     TRY(linear_dgrad(s, cx, dsum, &du, p->shared.up, groups_none(), true));
     arena_release(cx->scratch, mark);
     return OK;
@@ -262,6 +263,7 @@ Err moe_bwd_input(const Shape *s, Cx *cx, const MoeParams *p, MoeSaved *a, Mat d
     ARENA_NEW(cx->scratch, dgate_pair, a->plan.npair);
     ARENA_NEW(cx->scratch, dgate, T * s->K);
     TRY(experts_bwd(s, cx, p, a, dpairs, dgate_pair));
+    TRY(cx_progress(cx));
     prof_enter(PROF_EXCHANGE);
     TRY(exchange_gates(cx->ep, &a->plan, &gates, cx->scratch, dgate_pair, &cx->bytes));
     prof_leave();

@@ -23,31 +23,36 @@ static Err group_start(ReduceGroup *g, const Params *p, Arena *scratch, bool is_
 }
 
 Err reduce_start(Reduce *r, const Params *p, Cx *cx) {
-    r->scratch = cx->scratch;
+    r->cx = cx;
     r->mark = arena_mark(cx->scratch);
     TRY(group_start(&r->dense, p, cx->scratch, false, cx->world));
     TRY(group_start(&r->experts, p, cx->scratch, true, cx->edp));
+    cx->reduce[0] = &r->dense.zero;
+    cx->reduce[1] = &r->experts.zero;
     return OK;
 }
 
 Err reduce_block(void *user, int64_t layer) {
     Reduce *r = user;
     ReduceGroup *groups[] = {&r->dense, &r->experts};
-    prof_enter(PROF_REDUCE);
     for (int i = 0; i < 2; i++) {
         ReduceGroup *g = groups[i];
         while (g->ready < g->n && g->layer[g->ready] >= layer) g->ready++;
-        TRY(zero_ready(&g->zero, g->ready));
+        zero_ready(&g->zero, g->ready);
     }
-    prof_leave();
-    return OK;
+    return cx_progress(r->cx);
+}
+
+void reduce_drop(Reduce *r) {
+    r->cx->reduce[0] = r->cx->reduce[1] = NULL;
 }
 
 Err reduce_end(Reduce *r) {
+    reduce_drop(r); // zero_end sends the rest
     prof_enter(PROF_REDUCE);
     TRY(zero_end(&r->experts.zero));
     TRY(zero_end(&r->dense.zero));
     prof_leave();
-    arena_release(r->scratch, r->mark);
+    arena_release(r->cx->scratch, r->mark);
     return OK;
 }

@@ -1,7 +1,8 @@
 // reduce.h - gradients to the ranks that own them, beside the last backward of a step.
 //
-// Each block's gradients are on their way as soon as they are final: reduce_start before the last micro-batch,
-// reduce_block as its Taps.grads, reduce_end after it. The sums are those of a reduction at the end, to the bit.
+// Each block's gradients may leave as soon as they are final: reduce_start before the last micro-batch, reduce_block as
+// its Taps.grads, reduce_end after it; cx_progress keeps them going between the pieces of backward. The sums are those
+// of a reduction at the end, to the bit.
 #pragma once
 #include "params.h"
 #include "zero.h"
@@ -17,7 +18,7 @@ typedef struct ReduceGroup {
 // A reduction under way; the caller's.
 typedef struct Reduce {
     ReduceGroup dense, experts; // over world, over edp
-    Arena *scratch;
+    Cx *cx;
     size_t mark;
 } Reduce;
 
@@ -29,3 +30,5 @@ Err reduce_block(void *user, int64_t layer) MUST_CHECK;
 // reduce_end: all gradients are final: own rows of every grad become the sum over ranks, in rank order. Releases
 // scratch. Collective over world.
 Err reduce_end(Reduce *r) MUST_CHECK;
+// reduce_drop: the backward failed, and with it the job: nothing is sent any more. Local.
+void reduce_drop(Reduce *r);

@@ -3,15 +3,19 @@
 
 #include "prof.h"
 
+// final_after: the layer of Taps.grads that says that nothing more is added to this gradient.
+static int64_t final_after(const Params *p, const Param *e) {
+    return e->family == P_HEAD ? p->nblocks : e->layer;
+}
+
 static Err group_start(ReduceGroup *g, const Params *p, Arena *scratch, bool is_expert, Comm *group) {
     ARENA_NEW(scratch, g->t, p->n);
     ARENA_NEW(scratch, g->layer, p->n);
     g->n = g->ready = 0;
-    // Backward ends with the last block, the model's own parameters (layer -1) come after all blocks.
-    for (int64_t layer = p->nblocks - 1; layer >= -1; layer--) {
+    for (int64_t layer = p->nblocks; layer >= -1; layer--) {
         for (int i = 0; i < p->n; i++) {
             const Param *e = &p->p[i];
-            if (e->layer != layer || e->is_expert != is_expert) continue;
+            if (final_after(p, e) != layer || e->is_expert != is_expert) continue;
             ZeroTensor t = {.rows = e->grad.rows, .cols = e->cols, .range = e->ranges, .grad = e->grad.p};
             t.grad_shard = t.grad + e->own.row0 * e->cols; // in place
             g->layer[g->n] = layer;

@@ -10,7 +10,7 @@
 // Tensors of one group of ranks in the order in which backward finishes them.
 typedef struct ReduceGroup {
     ZeroTensor *t;
-    int64_t *layer; // of each
+    int64_t *layer; // what Taps.grads says when the gradient is final
     int64_t n, ready;
     Zero zero;
 } ReduceGroup;
@@ -24,7 +24,7 @@ typedef struct Reduce {
 
 // reduce_start: everything is prepared on scratch, where it stays until reduce_end. Local.
 Err reduce_start(Reduce *r, const Params *p, Cx *cx) MUST_CHECK;
-// reduce_block: the gradients of blocks `layer` and above are final; user: the Reduce. Called on all ranks with the
+// reduce_block: as Taps.grads (model.h); user: the Reduce. Called on all ranks with the
 // same blocks in the same order. Never waits. Local.
 Err reduce_block(void *user, int64_t layer) MUST_CHECK;
 // reduce_end: all gradients are final: own rows of every grad become the sum over ranks, in rank order. Releases

@@ -56,11 +56,12 @@ static inline QuantCount *cx_count(const Cx *cx, Site site) {
 // cx_progress: what is under way between ranks goes on; called between pieces of work. Never waits. Local.
 static inline Err cx_progress(Cx *cx) {
     TRY(comm_progress(cx->ep));
-    prof_enter(PROF_REDUCE);
     for (int i = 0; i < 2; i++) {
-        if (cx->reduce[i]) TRY(zero_advance(cx->reduce[i]));
+        if (!cx->reduce[i]) continue;
+        prof_enter(PROF_REDUCE);
+        TRY(zero_advance(cx->reduce[i]));
+        prof_leave();
     }
-    prof_leave();
     return OK;
 }
 

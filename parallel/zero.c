@@ -227,16 +227,20 @@ static Err send_run(Zero *z, const ZeroRun *run) {
     return OK;
 }
 
-Err zero_ready(Zero *z, int64_t n) {
-    if (is_idle(z)) return OK;
-    for (;;) {
+void zero_ready(Zero *z, int64_t n) {
+    z->ready = n;
+}
+
+Err zero_advance(Zero *z) {
+    while (!is_idle(z) && z->tensor < z->ready) {
         ZeroRun run;
         bool is_free = true;
         int oldest = z->bucket[z->next].request;
         if (oldest >= 0) TRY(comm_test(z->group, oldest, &is_free));
-        if (!is_free || !next_run(z, &run, n)) return OK;
+        if (!is_free || !next_run(z, &run, z->ready)) return OK;
         TRY(send_run(z, &run));
     }
+    return OK;
 }
 
 Err zero_end(Zero *z) {

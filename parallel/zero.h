@@ -45,7 +45,7 @@ typedef struct ZeroBucket {
 typedef struct Zero {
     Comm *group;
     const ZeroTensor *t;
-    int64_t n;
+    int64_t n, ready;    // tensors; of them final
     bool is_params;      // rows of `param`, else FP32 rows of `grad`
     int64_t limit;       // bytes of one owner in a bucket
     int64_t tensor, row; // where the next bucket starts
@@ -62,11 +62,12 @@ typedef struct Zero {
 // except that it holds one row per owner at least) lie on scratch until zero_end. Local.
 Err zero_start(Zero *z, Comm *group, const ZeroTensor *t, int64_t n, bool is_params, Arena *scratch,
                size_t bucket_bytes) MUST_CHECK;
-// zero_ready: tensors 0..n-1 are final from now on; buckets that they fill are sent as long as
-// there is a free one. Never waits: what does not find a bucket goes with a later call. The ranks
-// of the group call it in the same order, and between zero_start and zero_end start no all-to-all
-// of this group by other means. Local.
-Err zero_ready(Zero *z, int64_t n) MUST_CHECK;
+// zero_ready: tensors 0..n-1 are final from now on. zero_advance: buckets that they fill are sent,
+// as long as there is a free one; what does not find one goes with a later call. Neither waits. All
+// ranks of the group say the same in the same order, but advance whenever they like; between
+// zero_start and zero_end no all-to-all of this group is started by other means. Local.
+void zero_ready(Zero *z, int64_t n);
+Err zero_advance(Zero *z) MUST_CHECK;
 // zero_end: all tensors are final: send the rest, wait; then every grad_shard holds the sum over
 // ranks of its rows in rank order, or every param all rows. Releases scratch, which must be as
 // zero_start left it. Collective over the group.

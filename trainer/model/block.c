@@ -33,9 +33,12 @@ Err block_bwd(const Shape *s, Cx *cx, const Block *b, BlockSaved *a, Mat dx, Mat
     TRY(arena_mat(cx->acts, &dmid, s->act, dy.rows, dy.cols, "block.dmid"));
     if (b->is_moe) TRY(moe_bwd_input(s, cx, &b->moe, &a->moe, dmid, dy, run->balance_scale));
     else TRY(dense_bwd_input(s, cx, &b->dense, &a->dense, dmid, dy));
+    TRY(cx_progress(cx));
     TRY(attention_bwd_input(s, cx, &b->attn, &a->attn, dx, dmid));
+    TRY(cx_progress(cx));
     if (b->is_moe) TRY(moe_bwd_weight(s, cx, &b->moe, &a->moe));
     else TRY(dense_bwd_weight(s, cx, &b->dense, &a->dense));
+    TRY(cx_progress(cx));
     TRY(attention_bwd_weight(s, cx, &b->attn, &a->attn));
     arena_release(cx->acts, a->mark);
     return OK;

@@ -6,6 +6,8 @@
 #include "exchange.h"
 #include "mesh.h"
 #include "ops.h"
+#include "prof.h"
+#include "zero.h"
 
 // What forward saves for its backward, by purpose; counted in measure mode only.
 typedef enum SavedKind {
@@ -41,6 +43,7 @@ typedef struct Cx {
     Calibration *calibration; // fp8.scaling static, else NULL
     struct Shadow *shadow;    // products are compared with BF16 ones (shadow_gemm.h); else NULL
     ExBytes bytes;            // payload of the exchange since the last step; added to
+    Zero *reduce[2];          // gradients that leave while backward runs (dense, experts); else NULL
     bool is_measure;          // sizes only: nothing may be read or written through views
     SavedBytes saved;         // of the measuring pass
 } Cx;
@@ -48,6 +51,18 @@ typedef struct Cx {
 // cx_count: the counters of a site of the block that runs, NULL where nothing is counted.
 static inline QuantCount *cx_count(const Cx *cx, Site site) {
     return cx->health ? &cx->health[cx->layer * SITE_COUNT + site] : NULL;
+}
+
+// cx_progress: what is under way between ranks goes on; called between pieces of work. Never waits. Local.
+static inline Err cx_progress(Cx *cx) {
+    TRY(comm_progress(cx->ep));
+    for (int i = 0; i < 2; i++) {
+        if (!cx->reduce[i]) continue;
+        prof_enter(PROF_REDUCE);
+        TRY(zero_advance(cx->reduce[i]));
+        prof_leave();
+    }
+    return OK;
 }
 
 // cx_saved_block: a block of T tokens begins.

@@ -19,6 +19,7 @@ Err ffn_fwd(const Shape *s, Cx *cx, const DenseParams *p, DenseSaved *a, Mat y, 
     TRY(gated_memory(s, cx, &a->mid, sites, &g, &u, T, p->gate->rows));
     TRY(linear_fprop(s, cx, g, n, p->gate, all));
     TRY(linear_fprop(s, cx, u, n, p->up, all));
+    TRY(cx_progress(cx)); // the shared expert: rows are on their way meanwhile
     TRY(gated_fwd(s, cx, &a->mid, &h, g, u, NULL));
     TRY(linear_fprop(s, cx, y, &h, p->down, all));
     arena_release(cx->scratch, mark);
@@ -30,6 +31,7 @@ Err ffn_bwd_core(const Shape *s, Cx *cx, const DenseParams *p, DenseSaved *a, Op
     Mat dh;
     TRY(arena_mat(cx->scratch, &dh, s->act, a->mid.rows, a->mid.cols, "ffn.dh"));
     TRY(linear_dgrad(s, cx, dh, dyq, p->down, groups_none(), false));
+    TRY(cx_progress(cx));
     return gated_bwd(s, cx, &a->mid, dg, du, NULL, dh, groups_none());
 }
 

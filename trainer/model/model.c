@@ -286,6 +286,7 @@ static Err stage_norm_bwd(Cx *cx, Stage *g, Param *norm, Mat dx) {
 // pass_bwd: ga, gb [T,D] are the two gradient buffers of the residual stream.
 static Err pass_bwd(Model *m, Cx *cx, int64_t nstages, Mat ga, Mat gb, const Taps *taps) {
     const Shape *s = &m->s;
+    if (!s->is_tied) TRY(tap_grads(taps, s->nlayers + s->nmtp)); // heads had their backward in forward
     for (int64_t k = nstages - 1; k >= 1; k--) {
         Stage *g = &m->stage[k], *prev = &m->stage[k - 1];
         Mat dy = mat_rows(ga, 0, g->T), tmp = mat_rows(gb, 0, g->T);

@@ -47,8 +47,9 @@ typedef struct Taps {
                   Mat logits); // chunk of rows of head `mtp` (0 = main), f32
     Err (*loss)(void *user, int mtp, int64_t row0, int64_t n, const float *loss,
                 const int32_t *correct); // per target
-    Err (*grads)(void *user, int64_t layer); // backward: nothing more will be added to the gradients
-                                             // of this block; -1: of the model's own parameters
+    // Backward: nothing more will be added to the gradients of this block; nlayers + nmtp: of a head
+    // of its own; -1: of all the others. In descending order.
+    Err (*grads)(void *user, int64_t layer);
 } Taps;
 
 // model_create: parameters (see params_create) and fixed tables. Works in measure mode. Local.

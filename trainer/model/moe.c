@@ -235,6 +235,7 @@ static Err shared_bwd(const Shape *s, Cx *cx, const MoeParams *p, MoeSaved *a, M
     Operand dg, du;
     TRY(ffn_bwd_core(s, cx, &p->shared, &a->shared, &dg, &du, dyq));
     TRY(linear_dgrad(s, cx, dsum, &dg, p->shared.gate, groups_none(), false));
+    TRY(cx_progress(cx));
     TRY(linear_dgrad(s, cx, dsum, &du, p->shared.up, groups_none(), true));
     arena_release(cx->scratch, mark);
     return OK;
@@ -275,6 +276,7 @@ Err moe_bwd_input(const Shape *s, Cx *cx, const MoeParams *p, MoeSaved *a, Mat d
     ARENA_NEW(cx->scratch, dgate_pair, a->plan.npair);
     ARENA_NEW(cx->scratch, dgate, T * s->K);
     TRY(experts_bwd(s, cx, p, a, dpairs, dgate_pair));
+    TRY(cx_progress(cx));
     prof_enter(PROF_EXCHANGE);
     TRY(exchange_gates(cx->ep, &a->plan, &gates, cx->scratch, dgate_pair, &cx->bytes));
     prof_leave();

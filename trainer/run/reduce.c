@@ -3,15 +3,19 @@
 
 #include "prof.h"
 
+// final_after: the layer of Taps.grads that says that nothing more is added to this gradient.
+static int64_t final_after(const Params *p, const Param *e) {
+    return e->family == P_HEAD ? p->nblocks : e->layer;
+}
+
 static Err group_start(ReduceGroup *g, const Params *p, Arena *scratch, bool is_expert, Comm *group) {
     ARENA_NEW(scratch, g->t, p->n);
     ARENA_NEW(scratch, g->layer, p->n);
     g->n = g->ready = 0;
-    // Backward ends with the last block, the model's own parameters (layer -1) come after all blocks.
-    for (int64_t layer = p->nblocks - 1; layer >= -1; layer--) {
+    for (int64_t layer = p->nblocks; layer >= -1; layer--) {
         for (int i = 0; i < p->n; i++) {
             const Param *e = &p->p[i];
-            if (e->layer != layer || e->is_expert != is_expert) continue;
+            if (final_after(p, e) != layer || e->is_expert != is_expert) continue;
             ZeroTensor t = {.rows = e->grad.rows, .cols = e->cols, .range = e->ranges, .grad = e->grad.p};
             t.grad_shard = t.grad + e->own.row0 * e->cols; // in place
             g->layer[g->n] = layer;
@@ -23,31 +27,36 @@ static Err group_start(ReduceGroup *g, const Params *p, Arena *scratch, bool is_
 }
 
 Err reduce_start(Reduce *r, const Params *p, Cx *cx) {
-    r->scratch = cx->scratch;
+    r->cx = cx;
     r->mark = arena_mark(cx->scratch);
     TRY(group_start(&r->dense, p, cx->scratch, false, cx->world));
     TRY(group_start(&r->experts, p, cx->scratch, true, cx->edp));
+    cx->reduce[0] = &r->dense.zero;
+    cx->reduce[1] = &r->experts.zero;
     return OK;
 }
 
 Err reduce_block(void *user, int64_t layer) {
     Reduce *r = user;
     ReduceGroup *groups[] = {&r->dense, &r->experts};
-    prof_enter(PROF_REDUCE);
     for (int i = 0; i < 2; i++) {
         ReduceGroup *g = groups[i];
         while (g->ready < g->n && g->layer[g->ready] >= layer) g->ready++;
-        TRY(zero_ready(&g->zero, g->ready));
+        zero_ready(&g->zero, g->ready);
     }
-    prof_leave();
-    return OK;
+    return cx_progress(r->cx);
+}
+
+void reduce_drop(Reduce *r) {
+    r->cx->reduce[0] = r->cx->reduce[1] = NULL;
 }
 
 Err reduce_end(Reduce *r) {
+    reduce_drop(r); // zero_end sends the rest
     prof_enter(PROF_REDUCE);
     TRY(zero_end(&r->experts.zero));
     TRY(zero_end(&r->dense.zero));
     prof_leave();
-    arena_release(r->scratch, r->mark);
+    arena_release(r->cx->scratch, r->mark);
     return OK;
 }

@@ -157,8 +157,10 @@ static Err run_micro(Model *m, Cx *cx, const Batch *b, const LossScale *scale, L
     Reduce reduce;
     Taps taps = {.user = &reduce, .grads = reduce_block};
     TRY(reduce_start(&reduce, model_params(m), cx));
-    TRY(model_fwd_bwd(m, cx, b, scale, sums, &taps));
-    return reduce_end(&reduce);
+    Err err = model_fwd_bwd(m, cx, b, scale, sums, &taps);
+    if (err == OK) return reduce_end(&reduce);
+    reduce_drop(&reduce);
+    return err;
 }
 
 Err step_train(Model *m, Cx *cx, const StepInput *in, StepOutput *out) {

@@ -375,11 +375,11 @@ Err dequant_cpu(OpCx *cx, Mat y, MatQ x) {
     int nthreads = threads_for(cx, x.rows * x.cols);
 #pragma omp parallel for schedule(static) num_threads(nthreads) if (nthreads > 1)
     for (int64_t r = 0; r < x.rows; r++) {
+        uint16_t most[TILE] = {0}; // take_codes' maxima, not asked for
         for (int64_t c = 0; c < x.cols; c += TILE) {
             int64_t w = min_i64(TILE, x.cols - c);
             float v[TILE];
             if (y.t == DT_BF16 && w == TILE && x.ct == CODE_E4M3 && l->tiles) {
-                uint16_t most[TILE] = {0}; // not asked for
                 float s = load_scale(x, r, c);
                 for (int64_t i = 0; i < TILE; i += TILE / 2)
                     l->tiles->take_codes(mat_at(y, r, c + i), y.ld, x.q + r * x.ld + c + i, x.ld,

@@ -10,7 +10,7 @@ typedef enum AdamKind { ADAM_BF16, ADAM_F32, SUMSQ, ADAM_KINDS } AdamKind;
 typedef struct AdamCase {
     AdamKind kind;
     OpCx cx;
-    Mat master, m, v, grad;
+    Mat master, m, v, grad, copy;
     double *sums;
 } AdamCase;
 
@@ -19,7 +19,7 @@ static Err run_adam(void *user) {
     int64_t bad = 0;
     AdamStep s = {1e-4f, 0.9f, 0.95f, 1e-8f, 0.1f, 0.1f, 0.05f, 1.0f};
     if (c->kind == SUMSQ) return sumsq_blocks_cpu(&c->cx, c->sums, &bad, c->grad);
-    return adam_step_cpu(&c->cx, c->master, c->m, c->v, c->grad, s);
+    return adam_step_cpu(&c->cx, c->master, c->m, c->v, c->grad, c->copy, s);
 }
 
 static Err make_case(Bench *b, AdamCase *c, int64_t rows, int64_t cols) {
@@ -31,6 +31,7 @@ static Err make_case(Bench *b, AdamCase *c, int64_t rows, int64_t cols) {
     TRY(arena_mat(b->arena, &c->master, DT_F32, rows, cols, "bench weights"));
     TRY(arena_mat(b->arena, &c->m, t, rows, cols, "bench moments"));
     TRY(arena_mat(b->arena, &c->v, t, rows, cols, "bench moments"));
+    TRY(arena_mat(b->arena, &c->copy, t, rows, cols, "bench compute copy"));
     bench_fill(c->master);
     bench_fill(c->m);
     bench_fill(c->v);
@@ -45,9 +46,9 @@ static Err make_case(Bench *b, AdamCase *c, int64_t rows, int64_t cols) {
 
 static Err measure(Bench *b, AdamKind kind, int64_t rows, int64_t cols) {
     static const char *const names[] = {"adam_bf16_moments", "adam_f32_moments", "sumsq_blocks"};
-    // Bytes read and written for a parameter: weight, both moments, gradient. Operations as in
-    // adam_core.h.
-    static const double bytes_of[] = {8 + 8 + 4, 8 + 16 + 4, 4}, flops_of[] = {17, 17, 2};
+    // Bytes read and written for a parameter: weight, both moments, gradient, compute copy. Operations
+    // as in adam_core.h.
+    static const double bytes_of[] = {8 + 8 + 4 + 2, 8 + 16 + 4 + 4, 4}, flops_of[] = {17, 17, 2};
     AdamCase c = {.kind = kind, .cx = {b->scratch, b->threads}};
     CopyYard copy;
     BenchTime t;

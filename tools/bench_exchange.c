@@ -37,24 +37,32 @@ typedef struct ExchangeCase {
 } ExchangeCase;
 
 static Err make_plan(ExchangeCase *c, ExPlan *plan) {
-    TRY(exchange_plan(c->ep, plan, c->keep, c->cx.scratch, c->idx, c->gate, c->s.T, c->s.K, c->L,
-                      &c->bytes));
+    ExFlight meta;
+    size_t mark = arena_mark(c->cx.scratch);
+    TRY(exchange_plan(c->ep, plan, &meta, c->keep, c->cx.scratch, c->idx, c->gate, c->s.T, c->s.K,
+                      c->L, &c->bytes));
+    TRY(exchange_plan_end(c->ep, plan, &meta, c->keep));
+    arena_release(c->cx.scratch, mark);
     return OK;
 }
 
 static Err dispatch(ExchangeCase *c) {
     const ExPlan *p = &c->plan;
+    int request = -1;
     TRY(rows_gather_cpu(&c->cx, c->send, c->x.q, p->send_tok, p->nsend, c->row));
-    TRY(exchange_dispatch(c->ep, p, c->recv, c->send, c->row, &c->bytes));
+    TRY(exchange_dispatch(c->ep, p, &request, c->recv, c->send, c->row, &c->bytes));
+    TRY(comm_wait(c->ep, &request));
     TRY(rows_gather_cpu(&c->cx, c->rows, c->recv, p->pair_recv, p->npair, c->row));
     return OK;
 }
 
 static Err combine(ExchangeCase *c) {
     const ExPlan *p = &c->plan;
+    int request = -1;
     TRY(rows_sum_cpu(&c->cx, c->sum, c->pairs, p->recv_first, p->recv_pair, mat_none(),
                      mat_none()));
-    TRY(exchange_combine(c->ep, p, c->back.p, c->sum.p, 2 * c->s.D, &c->bytes));
+    TRY(exchange_combine(c->ep, p, &request, c->back.p, c->sum.p, 2 * c->s.D, &c->bytes));
+    TRY(comm_wait(c->ep, &request));
     TRY(rows_sum_cpu(&c->cx, c->y, c->back, p->tok_first, p->tok_row, mat_none(), mat_none()));
     return OK;
 }

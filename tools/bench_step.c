@@ -10,6 +10,7 @@
 #include "model_memory.h"
 #include "optimizer.h"
 #include "prof.h"
+#include "reduce.h"
 #include "rng.h"
 
 enum { WARM = 1, MOST = 25 };
@@ -111,8 +112,13 @@ static Err one_step(StepBench *t, int64_t step) {
                    .tokens = t->tokens,
                    .is_complete = true};
     TRY(params_zero_grad(p, &t->cx));
-    for (int64_t i = 0; i < passes; i++)
-        TRY(model_fwd_bwd(t->model, &t->cx, &batch, &scale, &sums, NULL));
+    Reduce reduce;
+    Taps last = {.user = &reduce, .grads = reduce_block};
+    for (int64_t i = 0; i < passes; i++) {
+        if (i == passes - 1) TRY(reduce_start(&reduce, p, &t->cx));
+        TRY(model_fwd_bwd(t->model, &t->cx, &batch, &scale, &sums, i == passes - 1 ? &last : NULL));
+    }
+    TRY(reduce_end(&reduce));
     OptStep o = {step,           1e-4,         c->train.beta1,
                  c->train.beta2, c->train.eps, c->train.weight_decay,
                  c->train.clip};

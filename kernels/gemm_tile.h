@@ -1,20 +1,20 @@
 // gemm_tile.h - one output tile of a matrix product, written once for every instruction set.
 //
 // The including file defines the vector: vf (VW floats), VW, and
-//   vload vstore vset1 vmul vadd, vfma(a, b, c) = a * b + c, vdot(a, b, c) = c + the products of one
-//   unit of a and b per lane;
-// a unit being KU consecutive elements of the contraction in 32 bits (1 float, or 2 BF16). It defines
-// the micro-kernels' tiles, MR (plain products) or MR_SCALED (FP8) rows x NV vectors, and GEMM_TILE, the
-// name of the function made here; and it includes what packs its panels (gemm_pack_f32.h,
-// gemm_pack_pairs.h).
+//   vload vstore vset1 vmul vadd, vfma(a, b, c) = a * b + c, vdot(a, b, c) = c + the products of
+//   one unit of a and b per lane;
+// a unit being KU consecutive elements of the contraction in 32 bits (1 float, or 2 BF16). It
+// defines the micro-kernels' tiles, MR (plain products) or MR_SCALED (FP8) rows x NV vectors, and
+// GEMM_TILE, the name of the function made here; and it includes what packs its panels
+// (gemm_pack_f32.h, gemm_pack_pairs.h).
 //
 // The rows of the tile are packed once, for as much of the contraction as the panels hold and for
 // all columns: [128 of the contraction][row][AS] units, which are broadcast. NR columns are packed
-// at a time, [unit][NR], and used by all rows. Rows are split into strips (a kernel for each height),
-// columns are padded with zeros. A strip runs through the panels' whole contraction: a plain
-// product's sums stay in registers; an FP8 product's start from zero every 128 and are promoted to
-// totals, which stay in registers too where there are 32 of them (IS_HELD). So an element's sum is
-// the same operations in the same order wherever it lies.
+// at a time, [unit][NR], and used by all rows. Rows are split into strips (a kernel for each
+// height), columns are padded with zeros. A strip runs through the panels' whole contraction: a
+// plain product's sums stay in registers; an FP8 product's start from zero every 128 and are
+// promoted to totals, which stay in registers too where there are 32 of them (IS_HELD). So an
+// element's sum is the same operations in the same order wherever it lies.
 #include <string.h>
 
 #include "gemm_ends.h"
@@ -24,8 +24,8 @@
 // row and column.
 typedef enum GemmScaling { UNSCALED, ROWS_SCALED, BOTH_SCALED, SCALINGS } GemmScaling;
 
-// Memory that is read next: some of its rows are fetched into the second-level cache in each slice of each
-// strip.
+// Memory that is read next: some of its rows are fetched into the second-level cache in each slice
+// of each strip.
 typedef struct Fetch {
     const char *p;
     int64_t step, bytes; // from row to row, of a row
@@ -40,14 +40,14 @@ INLINE void fetch_next(Fetch *f) {
 
 // h rows x NR columns, and how they are computed.
 typedef struct Strip {
-    int64_t slices, last;   // slices of 128 of the contraction, units of the last one
-    const float *a, *b;     // panels
-    int64_t a_step;         // from slice to slice
-    const float *sa, *sb;   // scales of rows (times that of the columns if they have one) and columns
+    int64_t slices, last; // slices of 128 of the contraction, units of the last one
+    const float *a, *b;   // panels
+    int64_t a_step;       // from slice to slice
+    const float *sa, *sb; // scales of rows (times that of the columns if they have one) and columns
     int64_t sa_step;
-    const float *from;      // earlier sums
+    const float *from; // earlier sums
     int64_t from_ld;
-    float *between;         // memory for totals between two slices, row stride NR
+    float *between; // memory for totals between two slices, row stride NR
     float *to;
     int64_t to_ld;
     bool is_added; // to what lies at `to`
@@ -127,9 +127,8 @@ INLINE void promote(const int h, const GemmScaling scaling, vf totals[MR][NV], v
         vf s = vset1(sa[r]);
 #pragma GCC unroll 4
         for (int v = 0; v < NV; v++)
-            totals[r][v] =
-                vfma(sums[r][v], scaling == ROWS_SCALED ? s : vmul(s, vload(sb + v * VW)),
-                     totals[r][v]);
+            totals[r][v] = vfma(
+                sums[r][v], scaling == ROWS_SCALED ? s : vmul(s, vload(sb + v * VW)), totals[r][v]);
     }
 }
 
@@ -229,13 +228,16 @@ static Fetch piece_of(const GemmOperand *o, int64_t outer, int64_t n, int64_t k0
                     (o->is_k_contig ? outer * o->ld + k0 : k0 * o->ld + outer) * size,
                .step = o->ld * size,
                .bytes = (o->is_k_contig ? nk : n) * size,
-               .rows = n < 1 ? 0 : o->is_k_contig ? n : nk};
+               .rows = n < 1            ? 0
+                       : o->is_k_contig ? n
+                                        : nk};
     f.each = ceil_div(f.rows, parts);
     return f;
 }
 
 // A few rows of the tile in one slice, while the next ones are fetched.
-static void pack_some_rows(const Work *t, int64_t r, int64_t i, int64_t next_r, int64_t next_i, int64_t n) {
+static void pack_some_rows(const Work *t, int64_t r, int64_t i, int64_t next_r, int64_t next_i,
+                           int64_t n) {
     const GemmOperand *a = &t->p->a;
     Fetch next = {0};
     if (next_i < t->slices)
@@ -298,8 +300,8 @@ static void run_columns(const Work *t, int64_t j, int64_t nj) {
     int64_t most = scaling == UNSCALED ? MR : MR_SCALED, strips = ceil_div(t->mn, most);
     int64_t low = t->mn / strips, high = t->mn % strips; // rows of a strip; strips with one more
     int64_t k0 = t->slice * TILE, nk = min_i64(t->slices * TILE, p->k - k0);
-    Fetch next = piece_of(&p->b, j + NR, min_i64(NR, t->n0 + t->nn - j - NR), k0, nk,
-                          strips * t->slices);
+    Fetch next =
+        piece_of(&p->b, j + NR, min_i64(NR, t->n0 + t->nn - j - NR), k0, nk, strips * t->slices);
     for (int64_t s = 0, r = 0, h = 0; s < strips; s++, r += h) {
         h = low + (s < high);
         Strip x = {.slices = t->slices,
@@ -337,8 +339,10 @@ void GEMM_TILE(const GemmProblem *p, int64_t m0, int64_t mn, int64_t n0, int64_t
         for (int64_t r = 0; r < mn; r++) store_row(p, m0 + r, n0, nn, zeros);
     memset(w->sb, 0, sizeof w->sb);
     for (int64_t i = 0; i < slices; i += held) {
-        Work t = {p, m0, mn, n0, nn, stride, i, min_i64(held, slices - i), i == 0, i + held >= slices, w};
-        if (held < slices || w->packed != p || w->packed_m0 != m0 || w->packed_mn != mn) pack_rows(&t);
+        Work t = {
+            p, m0, mn, n0, nn, stride, i, min_i64(held, slices - i), i == 0, i + held >= slices, w};
+        if (held < slices || w->packed != p || w->packed_m0 != m0 || w->packed_mn != mn)
+            pack_rows(&t);
         w->packed = held < slices ? NULL : p;
         w->packed_m0 = m0;
         w->packed_mn = mn;

@@ -37,18 +37,18 @@ typedef struct GemmProblem {
 } GemmProblem;
 
 enum {
-    GEMM_MB = 240, // rows of an output tile whose contraction does not fit the panel of a
-    GEMM_NB = 256, // its columns
-    GEMM_MB_MAX = 240,        // rows of the largest output tile otherwise; both multiples of 32
-    GEMM_NB_WIDE = 1024,      // its columns
+    GEMM_MB = 240,       // rows of an output tile whose contraction does not fit the panel of a
+    GEMM_NB = 256,       // its columns
+    GEMM_MB_MAX = 240,   // rows of the largest output tile otherwise; both multiples of 32
+    GEMM_NB_WIDE = 1024, // its columns
     GEMM_PANEL = GEMM_MB * 512, // units of 32 bits in the panel of a: half of a second-level cache
-    GEMM_LDC = GEMM_NB + 16,  // row stride of the tile's sums: no power of two
-    GEMM_DEPTH = 512,         // units of the contraction in the panels, at most
-    GEMM_NR_MAX = 32,         // columns of the panel of b
-    GEMM_CUT_EVERY = 32,      // products of one cut sum; promotion intervals are multiples
-    GEMM_AMX_MB = 256,        // the same for tile registers: rows,
-    GEMM_AMX_NB = 512,        // columns,
-    GEMM_AMX_KB = 256,        // elements of the contraction that are packed at a time
+    GEMM_LDC = GEMM_NB + 16,    // row stride of the tile's sums: no power of two
+    GEMM_DEPTH = 512,           // units of the contraction in the panels, at most
+    GEMM_NR_MAX = 32,           // columns of the panel of b
+    GEMM_CUT_EVERY = 32,        // products of one cut sum; promotion intervals are multiples
+    GEMM_AMX_MB = 256,          // the same for tile registers: rows,
+    GEMM_AMX_NB = 512,          // columns,
+    GEMM_AMX_KB = 256,          // elements of the contraction that are packed at a time
 };
 
 // What one thread works in; 64-byte aligned, contents undefined but for `packed`.
@@ -58,7 +58,8 @@ typedef struct GemmWork {
             float a[GEMM_PANEL];
             float b[GEMM_NR_MAX * GEMM_DEPTH];
             float c[GEMM_MB * GEMM_LDC];
-            float sa[GEMM_PANEL / (TILE / 2)]; // for each slice of 128 of the contraction, of each row
+            float sa[GEMM_PANEL /
+                     (TILE / 2)]; // for each slice of 128 of the contraction, of each row
             float sb[GEMM_DEPTH / (TILE / 2) * GEMM_NR_MAX];
             float s[GEMM_PANEL / (TILE / 2)]; // scales of the rows times that of the columns
             float between[12 * GEMM_NR_MAX];
@@ -71,7 +72,8 @@ typedef struct GemmWork {
             float column_scales[GEMM_AMX_KB / TILE][GEMM_AMX_NB];
         } amx;
     };
-    const struct GemmProblem *packed; // whose rows are in a, all of the contraction; NULL = nobody's
+    const struct GemmProblem
+        *packed; // whose rows are in a, all of the contraction; NULL = nobody's
     int64_t packed_m0, packed_mn;
 } GemmWork;
 
@@ -110,8 +112,8 @@ double gemm_peak_avx512(int64_t n, float *sink);
 double gemm_peak_avx2(int64_t n, float *sink);
 double gemm_peak_portable(int64_t n, float *sink);
 
-// gemm_amx_permit: the compiler, the processor and the kernel allow tile registers to this process; asks
-// the kernel for the permission, once. gemm_permit.c.
+// gemm_amx_permit: the compiler, the processor and the kernel allow tile registers to this process;
+// asks the kernel for the permission, once. gemm_permit.c.
 bool gemm_amx_permit(void);
 // gemm_amx_is_built: gemm_amx.c was compiled for tile registers.
 bool gemm_amx_is_built(void);
@@ -130,8 +132,8 @@ typedef struct GemmIsa {
     GemmSumFn sum;        // products of FP8 x FP8, any accumulation
     GemmPeakFn peak;      // of `tile`
     GemmPeakFn peak_half; // of `tile_half`
-    int unit_half;        // elements of a unit of 32 bits in the panels of `tile_half`; 0: other tiles
-    bool is_half_e5m2;    // `tile_half` takes E5M2 codes; else `tile` does
+    int unit_half;     // elements of a unit of 32 bits in the panels of `tile_half`; 0: other tiles
+    bool is_half_e5m2; // `tile_half` takes E5M2 codes; else `tile` does
 } GemmIsa;
 
 // gemm_run: compute np products; the sizes may differ. Uses cx->scratch for gemm_scratch_bytes().

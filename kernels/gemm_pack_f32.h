@@ -1,5 +1,5 @@
-// gemm_pack_f32.h - panels of floats from operands of any type and orientation, written once for every
-// instruction set whose multiply-adds are FP32. Included by gemm_tile.h's users before it.
+// gemm_pack_f32.h - panels of floats from operands of any type and orientation, written once for
+// every instruction set whose multiply-adds are FP32. Included by gemm_tile.h's users before it.
 //
 // The including file defines, besides the vector of gemm_tile.h,
 //   vlanes_{f32,bf16,e4m3,e5m2}(p): VW consecutive elements as floats, vtranspose(vf r[VW]).

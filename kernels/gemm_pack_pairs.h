@@ -4,9 +4,9 @@
 // An FP8 code becomes its BF16 value by two lookups of 128 bytes, one per half of the result; the
 // sign is put back, and shifts join the halves: 64 codes in 7 instructions, every code of a format
 // right, NaN and subnormals included. The four codes of a 32-bit word become two units, the pairs
-// (0, 2) and (1, 3): in which order the contraction runs inside 128 elements is free as long as both
-// panels agree. Where memory and panel disagree about the direction, codes are transposed, which
-// takes half as many registers as their values.
+// (0, 2) and (1, 3): in which order the contraction runs inside 128 elements is free as long as
+// both panels agree. Where memory and panel disagree about the direction, codes are transposed,
+// which takes half as many registers as their values.
 #pragma once
 #include <immintrin.h>
 #include <string.h>
@@ -19,24 +19,27 @@
 #define AS (TILE / 2)
 #define STEP 8
 
-// The halves of the BF16 value of each magnitude: a table of 128 bytes in two registers. Normal numbers
-// are (magnitude << 4) + (120 << 7) for E4M3, (magnitude << 5) + (112 << 7) for E5M2.
+// The halves of the BF16 value of each magnitude: a table of 128 bytes in two registers. Normal
+// numbers are (magnitude << 4) + (120 << 7) for E4M3, (magnitude << 5) + (112 << 7) for E5M2.
 #define FOUR_LOW 0x00, 0x10, 0x20, 0x30, 0x40, 0x50, 0x60, 0x70
 #define FOUR_HIGH 0x80, 0x90, 0xA0, 0xB0, 0xC0, 0xD0, 0xE0, 0xF0
 #define FIVE 0x00, 0x20, 0x40, 0x60, 0x80, 0xA0, 0xC0, 0xE0
 #define ALL(x) x, x, x, x, x, x, x, x
 static const uint8_t halves[2][2][128] __attribute__((aligned(64))) = {
-    {{0x00, 0x00, 0x80, 0xC0, 0x00, 0x20, 0x40, 0x60, FOUR_HIGH, FOUR_LOW, FOUR_HIGH,
-      FOUR_LOW, FOUR_HIGH, FOUR_LOW, FOUR_HIGH, FOUR_LOW, FOUR_HIGH, FOUR_LOW, FOUR_HIGH,
-      FOUR_LOW, FOUR_HIGH, FOUR_LOW, 0x80, 0x90, 0xA0, 0xB0, 0xC0, 0xD0, 0xE0, 0xC0},
-     {0x00, 0x3B, 0x3B, 0x3B, 0x3C, 0x3C, 0x3C, 0x3C, ALL(0x3C), ALL(0x3D), ALL(0x3D),
-      ALL(0x3E), ALL(0x3E), ALL(0x3F), ALL(0x3F), ALL(0x40), ALL(0x40), ALL(0x41), ALL(0x41),
-      ALL(0x42), ALL(0x42), ALL(0x43), 0x43, 0x43, 0x43, 0x43, 0x43, 0x43, 0x43, 0x7F}},
-    {{0x00, 0x80, 0x00, 0x40, 0x80, 0xA0, 0xC0, 0xE0, FIVE, FIVE, FIVE, FIVE, FIVE, FIVE, FIVE,
-      FIVE, FIVE, FIVE, FIVE, FIVE, FIVE, FIVE, FIVE},
-     {0x00, 0x37, 0x38, 0x38, 0x38, 0x38, 0x38, 0x38, ALL(0x39), ALL(0x3A), ALL(0x3B), ALL(0x3C),
-      ALL(0x3D), ALL(0x3E), ALL(0x3F), ALL(0x40), ALL(0x41), ALL(0x42), ALL(0x43), ALL(0x44),
-      ALL(0x45), ALL(0x46), 0x47, 0x47, 0x47, 0x47, 0x7F, 0x7F, 0x7F, 0x7F}},
+    {{0x00,      0x00,     0x80,      0xC0,     0x00,      0x20,     0x40,      0x60,
+      FOUR_HIGH, FOUR_LOW, FOUR_HIGH, FOUR_LOW, FOUR_HIGH, FOUR_LOW, FOUR_HIGH, FOUR_LOW,
+      FOUR_HIGH, FOUR_LOW, FOUR_HIGH, FOUR_LOW, FOUR_HIGH, FOUR_LOW, 0x80,      0x90,
+      0xA0,      0xB0,     0xC0,      0xD0,     0xE0,      0xC0},
+     {0x00,      0x3B,      0x3B,      0x3B,      0x3C,      0x3C,      0x3C,      0x3C,
+      ALL(0x3C), ALL(0x3D), ALL(0x3D), ALL(0x3E), ALL(0x3E), ALL(0x3F), ALL(0x3F), ALL(0x40),
+      ALL(0x40), ALL(0x41), ALL(0x41), ALL(0x42), ALL(0x42), ALL(0x43), 0x43,      0x43,
+      0x43,      0x43,      0x43,      0x43,      0x43,      0x7F}},
+    {{0x00, 0x80, 0x00, 0x40, 0x80, 0xA0, 0xC0, 0xE0, FIVE, FIVE, FIVE, FIVE,
+      FIVE, FIVE, FIVE, FIVE, FIVE, FIVE, FIVE, FIVE, FIVE, FIVE, FIVE},
+     {0x00,      0x37,      0x38,      0x38,      0x38,      0x38,      0x38,      0x38,
+      ALL(0x39), ALL(0x3A), ALL(0x3B), ALL(0x3C), ALL(0x3D), ALL(0x3E), ALL(0x3F), ALL(0x40),
+      ALL(0x41), ALL(0x42), ALL(0x43), ALL(0x44), ALL(0x45), ALL(0x46), 0x47,      0x47,
+      0x47,      0x47,      0x7F,      0x7F,      0x7F,      0x7F}},
 };
 
 typedef struct Halves {
@@ -139,8 +142,7 @@ static void rows_across_bf16(const uint16_t *p, int64_t ld, int64_t rows, int64_
                     __m512i x[4];
                     load_turned((const uint8_t *)turned[half] + 16 * g, 64, x);
 #pragma GCC unroll 4
-                    for (int i = 0; i < 4; i++)
-                        _mm512_storeu_si512(at + (4 * g + i) * AS, x[i]);
+                    for (int i = 0; i < 4; i++) _mm512_storeu_si512(at + (4 * g + i) * AS, x[i]);
                 }
             }
         }
@@ -216,8 +218,7 @@ static void columns_bf16(const uint16_t *p, int64_t ld, int64_t nk, float *dst) 
             __m512i x[4];
             load_turned((const uint8_t *)(p + 16 * v * ld + k), 2 * ld, x);
 #pragma GCC unroll 4
-            for (int i = 0; i < 4; i++)
-                _mm512_storeu_si512(dst + (k / 2 + i) * NR + 16 * v, x[i]);
+            for (int i = 0; i < 4; i++) _mm512_storeu_si512(dst + (k / 2 + i) * NR + 16 * v, x[i]);
         }
 }
 
@@ -238,12 +239,11 @@ static void pad_step(uint8_t *pad, const uint8_t *p, int64_t ld, bool is_k_conti
     __mmask64 mask = ~0ull >> (64 - bytes);
     memset(pad, 0, KU * STEP * NR * 2);
     for (int64_t r = 0; r < rows; r++)
-        _mm512_mask_storeu_epi8(pad + r * pad_ld, mask,
-                                _mm512_maskz_loadu_epi8(mask, p + r * ld));
+        _mm512_mask_storeu_epi8(pad + r * pad_ld, mask, _mm512_maskz_loadu_epi8(mask, p + r * ld));
 }
 
-// Rows that a multiple of this many bytes lies between share so few sets of a first-level cache that their
-// lines are gone before all pieces of them are read.
+// Rows that a multiple of this many bytes lies between share so few sets of a first-level cache
+// that their lines are gone before all pieces of them are read.
 enum { FAR = 2048 };
 
 // 32 rows of nk <= TILE elements, ld bytes apart -> TILE elements apart.
@@ -283,7 +283,8 @@ static void pack_b(const GemmOperand *o, int64_t j0, int64_t n, int64_t k0, int6
         pack_columns(o, p, o->ld, direct, dst);
     }
     for (int64_t k = direct; k < nk; k += WHOLE) {
-        pad_step(pad, p + k * k_bytes, o->ld * size, o->is_k_contig, n, min_i64(WHOLE, nk - k), size);
+        pad_step(pad, p + k * k_bytes, o->ld * size, o->is_k_contig, n, min_i64(WHOLE, nk - k),
+                 size);
         pack_columns(o, pad, o->is_k_contig ? WHOLE : NR, WHOLE, dst + k / KU * NR);
     }
 }

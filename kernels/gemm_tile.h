@@ -1,20 +1,20 @@
 // gemm_tile.h - one output tile of a matrix product, written once for every instruction set.
 //
 // The including file defines the vector: vf (VW floats), VW, and
-//   vload vstore vset1 vmul vadd, vfma(a, b, c) = a * b + c, vdot(a, b, c) = c + the products of one
-//   unit of a and b per lane;
-// a unit being KU consecutive elements of the contraction in 32 bits (1 float, or 2 BF16). It defines
-// the micro-kernels' tiles, MR (plain products) or MR_SCALED (FP8) rows x NV vectors, and GEMM_TILE, the
-// name of the function made here; and it includes what packs its panels (gemm_pack_f32.h,
-// gemm_pack_pairs.h).
+//   vload vstore vset1 vmul vadd, vfma(a, b, c) = a * b + c, vdot(a, b, c) = c + the products of
+//   one unit of a and b per lane;
+// a unit being KU consecutive elements of the contraction in 32 bits (1 float, or 2 BF16). It
+// defines the micro-kernels' tiles, MR (plain products) or MR_SCALED (FP8) rows x NV vectors, and
+// GEMM_TILE, the name of the function made here; and it includes what packs its panels
+// (gemm_pack_f32.h, gemm_pack_pairs.h).
 //
 // The rows of the tile are packed once, for as much of the contraction as the panels hold and for
 // all columns: [128 of the contraction][row][AS] units, which are broadcast. NR columns are packed
-// at a time, [unit][NR], and used by all rows. Rows are split into strips (a kernel for each height),
-// columns are padded with zeros. A strip runs through the panels' whole contraction: a plain
-// product's sums stay in registers; an FP8 product's start from zero every 128 and are promoted to
-// totals, which stay in registers too where there are 32 of them (IS_HELD). So an element's sum is
-// the same operations in the same order wherever it lies.
+// at a time, [unit][NR], and used by all rows. Rows are split into strips (a kernel for each
+// height), columns are padded with zeros. A strip runs through the panels' whole contraction: a
+// plain product's sums stay in registers; an FP8 product's start from zero every 128 and are
+// promoted to totals, which stay in registers too where there are 32 of them (IS_HELD). So an
+// element's sum is the same operations in the same order wherever it lies.
 #include <string.h>
 
 #include "gemm_ends.h"
@@ -24,8 +24,8 @@
 // row and column.
 typedef enum GemmScaling { UNSCALED, ROWS_SCALED, BOTH_SCALED, SCALINGS } GemmScaling;
 
-// Memory that is read next: some of its rows are fetched into the second-level cache in each slice of each
-// strip.
+// Memory that is read next: some of its rows are fetched into the second-level cache in each slice
+// of each strip.
 typedef struct Fetch {
     const char *p;
     int64_t step, bytes; // from row to row, of a row
@@ -40,14 +40,14 @@ INLINE void fetch_next(Fetch *f) {
 
 // h rows x NR columns, and how they are computed.
 typedef struct Strip {
-    int64_t slices, last;   // slices of 128 of the contraction, units of the last one
-    const float *a, *b;     // panels
-    int64_t a_step;         // from slice to slice
-    const float *sa, *sb;   // scales of rows (times that of the columns if they have one) and columns
+    int64_t slices, last; // slices of 128 of the contraction, units of the last one
+    const float *a, *b;   // panels
+    int64_t a_step;       // from slice to slice
+    const float *sa, *sb; // scales of rows (times that of the columns if they have one) and columns
     int64_t sa_step;
-    const float *from;      // earlier sums
+    const float *from; // earlier sums
     int64_t from_ld;
-    float *between;         // memory for totals between two slices, row stride NR
+    float *between; // memory for totals between two slices, row stride NR
     float *to;
     int64_t to_ld;
     bool is_added; // to what lies at `to`
@@ -127,9 +127,8 @@ INLINE void promote(const int h, const GemmScaling scaling, vf totals[MR][NV], v
         vf s = vset1(sa[r]);
 #pragma GCC unroll 4
         for (int v = 0; v < NV; v++)
-            totals[r][v] =
-                vfma(sums[r][v], scaling == ROWS_SCALED ? s : vmul(s, vload(sb + v * VW)),
-                     totals[r][v]);
+            totals[r][v] = vfma(
+                sums[r][v], scaling == ROWS_SCALED ? s : vmul(s, vload(sb + v * VW)), totals[r][v]);
     }
 }
 
@@ -221,13 +220,53 @@ static int64_t slice_length(const Work *t, int64_t i) {
     return min_i64(TILE, t->p->k - (t->slice + i) * TILE);
 }
 
+// n outer indices x nk elements of an operand, spread over `parts` fetches; n may be less than 1.
+static Fetch piece_of(const GemmOperand *o, int64_t outer, int64_t n, int64_t k0, int64_t nk,
+                      int64_t parts) {
+    int64_t size = o->t == SRC_F32 ? 4 : o->t == SRC_BF16 ? 2 : 1;
+    Fetch f = {.p = (const char *)o->p +
+                    (o->is_k_contig ? outer * o->ld + k0 : k0 * o->ld + outer) * size,
+               .step = o->ld * size,
+               .bytes = (o->is_k_contig ? nk : n) * size,
+               .rows = n < 1            ? 0
+                       : o->is_k_contig ? n
+                                        : nk};
+    f.each = ceil_div(f.rows, parts);
+    return f;
+}
+
+// A few rows of the tile in one slice, while the next ones are fetched.
+static void pack_some_rows(const Work *t, int64_t r, int64_t i, int64_t next_r, int64_t next_i,
+                           int64_t n) {
+    const GemmOperand *a = &t->p->a;
+    Fetch next = {0};
+    if (next_i < t->slices)
+        next = piece_of(a, t->m0 + next_r, min_i64(n, t->mn - next_r), (t->slice + next_i) * TILE,
+                        slice_length(t, next_i), 1);
+    fetch_next(&next);
+    pack_a(a, t->m0 + r, min_i64(n, t->mn - r), (t->slice + i) * TILE, slice_length(t, i),
+           t->w->a + (i * t->stride + r) * AS);
+}
+
+// The rows of the tile, in the order in which they lie in memory.
 static void pack_rows(const Work *t) {
+    enum { ALONG = 16, ACROSS = 32 };
     const GemmProblem *p = t->p;
-    for (int64_t i = 0; i < t->slices; i++) {
-        int64_t k0 = (t->slice + i) * TILE;
-        pack_a(&p->a, t->m0, t->mn, k0, slice_length(t, i), t->w->a + i * t->stride * AS);
-        if (gemm_is_fp8(p->a.t)) pack_scales(&p->a, t->m0, t->mn, k0, t->w->sa + i * t->stride);
+    if (p->a.is_k_contig) {
+        for (int64_t r = 0; r < t->mn; r += ALONG)
+            for (int64_t i = 0; i < t->slices; i++) {
+                bool is_end = i + 1 == t->slices;
+                pack_some_rows(t, r, i, is_end ? r + ALONG : r, is_end ? 0 : i + 1, ALONG);
+            }
+    } else {
+        for (int64_t i = 0; i < t->slices; i++)
+            for (int64_t r = 0; r < t->mn; r += ACROSS) {
+                bool is_end = r + ACROSS >= t->mn;
+                pack_some_rows(t, r, i, is_end ? 0 : r + ACROSS, is_end ? i + 1 : i, ACROSS);
+            }
     }
+    for (int64_t i = 0; i < t->slices && gemm_is_fp8(p->a.t); i++)
+        pack_scales(&p->a, t->m0, t->mn, (t->slice + i) * TILE, t->w->sa + i * t->stride);
 }
 
 // nj columns at j and their scales; if they have only one, the scales of the rows times it.
@@ -248,20 +287,6 @@ static GemmScaling pack_columns_at(const Work *t, int64_t j, int64_t nj) {
     return !is_fp8 ? UNSCALED : is_one ? ROWS_SCALED : BOTH_SCALED;
 }
 
-// The columns at j, for the slices in the panels, spread over `parts` slices of strips.
-static Fetch columns_ahead(const Work *t, int64_t j, int64_t parts) {
-    const GemmOperand *o = &t->p->b;
-    int64_t size = o->t == SRC_F32 ? 4 : o->t == SRC_BF16 ? 2 : 1;
-    int64_t nj = max_i64(min_i64(NR, t->n0 + t->nn - j), 0), k0 = t->slice * TILE;
-    int64_t nk = min_i64(t->slices * TILE, t->p->k - k0);
-    Fetch f = {.p = (const char *)o->p + (o->is_k_contig ? j * o->ld + k0 : k0 * o->ld + j) * size,
-               .step = o->ld * size,
-               .bytes = (o->is_k_contig ? nk : nj) * size,
-               .rows = nj == 0 ? 0 : o->is_k_contig ? nj : nk};
-    f.each = ceil_div(f.rows, parts);
-    return f;
-}
-
 // All rows x nj columns at j.
 static void run_columns(const Work *t, int64_t j, int64_t nj) {
     static const float zeros[NR];
@@ -274,7 +299,9 @@ static void run_columns(const Work *t, int64_t j, int64_t nj) {
     int64_t c_ld = is_whole ? NR : GEMM_LDC;
     int64_t most = scaling == UNSCALED ? MR : MR_SCALED, strips = ceil_div(t->mn, most);
     int64_t low = t->mn / strips, high = t->mn % strips; // rows of a strip; strips with one more
-    Fetch next = columns_ahead(t, j + NR, strips * t->slices);
+    int64_t k0 = t->slice * TILE, nk = min_i64(t->slices * TILE, p->k - k0);
+    Fetch next =
+        piece_of(&p->b, j + NR, min_i64(NR, t->n0 + t->nn - j - NR), k0, nk, strips * t->slices);
     for (int64_t s = 0, r = 0, h = 0; s < strips; s++, r += h) {
         h = low + (s < high);
         Strip x = {.slices = t->slices,
@@ -312,8 +339,10 @@ void GEMM_TILE(const GemmProblem *p, int64_t m0, int64_t mn, int64_t n0, int64_t
         for (int64_t r = 0; r < mn; r++) store_row(p, m0 + r, n0, nn, zeros);
     memset(w->sb, 0, sizeof w->sb);
     for (int64_t i = 0; i < slices; i += held) {
-        Work t = {p, m0, mn, n0, nn, stride, i, min_i64(held, slices - i), i == 0, i + held >= slices, w};
-        if (held < slices || w->packed != p || w->packed_m0 != m0 || w->packed_mn != mn) pack_rows(&t);
+        Work t = {
+            p, m0, mn, n0, nn, stride, i, min_i64(held, slices - i), i == 0, i + held >= slices, w};
+        if (held < slices || w->packed != p || w->packed_m0 != m0 || w->packed_mn != mn)
+            pack_rows(&t);
         w->packed = held < slices ? NULL : p;
         w->packed_m0 = m0;
         w->packed_mn = mn;

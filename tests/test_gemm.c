@@ -93,9 +93,10 @@ static void check_output(const Case *c, Mat y, const double *old) {
 }
 
 static const int64_t sizes[][3] = {
-    {0, 3, 5},       {5, 0, 7},      {7, 9, 0},      {1, 1, 1},     {2, 3, 127},
-    {12, 32, 128},   {13, 33, 389},  {1, 300, 130},  {300, 17, 64}, {65, 70, 257},
-    {257, 261, 133}, {17, 128, 576}, {33, 530, 300},
+    {0, 3, 5},       {5, 0, 7},      {7, 9, 0},      {1, 1, 1},       {2, 3, 127},
+    {12, 32, 128},   {13, 33, 389},  {1, 300, 130},  {300, 17, 64},   {65, 70, 257},
+    {257, 261, 133}, {17, 128, 576}, {33, 530, 300}, {19, 300, 1411}, {250, 40, 1100},
+    {37, 64, 16},    {6, 96, 77},
 };
 enum { SIZES = sizeof sizes / sizeof sizes[0] };
 
@@ -131,10 +132,11 @@ static void threads_and_place_change_nothing(void **state) {
     (void)state;
     for (int isa = 0; gemm_isa_name(isa); isa++) {
         if (!gemm_select(gemm_isa_name(isa))) continue;
-        for (int op = 0; op < OP_COUNT; op++) {
-            Case c;
-            case_make(&c, op, 301, 203, 300, DT_BF16, op == NN ? DT_F32 : DT_BF16, SCALE_E8M0,
-                      op % 4);
+        for (int i = 0; i < 2 * OP_COUNT; i++) {
+            Op op = (Op)(i / 2);
+            Case c; // the longer contraction does not fit the panels
+            case_make(&c, op, 301, 203, i % 2 ? 1300 : 300, DT_BF16, op == NN ? DT_F32 : DT_BF16,
+                      SCALE_E8M0, op % 4);
             Mat y[3];
             double *old;
             for (int t = 0; t < 3; t++) {
@@ -156,6 +158,50 @@ static void threads_and_place_change_nothing(void **state) {
                 free(y1.p);
             }
             for (int t = 0; t < 3; t++) free(y[t].p);
+            case_free(&c);
+        }
+    }
+    gemm_select(NULL);
+}
+
+// The same rows in memory, a large power of two apart.
+static void *spread(const void *p, int64_t rows, int64_t row_bytes, int64_t ld_bytes) {
+    enum { FAR_BYTES = 4096 };
+    char *far = malloc((size_t)(rows * FAR_BYTES));
+    memset(far, 0xFF, (size_t)(rows * FAR_BYTES));
+    for (int64_t r = 0; r < rows; r++)
+        memcpy(far + r * FAR_BYTES, (const char *)p + r * ld_bytes, (size_t)row_bytes);
+    return far;
+}
+
+// Where rows lie in memory changes no bit.
+static void rows_far_apart_change_nothing(void **state) {
+    (void)state;
+    for (int isa = 0; gemm_isa_name(isa); isa++) {
+        if (!gemm_select(gemm_isa_name(isa))) continue;
+        for (int i = 0; i < 3 * OP_COUNT; i++) {
+            Op op = (Op)(i % OP_COUNT);
+            Case c;
+            case_make(&c, op, 45, 70, 100 + 93 * (i / OP_COUNT), DT_BF16, DT_BF16, SCALE_E8M0,
+                      i % 4);
+            Case far = c;
+            far.a.p = spread(c.a.p, c.a.rows, 2 * c.a.cols, 2 * c.a.ld);
+            far.b.p = spread(c.b.p, c.b.rows, 2 * c.b.cols, 2 * c.b.ld);
+            far.qa.q = spread(c.qa.q, c.qa.rows, c.qa.cols, c.qa.ld);
+            far.qb.q = spread(c.qb.q, c.qb.rows, c.qb.cols, c.qb.ld);
+            far.a.ld = far.b.ld = 2048;
+            far.qa.ld = far.qb.ld = 4096;
+            double *old;
+            Mat near_y = make_output(&c, DT_F32, false, &old);
+            free(old);
+            Mat far_y = make_output(&c, DT_F32, false, &old);
+            free(old);
+            cx.nthreads = 1;
+            assert_int_equal(case_run(&c, near_y, false), OK);
+            assert_int_equal(case_run(&far, far_y, false), OK);
+            assert_memory_equal(near_y.p, far_y.p, (size_t)(c.M * near_y.ld) * 4);
+            free(near_y.p), free(far_y.p);
+            free(far.a.p), free(far.b.p), free(far.qa.q), free(far.qb.q);
             case_free(&c);
         }
     }
@@ -272,6 +318,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(products_are_right),
         cmocka_unit_test(threads_and_place_change_nothing),
+        cmocka_unit_test(rows_far_apart_change_nothing),
         cmocka_unit_test(nan_codes_are_not_hidden),
         cmocka_unit_test(every_code_is_decoded),
         cmocka_unit_test(wrong_calls_are_refused),

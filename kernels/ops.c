@@ -53,9 +53,7 @@ Err ops_isa_select(const char *name) {
     // The quantiser has no loops of its own for what only products need.
     bool is_512 = !strncmp(name, "avx512", 6) || !strcmp(name, "amx");
     CHECK(quant_select(is_512 ? "avx512" : name), E_INTERNAL, "no quantiser for '%s'", name);
-    // Attention does without tile registers.
-    CHECK(attn_select(strcmp(name, "amx") != 0 ? name : NULL), E_INTERNAL, "no attention for '%s'",
-          name);
+    CHECK(attn_select(name), E_INTERNAL, "no attention for '%s'", name);
     return OK;
 }
 

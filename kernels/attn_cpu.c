@@ -7,6 +7,7 @@
 #include <omp.h>
 
 #include "attn_engine.h"
+#include "gemm.h"
 
 // What takes calls whose inputs are all BF16, and all others.
 typedef struct Chosen {
@@ -42,8 +43,10 @@ static bool is_usable(int i) {
 }
 
 bool attn_select(const char *name) {
+    if (!name) name = gemm_isa();
+    bool is_any = !strcmp(name, "amx"); // tile registers are not for attention: the best without
     for (int i = 0; i < COUNT; i++) {
-        if (name && strcmp(name, all[i].name) != 0) continue;
+        if (!is_any && strcmp(name, all[i].name) != 0) continue;
         if (!is_usable(i)) continue;
         chosen = &all[i];
         return true;

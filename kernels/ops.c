@@ -55,9 +55,7 @@ Err ops_isa_select(const char *name) {
     bool is_512 = !strncmp(name, "avx512", 6) || !strcmp(name, "amx");
     const char *lanes = is_512 ? "avx512" : name;
     CHECK(quant_select(lanes) && row_select(lanes), E_INTERNAL, "no loops for '%s'", name);
-    // Attention does without tile registers.
-    CHECK(attn_select(strcmp(name, "amx") != 0 ? name : NULL), E_INTERNAL, "no attention for '%s'",
-          name);
+    CHECK(attn_select(name), E_INTERNAL, "no attention for '%s'", name);
     return OK;
 }
 

@@ -298,6 +298,25 @@ static void test_extreme_scores(void **state) {
     attn_select(NULL);
 }
 
+// Names are those of the products; tile registers are not for attention, but their name is known.
+static void test_select(void **state) {
+    (void)state;
+    assert_false(attn_select("mmx"));
+    assert_true(attn_select("amx"));
+    Case k = {{1, 50, 2, 8, 4, 8, 0.3f}, DT_BF16, 0, 0};
+    Run a = make_run(&k), b = a;
+    b.o = ref_clone(a.o), b.lse = ref_clone(a.lse);
+    OpCx cx = ref_cx(1);
+    MUST_OK(attn_fwd_cpu(&cx, a.o, a.lse.p, a.q, a.kv, a.kr, k.a, NULL));
+    int isa = 0;
+    while (!attn_select(isas[isa])) isa++; // the best comes first
+    MUST_OK(attn_fwd_cpu(&cx, b.o, b.lse.p, b.q, b.kv, b.kr, k.a, NULL));
+    ref_same(a.o, b.o, "o, amx"), ref_same(a.lse, b.lse, "lse, amx");
+    assert_true(attn_select(NULL));
+    free(b.o.p), free(b.lse.p);
+    free_run(a);
+}
+
 static void test_wrong_shapes(void **state) {
     (void)state;
     Case k = {{1, 8, 2, 4, 4, 4, 1.0f}, DT_F32, 0, 0};
@@ -312,6 +331,7 @@ static void test_wrong_shapes(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_cases), cmocka_unit_test(test_mask_hides),
-        cmocka_unit_test(test_extreme_scores), cmocka_unit_test(test_wrong_shapes)};
+        cmocka_unit_test(test_extreme_scores), cmocka_unit_test(test_select),
+        cmocka_unit_test(test_wrong_shapes)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -10,15 +10,15 @@
 
 // What operations push on scratch themselves, which measure mode does not see: upper bounds, in address space only.
 // Attention keeps keys, values, their gradients and a block of queries per thread, and the heads' parts of the shared
-// key's gradient; GEMMs and the router keep small panels per thread, the loss a row of logits; norms and the balance
-// loss 128-row partial sums.
+// key's gradient; GEMMs and the router keep small panels per thread; norms and the balance loss 128-row partial sums.
 static void measure_ops(MemoryPlan *out, const Shape *s) {
     size_t S = (size_t)s->S + 1024, width = (size_t)(s->Dn + s->Dr + s->Dv) + 64, rope = (size_t)(s->S * s->Dr);
     size_t blocks = (size_t)ceil_div(s->S, TILE) * (size_t)s->B;
     int64_t widest = max_i64(max_i64(s->Fd, s->Fs), max_i64(s->F, s->D));
-    out->op_thread = sizeof(float) * (S * (3 * width + 128) + 4 * rope + (size_t)s->V) + ((size_t)4 << 20);
+    out->op_thread = sizeof(float) * (S * (3 * width + 128) + 4 * rope) + ((size_t)4 << 20);
     out->op_thread += fused_scratch_bytes(1, widest);
     out->op_shared = sizeof(float) * ((size_t)s->H * rope + blocks * (size_t)(s->D + 8 * s->E + 4 * s->K + 256));
+    out->op_thread += sizeof(float) * ((size_t)s->V + 16); // the terms of one row's loss
 }
 
 static Err measure_cx(Cx *cx, const Mesh *mesh, bool is_balanced) {

@@ -51,7 +51,7 @@ static inline vf vpick(vf x, vf other, vf lo, vf j, vf hi) {
 // As in attn_lanes512.h. The exponent is put in by two factors, so that the limits need no care.
 static inline vf vexp2(vf x) {
     x = _mm256_max_ps(_mm256_set1_ps(-200.0f), x);
-    x = _mm256_min_ps(_mm256_set1_ps(200.0f), x);
+    x = _mm256_min_ps(_mm256_setzero_ps(), x);
     vf n = _mm256_round_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
     vf f = _mm256_sub_ps(x, n), y = vset1(1.326472680e-3f);
     y = vfma(y, f, vset1(9.671514378e-3f));

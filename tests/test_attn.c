@@ -270,11 +270,12 @@ static void one_mask_hides(void) {
     free_run(a);
 }
 
-// Scores far apart: the softmax is one-hot, nothing overflows, gradients stay finite.
-static void one_extreme_scores(void) {
-    Case k = {{1, 80, 1, 4, 0, 4, 30.0f}, DT_F32, 0, 0};
+// Scores far apart: the softmax is one-hot, nothing overflows, gradients stay finite; also where a unit in the last place
+// of a score is worth thousands of exponents.
+static void one_extreme_scores(DType type, double size) {
+    Case k = {{1, 80, 1, 4, 0, 4, 30.0f}, type, 0, 0};
     Run r = make_run(&k);
-    ref_fill(r.q, 30.0), ref_fill(r.kv, 30.0);
+    ref_fill(r.q, size), ref_fill(r.kv, size);
     compute(r, k.a, NULL, 1);
     for (int64_t t = 0; t < 80; t++)
         for (int64_t c = 0; c < 4; c++) {
@@ -294,7 +295,8 @@ static void test_mask_hides(void **state) {
 static void test_extreme_scores(void **state) {
     (void)state;
     for (int isa = 0; isa < ISAS; isa++)
-        if (attn_select(isas[isa])) one_extreme_scores();
+        for (int k = 0; k < 4 && attn_select(isas[isa]); k++)
+            one_extreme_scores(k % 2 ? DT_BF16 : DT_F32, k < 2 ? 30.0 : 3e6);
     attn_select(NULL);
 }
 

@@ -84,6 +84,7 @@ static void test_keys(void **state) {
     s = sample(2);
     s.has_hash = true;
     s.state_hash = 0x00FEDCBA98765432u;
+    s.route_hash = 0x12u;
     s.mfu = 0.455;
     s.loss = INFINITY;
     assert_int_equal(metrics_step(m, &s, 200, false), OK);
@@ -106,7 +107,8 @@ static void test_keys(void **state) {
         "\"rss_bytes\":3.5e+09,\"eta_s\":3700}");
     assert_non_null(strstr(second, "\"loss\":null,"));
     assert_non_null(strstr(second, "\"mfu\":0.455,"));
-    assert_non_null(strstr(second, ",\"state_hash\":\"00fedcba98765432\"}\n"));
+    assert_non_null(strstr(second, ""
+                                   ",\"state_hash\":\"00fedcba98765432\",\"route_hash\":\"0000000000000012\"}\n"));
     assert_null(strchr(second, '\n')[1] ? second : NULL);
 }
 

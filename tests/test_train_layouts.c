@@ -1,5 +1,6 @@
 // test_train_layouts.c - the number of ranks and how they share the experts do not change the training: the same
-// samples at every step, FP32 losses equal to 1e-5 relative, FP8 and BF16 losses equal up to quantisation noise.
+// samples at every step, FP32 losses equal to 1e-5 relative as long as no tie between experts falls otherwise, FP8 and
+// BF16 losses equal up to quantisation noise.
 //
 // The widest layouts run the tests' config whole, 50 steps; the others the same model on short sequences.
 #include <math.h>
@@ -27,7 +28,7 @@ static Steps train(const Layout *l) {
     if (!has_file(metrics)) {
         run_ok(l->ranks,
                "train --config %s/configs/tiny.yaml --run-dir %s --steps %d --threads %d --set precision.mode=%s "
-               "--set parallel.ep=%d --set log.every=10 %s",
+               "--set parallel.ep=%d --set log.every=10 --set debug.state_hash=true %s",
                drive_source(), dir, STEPS, l->ranks == 1 ? 2 : 1, l->mode, l->ep,
                l->is_short ? "--set train.seq_len=32" : "");
     }
@@ -37,29 +38,44 @@ static Steps train(const Layout *l) {
     return s;
 }
 
-// compare_losses: `loss` of every step to 1e-5 relative. Its parts too, but for a few steps: where two experts are
-// as good as equal for one token, the last bit decides between them, and a part is a mean over few tokens.
+// Steps of a layout before the first in which a token goes to other experts than on one rank: where two experts are as
+// good as equal the last bit decides, and from then on biases and all that follows may differ.
+static int alike_until(const Steps *want, const Steps *got) {
+    int i = 0;
+    while (i < STEPS && strcmp(step_text(want, i + 1, "route_hash"), step_text(got, i + 1, "route_hash")) == 0) i++;
+    return i;
+}
+
+// compare_losses: of every step to 1e-5 relative while all tokens go to the same experts. The first step that routes a
+// token otherwise (a few of a thousand have such a tie) is still near.
 static void compare_losses(const Layout *l, const Steps *want, const Steps *got) {
     static const char *const keys[] = {"loss", "lm_loss", "mtp_loss"};
+    int alike = alike_until(want, got);
     double worst[3] = {0};
-    int beyond[3] = {0};
     for (int k = 0; k < 3; k++) {
-        for (int i = 1; i <= STEPS; i++) {
+        for (int i = 1; i <= STEPS && i <= alike + 1; i++) {
             double a = atof(step_text(want, i, keys[k])), b = atof(step_text(got, i, keys[k]));
-            double r = fabs(a - b) / fabs(a);
-            beyond[k] += !(r <= 1e-5);
-            if (!(r <= worst[k])) worst[k] = r;
-            if (k == 0 && !(r <= 1e-5)) {
-                fail_msg("step %d: loss is %.9g on one rank, %.9g on %d ranks with ep %d (relative %.2g)", i, a, b,
-                         l->ranks, l->ep, r);
+            double r = fabs(a - b) / fabs(a), most = i <= alike ? 1e-5 : 1e-3;
+            if (i <= alike && !(r <= worst[k])) worst[k] = r;
+            if (!(r <= most)) {
+                fail_msg("step %d: %s is %.9g on one rank, %.9g on %d ranks with ep %d (relative %.2g; tokens go to "
+                         "the same experts for %d steps)",
+                         i, keys[k], a, b, l->ranks, l->ep, r, alike);
             }
         }
     }
-    print_message("largest relative difference: loss %.2g, lm_loss %.2g, mtp_loss %.2g\n", worst[0], worst[1],
-                  worst[2]);
-    for (int k = 1; k < 3; k++) {
-        assert_true(beyond[k] <= 2);
-        assert_true(worst[k] <= 2e-4);
+    print_message("%d steps route alike; largest relative difference: loss %.2g, lm_loss %.2g, mtp_loss %.2g\n", alike,
+                  worst[0], worst[1], worst[2]);
+    assert_true(alike >= 10);
+}
+
+// compare_window: mean loss of the last ten steps to 5e-3 relative. Rounding alone moves this mean by up to 2.1e-3: FP8
+// on one rank, three seeds, two sequences per pass instead of one.
+static void compare_window(const Layout *l, const Steps *want, const Steps *got) {
+    double a = steps_mean(want, "loss", 41, 50), b = steps_mean(got, "loss", 41, 50);
+    if (!(fabs(a - b) <= 5e-3 * a)) {
+        fail_msg("%s: mean loss of steps 41-50 is %.6f on one rank, %.6f on %d ranks with ep %d (relative %.2g)",
+                 l->mode, a, b, l->ranks, l->ep, fabs(a - b) / a);
     }
 }
 
@@ -70,17 +86,8 @@ static void compare(void **state) {
     assert_same_steps(&want, &got, 1, STEPS, "step samples tokens global_batch lr");
     int64_t batch = l->is_short ? 8 * 32 : 8 * 128;
     assert_int_equal((int64_t)json_number(got.line[STEPS - 1], "tokens"), STEPS * batch);
-    if (strcmp(l->mode, "fp32") == 0) {
-        compare_losses(l, &want, &got);
-    } else {
-        // 5e-3 relative. Rounding alone moves this mean by up to 2.1e-3: FP8 on one rank, three seeds, two sequences
-        // per pass instead of one.
-        double a = steps_mean(&want, "loss", 41, 50), b = steps_mean(&got, "loss", 41, 50);
-        if (!(fabs(a - b) <= 5e-3 * a)) {
-            fail_msg("%s: mean loss of steps 41-50 is %.6f on one rank, %.6f on %d ranks with ep %d (relative %.2g)",
-                     l->mode, a, b, l->ranks, l->ep, fabs(a - b) / a);
-        }
-    }
+    if (strcmp(l->mode, "fp32") == 0) compare_losses(l, &want, &got);
+    compare_window(l, &want, &got);
     // Rows travel if and only if experts live elsewhere.
     double bytes = json_number(got.line[0], "a2a_dispatch_bytes");
     assert_true(l->ep > 1 ? bytes > 0.0 : bytes == 0.0);

@@ -1,6 +1,8 @@
 // balance.c - auxiliary-loss-free balancing.
 #include "balance.h"
 
+#include "hash.h"
+
 // update_layer: one layer's loads (already summed over ranks) into its bias and the statistics.
 static void update_layer(const int64_t *load, int64_t E, float gamma, float *bias, BalanceStats *out) {
     int64_t total = 0, most = 0, dead = 0;
@@ -35,6 +37,7 @@ Err balance_update(Model *m, Cx *cx, double gamma, BalanceStats *out) {
         TRY(cx->dev->to_host(load, count[b], (size_t)s->E * sizeof *load));
         TRY(comm_sum_i64(cx->world, load, (int)s->E));
         if (p->bias[b]) TRY(cx->dev->to_host(bias, p->bias[b], (size_t)s->E * sizeof *bias));
+        r.hash = hash64_seeded(load, (size_t)s->E * sizeof *load, r.hash + 1);
         update_layer(load, s->E, (float)gamma, p->bias[b] ? bias : NULL, &r);
         if (p->bias[b]) TRY(cx->dev->to_device(p->bias[b], bias, (size_t)s->E * sizeof *bias));
         TRY(cx->dev->zero(count[b], (size_t)s->E * sizeof *load));

@@ -8,6 +8,7 @@
 typedef struct BalanceStats {
     double maxvio; // mean over layers of (max load - mean load) / mean load
     double dead;   // share of experts, all layers, without a token
+    uint64_t hash; // of all loads: the same for every layout that routes every token alike
 } BalanceStats;
 
 // balance_update: sums the model's counts over the world, updates the biases (gamma 0: not), zeroes the counts.

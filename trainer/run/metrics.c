@@ -294,7 +294,9 @@ static Err write_json(Metrics *m, const StepMetrics *s) {
     line_int(&l, "fp8_nonfinite_tiles", s->fp8.nonfinite_tiles);
     line_real(&l, "rss_bytes", s->rss_bytes);
     line_real(&l, "eta_s", s->eta_s);
-    if (s->has_hash) line_add(&l, ",\"state_hash\":\"%016llx\"", (unsigned long long)s->state_hash);
+    if (s->has_hash)
+        line_add(&l, ",\"state_hash\":\"%016llx\",\"route_hash\":\"%016llx\"", (unsigned long long)s->state_hash,
+                 (unsigned long long)s->route_hash);
     if (s->health) line_health(&l, s->health);
     if (s->shadow) line_shadow(&l, s->shadow);
     line_add(&l, "}\n");

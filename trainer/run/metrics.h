@@ -23,7 +23,7 @@ typedef struct StepMetrics {
     double rss_bytes; // largest over ranks
     int64_t global_batch;
     bool has_hash;
-    uint64_t state_hash;
+    uint64_t state_hash, route_hash; // route_hash: of the step's expert loads (balance.h)
     double eta_s;
 } StepMetrics;
 

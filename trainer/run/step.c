@@ -148,6 +148,7 @@ static Err update(Model *m, Cx *cx, const StepInput *in, StepMetrics *o) {
     o->lr = opt.lr;
     o->maxvio = stats.maxvio;
     o->dead_experts = stats.dead;
+    o->route_hash = stats.hash;
     return OK;
 }
 

@@ -51,6 +51,8 @@ typedef struct Strip {
     float *to;
     int64_t to_ld;
     bool is_added; // to what lies at `to`
+    const char *output;                // where the rows go in the end, in bytes: the first one,
+    int64_t output_step, output_last;  // from row to row, the last byte of one
     Fetch *next;
 } Strip;
 
@@ -133,10 +135,10 @@ INLINE void promote(const int h, const GemmScaling scaling, vf totals[MR][NV], v
 }
 
 INLINE void fetch_output(const int h, const Strip *t) {
-    const float *to = t->to;
-    for (int r = 0; r < h; r++, to += t->to_ld) {
+    const char *to = t->output;
+    for (int r = 0; r < h; r++, to += t->output_step) {
         __builtin_prefetch(to, 1);
-        __builtin_prefetch(to + NR - 1, 1);
+        __builtin_prefetch(to + t->output_last, 1);
     }
 }
 
@@ -287,6 +289,20 @@ static GemmScaling pack_columns_at(const Work *t, int64_t j, int64_t nj) {
     return !is_fp8 ? UNSCALED : is_one ? ROWS_SCALED : BOTH_SCALED;
 }
 
+// n <= NR finished sums to the output; NR can be read.
+INLINE void put_row(const GemmProblem *p, int64_t row, int64_t j, int64_t n, const float *c) {
+#ifdef STORE_BF16
+    if (p->y.t == DT_BF16) {
+        STORE_BF16((uint16_t *)p->y.p + row * p->y.ld + j, c, n);
+        return;
+    }
+#endif
+    if (n == NR)
+        store_row(p, row, j, NR, c);
+    else
+        store_row(p, row, j, n, c);
+}
+
 // All rows x nj columns at j.
 static void run_columns(const Work *t, int64_t j, int64_t nj) {
     static const float zeros[NR];
@@ -300,6 +316,8 @@ static void run_columns(const Work *t, int64_t j, int64_t nj) {
     int64_t most = scaling == UNSCALED ? MR : MR_SCALED, strips = ceil_div(t->mn, most);
     int64_t low = t->mn / strips, high = t->mn % strips; // rows of a strip; strips with one more
     int64_t k0 = t->slice * TILE, nk = min_i64(t->slices * TILE, p->k - k0);
+    int64_t size = p->y.t == DT_F32 ? 4 : 2;
+    const char *y = (const char *)p->y.p + j * size;
     Fetch next =
         piece_of(&p->b, j + NR, min_i64(NR, t->n0 + t->nn - j - NR), k0, nk, strips * t->slices);
     for (int64_t s = 0, r = 0, h = 0; s < strips; s++, r += h) {
@@ -318,15 +336,13 @@ static void run_columns(const Work *t, int64_t j, int64_t nj) {
                    .to = is_to_y ? (float *)p->y.p + (t->m0 + r) * p->y.ld + j : c + r * c_ld,
                    .to_ld = is_to_y ? p->y.ld : c_ld,
                    .is_added = is_to_y && p->acc,
+                   .output = y + (t->m0 + r) * p->y.ld * size,
+                   .output_step = p->y.ld * size,
+                   .output_last = nj * size - 1,
                    .next = &next};
         kernels[scaling][h](&x);
-    }
-    if (!t->is_last || is_to_y) return;
-    for (int64_t r = 0; r < t->mn; r++) {
-        if (nj == NR)
-            store_row(p, t->m0 + r, j, NR, c + r * c_ld);
-        else
-            store_row(p, t->m0 + r, j, nj, c + r * c_ld);
+        for (int64_t i = r; i < r + h && t->is_last && !is_to_y; i++)
+            put_row(p, t->m0 + i, j, nj, c + i * c_ld);
     }
 }
 

@@ -41,6 +41,12 @@ static inline vf vfma(vf a, vf b, vf c) {
 static inline vf vdot(vf a, vf b, vf c) {
     return _mm512_dpbf16_ps(c, (__m512bh)a, (__m512bh)b);
 }
+// n <= 32 sums, rounded; subnormals become zero as in the products.
+static inline void store_bf16(uint16_t *to, const float *from, int64_t n) {
+    __m512bh x = _mm512_cvtne2ps_pbh(vload(from + 16), vload(from));
+    _mm512_mask_storeu_epi16(to, ~0u >> (32 - n), (__m512i)x);
+}
+#define STORE_BF16 store_bf16
 
 #include "gemm_tile.h"
 #else

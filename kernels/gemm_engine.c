@@ -166,24 +166,33 @@ static int64_t count_all(const Cut *cut, const GemmProblem *problems, int64_t np
     return n;
 }
 
-// The largest tiles that keep all threads busy.
+// Halves tiles, none below rows x columns, until there are as many as wanted.
+static void halve_tiles(Cut *cut, const GemmProblem *problems, int64_t np, int64_t wanted,
+                        int64_t rows, int64_t columns) {
+    while (count_all(cut, problems, np) < wanted && (cut->rows > rows || cut->columns > columns)) {
+        if (cut->columns <= columns || (cut->rows > rows && cut->rows >= cut->columns))
+            cut->rows /= 2;
+        else
+            cut->columns = ceil_div(cut->columns / 2, 64) * 64;
+    }
+}
+
+// The largest tiles that keep all threads busy. Fewer columns cost little where a thread that gets
+// the next ones finds the rows packed, so there may be more of such tiles than are needed.
 static Cut choose_tiles(const GemmIsa *isa, const Sum *sum, const GemmProblem *problems, int64_t np,
                         int nthreads) {
     Cut cut = {isa, sum, 1, 64};
-    GemmTiles least = {0};
+    GemmTiles most = {0};
     for (int64_t i = 0; i < np; i++) {
-        GemmTiles t = tiles_of(isa, &problems[i], sum);
-        cut.rows = max_i64(cut.rows, min_i64(t.rows, problems[i].m));
-        cut.columns = max_i64(cut.columns, min_i64(t.columns, ceil_div(problems[i].n, 64) * 64));
-        least = t;
+        most = tiles_of(isa, &problems[i], sum);
+        cut.rows = max_i64(cut.rows, min_i64(most.rows, problems[i].m));
+        cut.columns = max_i64(cut.columns, min_i64(most.columns, ceil_div(problems[i].n, 64) * 64));
     }
-    while (nthreads > 1 && count_all(&cut, problems, np) < least.per_thread * nthreads &&
-           (cut.rows > least.rows_least || cut.columns > least.columns_least)) {
-        if (cut.columns <= least.columns_least || cut.rows >= cut.columns)
-            cut.rows /= 2;
-        else
-            cut.columns = ceil_div(cut.columns / 2, 64) * 64;
-    }
+    if (nthreads == 1) return cut;
+    if (most.columns > GEMM_NB && most.rows <= GEMM_MB)
+        halve_tiles(&cut, problems, np, 4 * most.per_thread * nthreads, most.rows, GEMM_NB);
+    halve_tiles(&cut, problems, np, most.per_thread * nthreads, most.rows_least,
+                most.columns_least);
     return cut;
 }
 

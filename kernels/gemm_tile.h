@@ -50,7 +50,9 @@ typedef struct Strip {
     float *between; // memory for totals between two slices, row stride NR
     float *to;
     int64_t to_ld;
-    bool is_added; // to what lies at `to`
+    bool is_added;                    // to what lies at `to`
+    const char *output;               // where the rows go in the end, in bytes: the first one,
+    int64_t output_step, output_last; // from row to row, the last byte of one
     Fetch *next;
 } Strip;
 
@@ -133,10 +135,10 @@ INLINE void promote(const int h, const GemmScaling scaling, vf totals[MR][NV], v
 }
 
 INLINE void fetch_output(const int h, const Strip *t) {
-    const float *to = t->to;
-    for (int r = 0; r < h; r++, to += t->to_ld) {
+    const char *to = t->output;
+    for (int r = 0; r < h; r++, to += t->output_step) {
         __builtin_prefetch(to, 1);
-        __builtin_prefetch(to + NR - 1, 1);
+        __builtin_prefetch(to + t->output_last, 1);
     }
 }
 
@@ -287,6 +289,41 @@ static GemmScaling pack_columns_at(const Work *t, int64_t j, int64_t nj) {
     return !is_fp8 ? UNSCALED : is_one ? ROWS_SCALED : BOTH_SCALED;
 }
 
+// What is packed after the columns at j: the next ones, or the first ones of the next part of the
+// contraction. Across codes, two times NR of them share a cache line: the lines after it are
+// fetched in two halves.
+static Fetch columns_ahead(const Work *t, int64_t j, int64_t parts) {
+    const GemmOperand *b = &t->p->b;
+    int64_t k0 = t->slice * TILE, nk = min_i64(t->slices * TILE, t->p->k - k0), n = NR;
+    int64_t end = t->n0 + t->nn, next = j + NR;
+    if (next >= end) {
+        next = t->n0;
+        k0 += nk;
+        nk = min_i64(t->slices * TILE, t->p->k - k0); // 0 in the last part
+    } else if (!b->is_k_contig && gemm_is_fp8(b->t)) {
+        int64_t half = nk / 2, pair = j / (2 * NR) * (2 * NR);
+        next = pair + 2 * NR;
+        n = 2 * NR;
+        k0 += j == pair ? 0 : half;
+        nk = j == pair ? half : nk - half;
+    }
+    return piece_of(b, next, nk > 0 ? min_i64(n, end - next) : 0, k0, nk, parts);
+}
+
+// n <= NR finished sums to the output; NR can be read.
+INLINE void put_row(const GemmProblem *p, int64_t row, int64_t j, int64_t n, const float *c) {
+#ifdef STORE_BF16
+    if (p->y.t == DT_BF16) {
+        STORE_BF16((uint16_t *)p->y.p + row * p->y.ld + j, c, n);
+        return;
+    }
+#endif
+    if (n == NR)
+        store_row(p, row, j, NR, c);
+    else
+        store_row(p, row, j, n, c);
+}
+
 // All rows x nj columns at j.
 static void run_columns(const Work *t, int64_t j, int64_t nj) {
     static const float zeros[NR];
@@ -299,9 +336,9 @@ static void run_columns(const Work *t, int64_t j, int64_t nj) {
     int64_t c_ld = is_whole ? NR : GEMM_LDC;
     int64_t most = scaling == UNSCALED ? MR : MR_SCALED, strips = ceil_div(t->mn, most);
     int64_t low = t->mn / strips, high = t->mn % strips; // rows of a strip; strips with one more
-    int64_t k0 = t->slice * TILE, nk = min_i64(t->slices * TILE, p->k - k0);
-    Fetch next =
-        piece_of(&p->b, j + NR, min_i64(NR, t->n0 + t->nn - j - NR), k0, nk, strips * t->slices);
+    int64_t size = p->y.t == DT_F32 ? 4 : 2;
+    const char *y = (const char *)p->y.p + j * size;
+    Fetch next = columns_ahead(t, j, strips * t->slices);
     for (int64_t s = 0, r = 0, h = 0; s < strips; s++, r += h) {
         h = low + (s < high);
         Strip x = {.slices = t->slices,
@@ -318,15 +355,13 @@ static void run_columns(const Work *t, int64_t j, int64_t nj) {
                    .to = is_to_y ? (float *)p->y.p + (t->m0 + r) * p->y.ld + j : c + r * c_ld,
                    .to_ld = is_to_y ? p->y.ld : c_ld,
                    .is_added = is_to_y && p->acc,
+                   .output = y + (t->m0 + r) * p->y.ld * size,
+                   .output_step = p->y.ld * size,
+                   .output_last = nj * size - 1,
                    .next = &next};
         kernels[scaling][h](&x);
-    }
-    if (!t->is_last || is_to_y) return;
-    for (int64_t r = 0; r < t->mn; r++) {
-        if (nj == NR)
-            store_row(p, t->m0 + r, j, NR, c + r * c_ld);
-        else
-            store_row(p, t->m0 + r, j, nj, c + r * c_ld);
+        for (int64_t i = r; i < r + h && t->is_last && !is_to_y; i++)
+            put_row(p, t->m0 + i, j, nj, c + i * c_ld);
     }
 }
 

@@ -214,3 +214,16 @@ extern "C" Err gemm_fp8_wgrad_cuda(OpCx *cx, Mat y, MatQ at, MatQ bt, bool acc) 
                 y.rows == at.rows && y.cols == bt.rows, acc));
     return OK;
 }
+
+// Pairs: the first sum lies in `room`.
+extern "C" Err gemm_nn_pair_cuda(OpCx *cx, Mat y, Mat a, Mat b, Mat a2, Mat b2, Mat room) {
+    TRY(gemm_nn_cuda(cx, room, a, b, false));
+    TRY(gemm_nn_cuda(cx, room, a2, b2, true));
+    return cast_cuda(cx, y, room);
+}
+
+extern "C" Err gemm_fp8_dgrad_pair_cuda(OpCx *cx, Mat y, MatQ a, MatQ w, MatQ a2, MatQ w2, Mat room) {
+    TRY(gemm_fp8_dgrad_cuda(cx, room, a, w, false));
+    TRY(gemm_fp8_dgrad_cuda(cx, room, a2, w2, true));
+    return cast_cuda(cx, y, room);
+}

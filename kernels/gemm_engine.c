@@ -139,6 +139,7 @@ static GemmTiles tiles_of(const GemmIsa *isa, const GemmProblem *p, const Sum *s
     if (!unit) return register_tiles;
     int64_t row = max_i64(ceil_div(p->k, TILE), 1) * TILE / unit; // units of the panel of a
     GemmTiles t = {GEMM_MB, GEMM_NB, 48, 64, 4};
+    if (p->k2 > 0) return t; // the sums wait for the second contraction
     if (row > GEMM_DEPTH || row * GEMM_MB > GEMM_PANEL) return t;
     t.rows = min_i64(GEMM_MB_MAX, GEMM_PANEL / row / 16 * 16);
     t.columns = GEMM_NB_WIDE;
@@ -211,13 +212,24 @@ static void run_tile(const Cut *cut, const GemmProblem *p, int64_t t, GemmWork *
     tile(p, m0, m1 - m0, n0, n1 - n0, w);
 }
 
-static Err check_problem(const GemmProblem *p) {
+bool gemm_takes_pairs(const OpCx *cx, const GemmProblem *p) {
+    const GemmIsa *isa = gemm_current();
+    Sum sum;
+    if (sum_of(&sum, cx) != OK) return false;
+    bool is_other = gemm_is_fp8(p->a.t) && sum.is_other;
+    return !is_other && (!is_half(isa, p) || isa->unit_half > 0);
+}
+
+static Err check_problem(const OpCx *cx, const GemmProblem *p) {
     CHECK(p->m >= 0 && p->n >= 0 && p->k >= 0, E_INTERNAL, "gemm: size %lld x %lld x %lld",
           (long long)p->m, (long long)p->n, (long long)p->k);
     CHECK(gemm_is_fp8(p->a.t) == gemm_is_fp8(p->b.t), E_INTERNAL,
           "gemm: one operand is FP8, the other is not");
     CHECK(p->y.t == DT_F32 || (p->y.t == DT_BF16 && !p->acc), E_INTERNAL, "gemm: output type %s%s",
           dtype_name(p->y.t), p->acc ? " cannot be added to" : "");
+    CHECK(p->k2 == 0 || (p->k2 > 0 && p->k > 0 && p->a2.t == p->a.t && p->b2.t == p->b.t &&
+                         gemm_takes_pairs(cx, p)),
+          E_INTERNAL, "gemm: no such pair of products");
     return OK;
 }
 
@@ -227,8 +239,8 @@ Err gemm_run(OpCx *cx, const GemmProblem *problems, int64_t np) {
     TRY(sum_of(&sum, cx));
     for (int64_t i = 0; i < np; i++) {
         const GemmProblem *p = &problems[i];
-        TRY(check_problem(p));
-        flops += 2.0 * (double)p->m * (double)p->n * (double)(p->k + 1);
+        TRY(check_problem(cx, p));
+        flops += 2.0 * (double)p->m * (double)p->n * (double)(p->k + p->k2 + 1);
     }
     // Below this a second thread costs more than it brings.
     int nthreads = flops < 1e5 || cx->nthreads < 1 ? 1 : cx->nthreads;

@@ -28,12 +28,15 @@ typedef struct GemmOperand {
     int64_t s_outer, s_k;
 } GemmOperand;
 
-// One product. Both operands FP8, of either format (with promotion every 128), or none.
+// One product. Both operands FP8, of either format (with promotion every 128), or none. A pair is
+// the sum of two products: the second contraction goes on with the sums of the first.
 typedef struct GemmProblem {
     GemmOperand a, b;
     int64_t m, n, k;
-    Mat y;    // [m, n] f32 or bf16
-    bool acc; // add to y (f32) instead of overwriting it
+    Mat y;              // [m, n] f32 or bf16
+    bool acc;           // add to y (f32) instead of overwriting it
+    GemmOperand a2, b2; // of the second contraction; the types are those of a and b
+    int64_t k2;         // 0: there is none
 } GemmProblem;
 
 enum {
@@ -139,6 +142,9 @@ typedef struct GemmIsa {
 // gemm_run: compute np products; the sizes may differ. Uses cx->scratch for gemm_scratch_bytes().
 // Local. Errors: E_INTERNAL if the scratch arena is too small.
 Err gemm_run(OpCx *cx, const GemmProblem *problems, int64_t np) MUST_CHECK;
+// gemm_takes_pairs: does the chosen instruction set compute pairs of such products, summed as cx
+// says? Else gemm_run refuses them.
+bool gemm_takes_pairs(const OpCx *cx, const GemmProblem *p);
 // gemm_scratch_bytes: upper bound of what one gemm_* or ggemm_* operation pushes on the scratch
 // arena.
 size_t gemm_scratch_bytes(int nthreads, int64_t ngroups);

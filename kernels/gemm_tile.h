@@ -365,17 +365,15 @@ static void run_columns(const Work *t, int64_t j, int64_t nj) {
     }
 }
 
-void GEMM_TILE(const GemmProblem *p, int64_t m0, int64_t mn, int64_t n0, int64_t nn, GemmWork *w) {
-    static const float zeros[GEMM_NB_WIDE];
+// The contraction of p, in parts that the panels hold. begins: no sums wait; ends: none will.
+static void run_contraction(const GemmProblem *p, int64_t m0, int64_t mn, int64_t n0, int64_t nn,
+                            bool begins, bool ends, GemmWork *w) {
     int64_t slices = ceil_div(p->k, TILE), stride = ceil_div(mn, 16) * 16;
     int64_t held = min_i64(GEMM_DEPTH / AS, GEMM_PANEL / (stride * AS));
     held = min_i64(slices, held);
-    if (slices == 0)
-        for (int64_t r = 0; r < mn; r++) store_row(p, m0 + r, n0, nn, zeros);
-    memset(w->sb, 0, sizeof w->sb);
     for (int64_t i = 0; i < slices; i += held) {
-        Work t = {
-            p, m0, mn, n0, nn, stride, i, min_i64(held, slices - i), i == 0, i + held >= slices, w};
+        bool is_first = begins && i == 0, is_last = ends && i + held >= slices;
+        Work t = {p, m0, mn, n0, nn, stride, i, min_i64(held, slices - i), is_first, is_last, w};
         if (held < slices || w->packed != p || w->packed_m0 != m0 || w->packed_mn != mn)
             pack_rows(&t);
         w->packed = held < slices ? NULL : p;
@@ -383,6 +381,21 @@ void GEMM_TILE(const GemmProblem *p, int64_t m0, int64_t mn, int64_t n0, int64_t
         w->packed_mn = mn;
         for (int64_t j = n0; j < n0 + nn; j += NR) run_columns(&t, j, min_i64(NR, n0 + nn - j));
     }
+}
+
+void GEMM_TILE(const GemmProblem *p, int64_t m0, int64_t mn, int64_t n0, int64_t nn, GemmWork *w) {
+    static const float zeros[GEMM_NB_WIDE];
+    if (p->k == 0)
+        for (int64_t r = 0; r < mn; r++) store_row(p, m0 + r, n0, nn, zeros);
+    memset(w->sb, 0, sizeof w->sb);
+    run_contraction(p, m0, mn, n0, nn, true, p->k2 == 0, w);
+    if (p->k2 == 0) return;
+    GemmProblem second = *p;
+    second.a = p->a2;
+    second.b = p->b2;
+    second.k = p->k2;
+    run_contraction(&second, m0, mn, n0, nn, false, true, w);
+    w->packed = NULL; // `second` ends here
 }
 
 // Peak: as many independent accumulators as the micro-kernel has, nothing from memory.

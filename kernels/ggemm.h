@@ -9,6 +9,8 @@
 //   ggemm_fp8_fprop: y [R,N] = a [R,K] 1x128,  w L x [N,K] 128x128
 //   ggemm_fp8_dgrad: y [R,K] = a [R,N] 1x128,  w the same blocks, read transposed
 //   ggemm_fp8_wgrad: y_e [N,K] = at [N,R], bt [K,R]; y [L*N,K] stacked; tiles restart per group (view.h)
+//   ggemm_nn_pair, ggemm_fp8_dgrad_pair: pairs as in gemm.h, per group; room f32 like y; rows of y outside
+//                    groups are unspecified
 // Work is spread over experts and tiles together, so that many small groups keep all threads busy.
 #pragma once
 #include "view.h"

@@ -120,14 +120,6 @@ Err ggemm_fp8_dgrad_cpu(OpCx *cx, Mat y, MatQ a, MatQ w, Groups g, bool acc) {
     return OK;
 }
 
-// Columns [c0, c0+n) of a transposed activation, whose scales begin at `tile`.
-static MatQ token_columns(MatQ x, int64_t c0, int64_t n, int64_t tile) {
-    x.q += c0;
-    x.s = (char *)x.s + (size_t)(tile * x.scol) * (x.st == SCALE_F32 ? 4 : 1);
-    x.cols = n;
-    return x;
-}
-
 Err ggemm_fp8_wgrad_cpu(OpCx *cx, Mat y, MatQ at, MatQ bt, Groups g, bool acc) {
     const char *op = "ggemm_fp8_wgrad";
     TRY(check_stack(op, y.rows, g.n));
@@ -140,8 +132,8 @@ Err ggemm_fp8_wgrad_cpu(OpCx *cx, Mat y, MatQ at, MatQ bt, Groups g, bool acc) {
     ARENA_NEW(cx->scratch, p, g.n);
     for (int64_t e = 0; e < g.n; e++) {
         int64_t r0 = g.start[e], n = g.count[e], tile = first_tile(g, e);
-        p[e] = (GemmProblem){.a = gemm_operand_q(token_columns(at, r0, n, tile), true),
-                             .b = gemm_operand_q(token_columns(bt, r0, n, tile), true),
+        p[e] = (GemmProblem){.a = gemm_operand_q(matq_cols(at, r0, n, tile), true),
+                             .b = gemm_operand_q(matq_cols(bt, r0, n, tile), true),
                              .m = per,
                              .n = y.cols,
                              .k = n,
@@ -150,5 +142,81 @@ Err ggemm_fp8_wgrad_cpu(OpCx *cx, Mat y, MatQ at, MatQ bt, Groups g, bool acc) {
     }
     TRY(gemm_run(cx, p, g.n));
     arena_release(cx->scratch, mark);
+    return OK;
+}
+
+// Pairs: both products of every expert, or false if the instruction set takes none of them.
+static Err run_pairs(OpCx *cx, GemmProblem *p, int64_t n, bool *is_done) {
+    *is_done = false;
+    for (int64_t e = 0; e < n; e++)
+        if (p[e].k == 0 || p[e].k2 == 0 || !gemm_takes_pairs(cx, &p[e])) return OK;
+    *is_done = true;
+    return gemm_run(cx, p, n);
+}
+
+Err ggemm_nn_pair_cpu(OpCx *cx, Mat y, Mat a, Mat b, Mat a2, Mat b2, Groups g, Mat room) {
+    TRY(check_stack("ggemm_nn_pair", b.rows, g.n));
+    TRY(check_stack("ggemm_nn_pair", b2.rows, g.n));
+    int64_t k = b.rows / g.n, k2 = b2.rows / g.n;
+    CHECK(a.cols == k && a2.cols == k2 && y.cols == b.cols && y.cols == b2.cols &&
+              a.rows == y.rows && a2.rows == y.rows,
+          E_INTERNAL, "ggemm_nn_pair: shapes disagree");
+    TRY(check_groups("ggemm_nn_pair", g, a.rows));
+    size_t mark = arena_mark(cx->scratch);
+    GemmProblem *p = NULL;
+    bool is_done = false;
+    ARENA_NEW(cx->scratch, p, g.n);
+    for (int64_t e = 0; e < g.n; e++) {
+        int64_t r0 = g.start[e], n = g.count[e];
+        p[e] = (GemmProblem){.a = gemm_operand_mat(mat_rows(a, r0, n), true),
+                             .b = gemm_operand_mat(mat_rows(b, e * k, k), false),
+                             .m = n,
+                             .n = y.cols,
+                             .k = k,
+                             .y = mat_rows(y, r0, n),
+                             .a2 = gemm_operand_mat(mat_rows(a2, r0, n), true),
+                             .b2 = gemm_operand_mat(mat_rows(b2, e * k2, k2), false),
+                             .k2 = k2};
+    }
+    TRY(run_pairs(cx, p, g.n, &is_done));
+    arena_release(cx->scratch, mark);
+    if (is_done) return OK;
+    TRY(ggemm_nn_cpu(cx, room, a, b, g, false));
+    TRY(ggemm_nn_cpu(cx, room, a2, b2, g, true));
+    TRY(cast_cpu(cx, y, room));
+    return OK;
+}
+
+Err ggemm_fp8_dgrad_pair_cpu(OpCx *cx, Mat y, MatQ a, MatQ w, MatQ a2, MatQ w2, Groups g,
+                             Mat room) {
+    CHECK(g.n == w.nmat && g.n == w2.nmat, E_INTERNAL,
+          "ggemm_fp8_dgrad_pair: %lld groups, %lld and %lld weights", (long long)g.n,
+          (long long)w.nmat, (long long)w2.nmat);
+    CHECK(a.cols == w.rows && a2.cols == w2.rows && y.cols == w.cols && y.cols == w2.cols &&
+              a.rows == y.rows && a2.rows == y.rows,
+          E_INTERNAL, "ggemm_fp8_dgrad_pair: shapes disagree");
+    TRY(check_groups("ggemm_fp8_dgrad_pair", g, a.rows));
+    size_t mark = arena_mark(cx->scratch);
+    GemmProblem *p = NULL;
+    bool is_done = false;
+    ARENA_NEW(cx->scratch, p, g.n);
+    for (int64_t e = 0; e < g.n; e++) {
+        int64_t r0 = g.start[e], n = g.count[e];
+        p[e] = (GemmProblem){.a = gemm_operand_q(matq_rows(a, r0, n), true),
+                             .b = gemm_operand_q(matq_mat(w, e), false),
+                             .m = n,
+                             .n = y.cols,
+                             .k = w.rows,
+                             .y = mat_rows(y, r0, n),
+                             .a2 = gemm_operand_q(matq_rows(a2, r0, n), true),
+                             .b2 = gemm_operand_q(matq_mat(w2, e), false),
+                             .k2 = w2.rows};
+    }
+    TRY(run_pairs(cx, p, g.n, &is_done));
+    arena_release(cx->scratch, mark);
+    if (is_done) return OK;
+    TRY(ggemm_fp8_dgrad_cpu(cx, room, a, w, g, false));
+    TRY(ggemm_fp8_dgrad_cpu(cx, room, a2, w2, g, true));
+    TRY(cast_cpu(cx, y, room));
     return OK;
 }

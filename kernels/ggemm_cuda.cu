@@ -103,3 +103,16 @@ extern "C" Err ggemm_fp8_wgrad_cuda(OpCx *cx, Mat y, MatQ at, MatQ bt, Groups g,
     TRY(gemm_cuda_run(cx, "ggemm_fp8_wgrad", c));
     return OK;
 }
+
+// Pairs: the first sum lies in `room`.
+extern "C" Err ggemm_nn_pair_cuda(OpCx *cx, Mat y, Mat a, Mat b, Mat a2, Mat b2, Groups g, Mat room) {
+    TRY(ggemm_nn_cuda(cx, room, a, b, g, false));
+    TRY(ggemm_nn_cuda(cx, room, a2, b2, g, true));
+    return cast_cuda(cx, y, room);
+}
+
+extern "C" Err ggemm_fp8_dgrad_pair_cuda(OpCx *cx, Mat y, MatQ a, MatQ w, MatQ a2, MatQ w2, Groups g, Mat room) {
+    TRY(ggemm_fp8_dgrad_cuda(cx, room, a, w, g, false));
+    TRY(ggemm_fp8_dgrad_cuda(cx, room, a2, w2, g, true));
+    return cast_cuda(cx, y, room);
+}

@@ -270,8 +270,8 @@ static void one_mask_hides(void) {
     free_run(a);
 }
 
-// Scores far apart: the softmax is one-hot, nothing overflows, gradients stay finite; also where a unit in the last place
-// of a score is worth thousands of exponents.
+// Scores far apart: the softmax is one-hot, nothing overflows, gradients stay finite; also where a
+// unit in the last place of a score is worth thousands of exponents.
 static void one_extreme_scores(DType type, double size) {
     Case k = {{1, 80, 1, 4, 0, 4, 30.0f}, type, 0, 0};
     Run r = make_run(&k);

@@ -297,7 +297,7 @@ static Mid mid_of(const Rig *r, const Gated *a, const Operand *x, const DensePar
     Mat dh = bf16_new(r, a->rows, a->cols), want_dg = bf16_new(r, a->rows, a->cols);
     Mat want_du = bf16_new(r, a->rows, a->cols);
     float *dgate = malloc((size_t)a->rows * sizeof *dgate);
-    MUST_OK(linear_dgrad(r->s, r->cx, dh, dy, p->down, groups, false));
+    MUST_OK(linear_dgrad(r->s, r->cx, dh, dy, p->down, groups));
     MUST_OK(r->cx->ops->swiglu_bwd(&r->cx->op, want_dg, want_du, a->gate ? dgate : NULL, dh, g, u, a->gate));
     check_same("dg", dg, want_dg);
     check_same("du", du, want_du);
@@ -371,7 +371,7 @@ static Real check_core(const Rig *r, const AttentionParams *p, const AttentionSa
     Mat dkv = bf16_new(r, TOKENS, kv.cols), dkr = bf16_new(r, TOKENS, s->Dr);
     Operand dyq;
     MUST_OK(operand_make(s, r->cx, &dyq, r->own, r->dy, SITE_O_DY, false));
-    MUST_OK(linear_dgrad(s, r->cx, dout, &dyq, p->o, groups_none(), false));
+    MUST_OK(linear_dgrad(s, r->cx, dout, &dyq, p->o, groups_none()));
     MUST_OK(ops->attn_bwd(op, dq, dkv, dkr, dout, o, lse, q, kv, kr, shape, NULL));
     MUST_OK(ops->rope(op, dq, heads, rope, true));
     check_same("dq", a->dq, dq);

@@ -157,16 +157,20 @@ static void fprop_error(Rig *r, const Operand *o, Mat x, Param *w, Groups g, DTy
     expect_error(r, name, d);
 }
 
-// Dgrad into `t`, on top of something with `acc`.
-static void dgrad_error(Rig *r, const Operand *o, Mat dy, Param *w, DType t, bool acc, const char *name) {
-    Mat dx, before = random_new(r, dy.rows, w->cols, 99);
+// Dgrad into `t`, or, with `other`, as a part of a pair's sum.
+static void dgrad_error(Rig *r, const Operand *o, Mat dy, Param *w, DType t, Param *other, const char *name) {
+    Mat dx;
     Distance d = {0};
     MUST_OK(arena_mat(r->cx.acts, &dx, t, dy.rows, w->cols, "dx"));
-    MUST_OK(r->cx.ops->cast(&r->cx.op, dx, before));
-    MUST_OK(linear_dgrad(&r->shape, &r->cx, dx, o, w, groups_none(), acc));
+    if (other) {
+        MUST_OK(linear_dgrad_pair(&r->shape, &r->cx, dx, o, other, o, w, groups_none()));
+        MUST_OK(r->cx.ops->gemm_fp8_dgrad(&r->cx.op, dx, o->q, w->q, false));
+    } else {
+        MUST_OK(linear_dgrad(&r->shape, &r->cx, dx, o, w, groups_none()));
+    }
     for (int64_t m = 0; m < 128; m++) {
         for (int64_t k = 0; k < w->cols; k++) {
-            double sum = 0.0, got = value(dx, m, k) - (acc ? value(before, m, k) : 0.0);
+            double sum = 0.0, got = value(dx, m, k);
             for (int64_t n = 0; n < w->rows; n++) sum += value(dy, m, n) * value(w->w, n, k);
             distance_add(&d, got, t == DT_F32 ? sum : (double)bf16_round((float)sum));
         }
@@ -208,9 +212,9 @@ static void errors_against_double(void **state) {
         shadow_begin(r.shadow);
         fprop_error(&r, &o, x, w, groups_none(), DT_BF16, "L0.o.fprop");
         fprop_error(&r, &o, x, v, groups_none(), DT_F32, "L1.o.fprop");
-        dgrad_error(&r, &q, dy, w, DT_BF16, false, "L0.o.dgrad");
-        dgrad_error(&r, &q, dy, v, DT_F32, false, "L1.o.dgrad");
-        dgrad_error(&r, &q, dy, u, DT_F32, true, "L2.o.dgrad");
+        dgrad_error(&r, &q, dy, w, DT_BF16, NULL, "L0.o.dgrad");
+        dgrad_error(&r, &q, dy, v, DT_F32, NULL, "L1.o.dgrad");
+        dgrad_error(&r, &q, dy, u, DT_F32, v, "L2.o.dgrad");
         wgrad_error(&r, &o, x, dy, w, "L0.o.wgrad");
         assert_int_equal(r.shadow->nrows, 6);
         // Experts: three of them have rows, one has some beyond the sample.
@@ -254,7 +258,7 @@ static void nothing_lost_is_zero(void **state) {
     MUST_OK(operand_make(&r.shape, &r.cx, &o, r.cx.acts, x, SITE_O_X, false));
     MUST_OK(operand_make(&r.shape, &r.cx, &q, r.cx.acts, dy, SITE_O_DY, false));
     MUST_OK(linear_fprop(&r.shape, &r.cx, y, &o, w, groups_none()));
-    MUST_OK(linear_dgrad(&r.shape, &r.cx, dx, &q, w, groups_none(), false));
+    MUST_OK(linear_dgrad(&r.shape, &r.cx, dx, &q, w, groups_none()));
     MUST_OK(turn_codes(&r.shape, &r.cx, &xt, &o, SITE_O_X_T, groups_none()));
     MUST_OK(turn_fresh(&r.shape, &r.cx, &dyt, dy, SITE_O_DY_T, groups_none()));
     MUST_OK(linear_wgrad(&r.shape, &r.cx, w, &dyt, &xt, groups_none()));
@@ -263,7 +267,7 @@ static void nothing_lost_is_zero(void **state) {
     for (int i = 0; i < 3; i++) assert_true(r.shadow->row[i].error == 0.0);
     // A NaN in the sample: not a number, and the worst of all.
     shadow_begin(r.shadow);
-    MUST_OK(linear_dgrad(&r.shape, &r.cx, dx, &q, w, groups_none(), false));
+    MUST_OK(linear_dgrad(&r.shape, &r.cx, dx, &q, w, groups_none()));
     ((uint16_t *)x.p)[5 * w->cols + 7] = 0x7FC0;
     MUST_OK(operand_make(&r.shape, &r.cx, &o, r.cx.acts, x, SITE_O_X, false));
     MUST_OK(linear_fprop(&r.shape, &r.cx, y, &o, w, groups_none()));

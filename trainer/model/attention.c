@@ -175,7 +175,7 @@ static Err core_bwd(const Shape *s, Cx *cx, const AttentionParams *p, AttentionS
     TRY(kept_out(s, cx, a, &o_x));
     TRY(operand_pair(s, cx, &dyq, &a->dy_t, dy, SITE_O_DY, SITE_O_DY_T, groups_none()));
     TRY(arena_mat(cx->scratch, &dout, s->act, T, s->H * s->Dv, "attn.dout"));
-    TRY(linear_dgrad(s, cx, dout, &dyq, p->o, groups_none(), false));
+    TRY(linear_dgrad(s, cx, dout, &dyq, p->o, groups_none()));
     Mat kr = mat_cols(a->kva, s->Rkv, s->Dr), dkr = mat_cols(a->dkva, s->Rkv, s->Dr);
     prof_enter(PROF_ATTENTION);
     TRY(cx->ops->attn_bwd(&cx->op, a->dq, a->dkv, dkr, dout, o_x, a->lse, q, kv, kr, attn_shape(s, a), a->doc_start));
@@ -192,7 +192,7 @@ static Err latent_bwd(const Shape *s, Cx *cx, Mat draw, const Operand *dup, cons
     size_t mark = arena_mark(cx->scratch);
     Mat dlatent;
     TRY(arena_mat(cx->scratch, &dlatent, s->act, raw.rows, raw.cols, "attn.dlatent"));
-    TRY(linear_dgrad(s, cx, dlatent, dup, up, groups_none(), false));
+    TRY(linear_dgrad(s, cx, dlatent, dup, up, groups_none()));
     TRY(norm_bwd(cx, draw, dlatent, raw, norm, rstd, mat_none()));
     arena_release(cx->scratch, mark);
     return OK;

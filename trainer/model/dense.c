@@ -30,7 +30,7 @@ Err ffn_bwd_core(const Shape *s, Cx *cx, const DenseParams *p, DenseSaved *a, Op
                  const Operand *dyq) {
     Mat dh;
     TRY(arena_mat(cx->scratch, &dh, s->act, a->mid.rows, a->mid.cols, "ffn.dh"));
-    TRY(linear_dgrad(s, cx, dh, dyq, p->down, groups_none(), false));
+    TRY(linear_dgrad(s, cx, dh, dyq, p->down, groups_none()));
     TRY(cx_progress(cx));
     return gated_bwd(s, cx, &a->mid, dg, du, NULL, dh, groups_none());
 }

@@ -103,34 +103,36 @@ Err linear_fprop(const Shape *s, Cx *cx, Mat y, const Operand *x, const Param *w
     return shadow_fprop(cx, y, x->sample, w, g);
 }
 
-Err linear_dgrad(const Shape *s, Cx *cx, Mat dx, const Operand *dy, const Param *w, Groups g, bool acc) {
-    size_t mark = arena_mark(cx->scratch);
-    Mat before = mat_none();
-    if (acc) TRY(shadow_before(cx, &before, dx, dy->sample, w));
+Err linear_dgrad(const Shape *s, Cx *cx, Mat dx, const Operand *dy, const Param *w, Groups g) {
     prof_enter(g.n ? PROF_EXPERT : PROF_LINEAR);
     if (s->mode == MODE_FP8) {
-        if (g.n) TRY(cx->ops->ggemm_fp8_dgrad(&cx->op, dx, dy->q, w->q, g, acc));
-        else TRY(cx->ops->gemm_fp8_dgrad(&cx->op, dx, dy->q, w->q, acc));
+        if (g.n) TRY(cx->ops->ggemm_fp8_dgrad(&cx->op, dx, dy->q, w->q, g, false));
+        else TRY(cx->ops->gemm_fp8_dgrad(&cx->op, dx, dy->q, w->q, false));
     } else {
-        if (g.n) TRY(cx->ops->ggemm_nn(&cx->op, dx, dy->x, w->w, g, acc));
-        else TRY(cx->ops->gemm_nn(&cx->op, dx, dy->x, w->w, acc));
+        if (g.n) TRY(cx->ops->ggemm_nn(&cx->op, dx, dy->x, w->w, g, false));
+        else TRY(cx->ops->gemm_nn(&cx->op, dx, dy->x, w->w, false));
     }
     prof_leave();
-    TRY(shadow_dgrad(cx, dx, before, dy->sample, w, g));
-    arena_release(cx->scratch, mark);
-    return OK;
+    return shadow_dgrad(cx, dx, dy->sample, w, g);
 }
 
 Err linear_dgrad_pair(const Shape *s, Cx *cx, Mat dx, const Operand *dya, const Param *wa, const Operand *dyb,
                       const Param *wb, Groups g) {
     size_t mark = arena_mark(cx->scratch);
-    Mat sum;
-    TRY(arena_mat(cx->scratch, &sum, DT_F32, dx.rows, dx.cols, "dgrad sum"));
-    TRY(linear_dgrad(s, cx, sum, dya, wa, g, false));
-    TRY(linear_dgrad(s, cx, sum, dyb, wb, g, true));
-    TRY(cx->ops->cast(&cx->op, dx, sum));
+    Mat room = dx;
+    if (dx.t != DT_F32) TRY(arena_mat(cx->scratch, &room, DT_F32, dx.rows, dx.cols, "dgrad sum"));
+    prof_enter(g.n ? PROF_EXPERT : PROF_LINEAR);
+    if (s->mode == MODE_FP8) {
+        if (g.n) TRY(cx->ops->ggemm_fp8_dgrad_pair(&cx->op, dx, dya->q, wa->q, dyb->q, wb->q, g, room));
+        else TRY(cx->ops->gemm_fp8_dgrad_pair(&cx->op, dx, dya->q, wa->q, dyb->q, wb->q, room));
+    } else {
+        if (g.n) TRY(cx->ops->ggemm_nn_pair(&cx->op, dx, dya->x, wa->w, dyb->x, wb->w, g, room));
+        else TRY(cx->ops->gemm_nn_pair(&cx->op, dx, dya->x, wa->w, dyb->x, wb->w, room));
+    }
+    prof_leave();
     arena_release(cx->scratch, mark);
-    return OK;
+    TRY(shadow_dgrad_part(cx, dya->q, dya->sample, wa, g));
+    return shadow_dgrad_part(cx, dyb->q, dyb->sample, wb, g);
 }
 
 Err turned_room(const Shape *s, Cx *cx, QuantOut *out, Arena *arena, int64_t tokens, int64_t channels, Site site,
@@ -201,13 +203,15 @@ Arena *gradient_arena(const Shape *s, const Cx *cx) {
 }
 
 Err linear_wgrad(const Shape *s, Cx *cx, Param *w, const Turned *dy, const Turned *x, Groups g) {
+    bool adds = !w->is_clear;
+    w->is_clear = false;
     prof_enter(g.n ? PROF_EXPERT : PROF_LINEAR);
     if (s->mode == MODE_FP8) {
-        if (g.n) TRY(cx->ops->ggemm_fp8_wgrad(&cx->op, w->grad, dy->t, x->t, g, true));
-        else TRY(cx->ops->gemm_fp8_wgrad(&cx->op, w->grad, dy->t, x->t, true));
+        if (g.n) TRY(cx->ops->ggemm_fp8_wgrad(&cx->op, w->grad, dy->t, x->t, g, adds));
+        else TRY(cx->ops->gemm_fp8_wgrad(&cx->op, w->grad, dy->t, x->t, adds));
     } else {
-        if (g.n) TRY(cx->ops->ggemm_tn(&cx->op, w->grad, dy->x, x->x, g, true));
-        else TRY(cx->ops->gemm_tn(&cx->op, w->grad, dy->x, x->x, true));
+        if (g.n) TRY(cx->ops->ggemm_tn(&cx->op, w->grad, dy->x, x->x, g, adds));
+        else TRY(cx->ops->gemm_tn(&cx->op, w->grad, dy->x, x->x, adds));
     }
     prof_leave();
     return shadow_wgrad(cx, w, dy->t, x->t, dy->sample, x->sample, g);

@@ -41,8 +41,8 @@ void *operand_data(const Shape *s, const Operand *o);
 
 // linear_fprop: y [M,N] = x W^T (per group where g.n > 0). y act type or f32.
 Err linear_fprop(const Shape *s, Cx *cx, Mat y, const Operand *x, const Param *w, Groups g) MUST_CHECK;
-// linear_dgrad: dx [M,K] = dy W, or dx += with acc (then dx is f32).
-Err linear_dgrad(const Shape *s, Cx *cx, Mat dx, const Operand *dy, const Param *w, Groups g, bool acc) MUST_CHECK;
+// linear_dgrad: dx [M,K] = dy W.
+Err linear_dgrad(const Shape *s, Cx *cx, Mat dx, const Operand *dy, const Param *w, Groups g) MUST_CHECK;
 
 // The 128x1 side of Wgrad, pushed on scratch: made once, used by every linear that shares the operand.
 typedef struct Turned {
@@ -64,7 +64,8 @@ Arena *gradient_arena(const Shape *s, const Cx *cx);
 // linear_wgrad: w->grad += dy^T x (per group). FP32.
 Err linear_wgrad(const Shape *s, Cx *cx, Param *w, const Turned *dy, const Turned *x, Groups g) MUST_CHECK;
 
-// linear_dgrad_pair: round( dya Wa + dyb Wb ) in one FP32 accumulator (inputs shared by two linears). dx act type.
+// linear_dgrad_pair: round( dya Wa + dyb Wb ) in one FP32 accumulator (inputs shared by two linears). dx act type or
+// f32.
 Err linear_dgrad_pair(const Shape *s, Cx *cx, Mat dx, const Operand *dya, const Param *wa, const Operand *dyb,
                       const Param *wb, Groups g) MUST_CHECK;
 

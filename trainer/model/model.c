@@ -200,7 +200,9 @@ static Err tap_hidden(const Taps *taps, int64_t layer, Mat x) {
     return taps && taps->hidden ? taps->hidden(taps->user, layer, x) : OK;
 }
 
-static Err tap_grads(const Taps *taps, int64_t layer) {
+// grads_final: nothing more is added to the gradients of blocks >= layer in this pass.
+static Err grads_final(Model *m, Cx *cx, const Taps *taps, int64_t layer) {
+    TRY(params_settle_grad(m->params, cx, layer));
     return taps && taps->grads ? taps->grads(taps->user, layer) : OK;
 }
 
@@ -286,7 +288,7 @@ static Err stage_norm_bwd(Cx *cx, Stage *g, Param *norm, Mat dx) {
 // pass_bwd: ga, gb [T,D] are the two gradient buffers of the residual stream.
 static Err pass_bwd(Model *m, Cx *cx, int64_t nstages, Mat ga, Mat gb, const Taps *taps) {
     const Shape *s = &m->s;
-    if (!s->is_tied) TRY(tap_grads(taps, s->nlayers + s->nmtp)); // heads had their backward in forward
+    if (!s->is_tied) TRY(grads_final(m, cx, taps, s->nlayers + s->nmtp)); // heads had their backward in forward
     for (int64_t k = nstages - 1; k >= 1; k--) {
         Stage *g = &m->stage[k], *prev = &m->stage[k - 1];
         Mat dy = mat_rows(ga, 0, g->T), tmp = mat_rows(gb, 0, g->T);
@@ -298,14 +300,14 @@ static Err pass_bwd(Model *m, Cx *cx, int64_t nstages, Mat ga, Mat gb, const Tap
             TRY(add_longer(s, cx, prev, g, dy));
         }
         arena_release(cx->acts, g->mark);
-        TRY(tap_grads(taps, s->nlayers + k - 1));
+        TRY(grads_final(m, cx, taps, s->nlayers + k - 1));
     }
     Stage *g = &m->stage[0];
     Mat dy = ga, dx = gb;
     TRY(stage_norm_bwd(cx, g, m->norm, dy));
     for (int64_t i = s->nlayers - 1; i >= 0; i--) {
         TRY(block_bwd(s, cx, &m->block[i], &m->saved[i], dx, dy, &g->run));
-        TRY(tap_grads(taps, i));
+        TRY(grads_final(m, cx, taps, i));
         Mat swap = dx;
         dx = dy;
         dy = swap;
@@ -313,7 +315,7 @@ static Err pass_bwd(Model *m, Cx *cx, int64_t nstages, Mat ga, Mat gb, const Tap
     prof_enter(PROF_EMBED);
     TRY(cx->ops->embed_bwd(&cx->op, m->embed->grad, dy, g->token));
     prof_leave();
-    return tap_grads(taps, -1);
+    return grads_final(m, cx, taps, -1);
 }
 
 static Err check_batch(const Model *m, const Batch *b, int64_t nstages) {

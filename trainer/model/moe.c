@@ -222,7 +222,7 @@ static Err experts_bwd(const Shape *s, Cx *cx, const MoeParams *p, MoeSaved *a, 
     Mat dh;
     Operand dg, du;
     TRY(arena_mat(cx->scratch, &dh, s->act, a->plan.npair, s->F, "moe.dh"));
-    TRY(linear_dgrad(s, cx, dh, &a->dye, p->down, g, false));
+    TRY(linear_dgrad(s, cx, dh, &a->dye, p->down, g));
     TRY(gated_bwd(s, cx, &a->mid, &dg, &du, dgate, dh, g));
     TRY(linear_dgrad_pair(s, cx, dpairs, &dg, p->gate, &du, p->up, g));
     arena_release(cx->scratch, mark);
@@ -234,9 +234,8 @@ static Err shared_bwd(const Shape *s, Cx *cx, const MoeParams *p, MoeSaved *a, M
     size_t mark = arena_mark(cx->scratch);
     Operand dg, du;
     TRY(ffn_bwd_core(s, cx, &p->shared, &a->shared, &dg, &du, dyq));
-    TRY(linear_dgrad(s, cx, dsum, &dg, p->shared.gate, groups_none(), false));
+    TRY(linear_dgrad_pair(s, cx, dsum, &dg, p->shared.gate, &du, p->shared.up, groups_none()));
     TRY(cx_progress(cx));
-    TRY(linear_dgrad(s, cx, dsum, &du, p->shared.up, groups_none(), true));
     arena_release(cx->scratch, mark);
     return OK;
 }

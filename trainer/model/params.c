@@ -312,11 +312,23 @@ Err params_share(Params *t, const Shape *s, Cx *cx) {
     return OK;
 }
 
+static Err zero_grad(Cx *cx, Param *e) {
+    e->is_clear = false;
+    return cx->dev->zero(e->grad.p, (size_t)(e->grad.rows * e->grad.cols) * sizeof(float));
+}
+
 Err params_zero_grad(Params *t, Cx *cx) {
     for (int i = 0; i < t->n; i++) {
-        Mat g = t->p[i].grad;
-        TRY(cx->dev->zero(g.p, (size_t)(g.rows * g.cols) * sizeof(float)));
+        Param *e = &t->p[i];
+        e->is_clear = e->kind == KIND_FP8 || e->family == P_HEAD;
+        if (!e->is_clear) TRY(zero_grad(cx, e));
     }
+    return OK;
+}
+
+Err params_settle_grad(Params *t, Cx *cx, int64_t layer) {
+    for (int i = 0; i < t->n; i++)
+        if (t->p[i].is_clear && t->p[i].layer >= layer) TRY(zero_grad(cx, &t->p[i]));
     return OK;
 }
 

@@ -32,6 +32,7 @@ typedef struct Param {
     Mat w;                    // [nmat*rows, cols] compute copy, act type (f32 for KIND_EXACT)
     MatQ q;                   // KIND_FP8 in fp8 mode: prepared weights
     Mat grad;                 // [nmat*rows, cols] f32
+    bool is_clear;            // the gradient is 0, whatever `grad` holds: the first product overwrites it
     const ShardRange *ranges; // [nranks of its group] rows of the flat [nmat*rows, cols]
     ShardRange own;           // this rank's
     Mat master;               // [own.nrows, cols] f32
@@ -69,8 +70,10 @@ Err params_prepare_own(Param *p, const Shape *s, Cx *cx) MUST_CHECK;
 Err params_share(Params *p, const Shape *s, Cx *cx) MUST_CHECK;
 // params_prepare: FP8 weights of all entries from the compute copies. Local.
 Err params_prepare(Params *p, const Shape *s, Cx *cx) MUST_CHECK;
-// params_zero_grad: all gradients to 0. Local.
+// params_zero_grad: all gradients to 0; those that products add to are only said to be (is_clear). Local.
 Err params_zero_grad(Params *p, Cx *cx) MUST_CHECK;
+// params_settle_grad: zeros are written where nothing was added to gradients of blocks >= layer. Local.
+Err params_settle_grad(Params *p, Cx *cx, int64_t layer) MUST_CHECK;
 // params_hf_name: Hugging Face's name of matrix `mat` (its number in the model) of an entry. Local,
 // pure.
 void params_hf_name(char *out, size_t n, const Param *p, int64_t mat);

@@ -23,7 +23,7 @@ Err shadow_create(Shadow **out, const Params *p) {
     for (int i = 0; i < p->n; i++) {
         if (p->p[i].kind == KIND_FP8) widest = max_i64(widest, max_i64(p->p[i].rows, p->p[i].cols));
     }
-    for (int i = 0; i < 3; i++)
+    for (int i = 0; i < 2; i++)
         TRY(mem_alloc(&h->host[i], (size_t)widest * sizeof(float), "shadow row"));
     return OK;
 }
@@ -33,7 +33,7 @@ void shadow_free(Shadow **h) {
     mem_free((*h)->sum);
     mem_free((*h)->packed);
     mem_free((*h)->row);
-    for (int i = 0; i < 3; i++) mem_free((*h)->host[i]);
+    for (int i = 0; i < 2; i++) mem_free((*h)->host[i]);
     mem_free(*h);
     *h = NULL;
 }
@@ -154,16 +154,14 @@ static Err row_on_host(const Cx *cx, float *h, Mat m, int64_t r) {
     return OK;
 }
 
-// compare: rows [r0, r0+n) of y, less `before` if there is one, against those of `want`.
-static Err compare(const Cx *cx, ShadowSum *s, Mat y, Mat before, Mat want, int64_t r0, int64_t n) {
+// compare: rows [r0, r0+n) of y against those of `want`.
+static Err compare(const Cx *cx, ShadowSum *s, Mat y, Mat want, int64_t r0, int64_t n) {
     float *const *row = (float *const *)cx->shadow->host;
     for (int64_t r = r0; r < r0 + n; r++) {
         TRY(row_on_host(cx, row[0], y, r));
         TRY(row_on_host(cx, row[1], want, r));
-        if (before.p) TRY(row_on_host(cx, row[2], before, r));
         for (int64_t c = 0; c < y.cols; c++) {
-            double got = (double)row[0][c] - (before.p ? (double)row[2][c] : 0.0);
-            double ref = (double)row[1][c], d = got - ref;
+            double ref = (double)row[1][c], d = (double)row[0][c] - ref;
             s->error += d * d;
             s->reference += ref * ref;
         }
@@ -186,7 +184,7 @@ static Err clip(Cx *cx, Groups *out, Groups g, int64_t rows) {
 }
 
 // against: rows of y against the BF16 product of the sample x: x W^T (SHADOW_FPROP) or x W (SHADOW_DGRAD).
-static Err against(Cx *cx, ShadowSum *s, ShadowGemm gemm, Mat y, Mat before, Mat x, const Param *w, Groups g) {
+static Err against(Cx *cx, ShadowSum *s, ShadowGemm gemm, Mat y, Mat x, const Param *w, Groups g) {
     size_t mark = arena_mark(cx->scratch);
     Mat want;
     Groups part = g;
@@ -201,9 +199,9 @@ static Err against(Cx *cx, ShadowSum *s, ShadowGemm gemm, Mat y, Mat before, Mat
         else TRY(cx->ops->gemm_nn(&cx->op, want, x, w->w, false));
     }
     if (!cx->is_measure) {
-        if (g.n == 0) TRY(compare(cx, s, y, before, want, 0, x.rows));
+        if (g.n == 0) TRY(compare(cx, s, y, want, 0, x.rows));
         for (int64_t e = 0; e < part.n; e++)
-            TRY(compare(cx, s, y, before, want, part.start[e], part.count[e]));
+            TRY(compare(cx, s, y, want, part.start[e], part.count[e]));
         s->is_taken = true;
     }
     prof_leave();
@@ -213,19 +211,32 @@ static Err against(Cx *cx, ShadowSum *s, ShadowGemm gemm, Mat y, Mat before, Mat
 
 Err shadow_fprop(Cx *cx, Mat y, Mat x, const Param *w, Groups g) {
     ShadowSum *s = slot_of(cx, w, SHADOW_FPROP, x);
-    return s ? against(cx, s, SHADOW_FPROP, y, mat_none(), x, w, g) : OK;
+    return s ? against(cx, s, SHADOW_FPROP, y, x, w, g) : OK;
 }
 
-Err shadow_before(Cx *cx, Mat *before, Mat dx, Mat dy, const Param *w) {
-    *before = mat_none();
-    if (!slot_of(cx, w, SHADOW_DGRAD, dy)) return OK;
-    TRY(arena_mat(cx->scratch, before, dx.t, dy.rows, dx.cols, "shadow before"));
-    return cx->ops->cast(&cx->op, *before, mat_rows(dx, 0, dy.rows));
-}
-
-Err shadow_dgrad(Cx *cx, Mat dx, Mat before, Mat dy, const Param *w, Groups g) {
+Err shadow_dgrad(Cx *cx, Mat dx, Mat dy, const Param *w, Groups g) {
     ShadowSum *s = slot_of(cx, w, SHADOW_DGRAD, dy);
-    return s ? against(cx, s, SHADOW_DGRAD, dx, before, dy, w, g) : OK;
+    return s ? against(cx, s, SHADOW_DGRAD, dx, dy, w, g) : OK;
+}
+
+Err shadow_dgrad_part(Cx *cx, MatQ codes, Mat dy, const Param *w, Groups g) {
+    if (!slot_of(cx, w, SHADOW_DGRAD, dy)) return OK;
+    size_t mark = arena_mark(cx->scratch);
+    Mat part;
+    MatQ rows = matq_rows(codes, 0, dy.rows);
+    prof_enter(PROF_EVAL);
+    TRY(arena_mat(cx->scratch, &part, DT_F32, dy.rows, w->cols, "shadow part"));
+    if (g.n > 0) {
+        Groups first;
+        TRY(clip(cx, &first, g, dy.rows));
+        TRY(cx->ops->ggemm_fp8_dgrad(&cx->op, part, rows, w->q, first, false));
+    } else {
+        TRY(cx->ops->gemm_fp8_dgrad(&cx->op, part, rows, w->q, false));
+    }
+    prof_leave();
+    TRY(shadow_dgrad(cx, part, dy, w, g));
+    arena_release(cx->scratch, mark);
+    return OK;
 }
 
 // first_tokens: how many of the first `rows` rows belong to the first group that has any; 0 if padding comes first.
@@ -253,7 +264,7 @@ Err shadow_wgrad(Cx *cx, const Param *w, MatQ dy_t, MatQ x_t, Mat dy, Mat x, Gro
     TRY(cx->ops->gemm_fp8_wgrad(&cx->op, got, dy_t, x_t, false));
     TRY(cx->ops->gemm_tn(&cx->op, want, mat_cols(mat_rows(dy, 0, m), 0, n), mat_rows(x, 0, m), false));
     if (!cx->is_measure) {
-        TRY(compare(cx, s, got, mat_none(), want, 0, n));
+        TRY(compare(cx, s, got, want, 0, n));
         s->is_taken = true;
     }
     prof_leave();

@@ -7,7 +7,7 @@
 // linear since shadow_begin is the sample; later ones (other micro-batches, recomputation) are left alone.
 //
 //   fprop  rows 0..127 of y = x W^T     against x_bf16 W_bf16^T, rounded to y's type
-//   dgrad  rows 0..127 of dx = dy W     against dy_bf16 W_bf16 (of its own part where two linears add to one dx)
+//   dgrad  rows 0..127 of dx = dy W     against dy_bf16 W_bf16 (its own part, in FP32, where two linears add to one dx)
 //   wgrad  output channels 0..127 of what tokens 0..127 add to dW, multiplied once more from the codes, against
 //          dy_bf16^T x_bf16. A cached format's error (E5M6, SwiGLU's codes) is in it: x_bf16 is forward's.
 // Of the experts, whose rows lie by expert, the sample is the first rows there. Not covered, because their rows
@@ -36,7 +36,7 @@ typedef struct Shadow {
     int64_t n;      // parameters * SHADOW_GEMMS
     ShadowSum *sum; // [n]
     double *packed; // [3n] what ranks add up
-    void *host[3];  // room for a row of each product
+    void *host[2];  // room for a row of each product
     ShadowRow *row; // [nrows] products that were compared, in the order of the parameters
     int64_t nrows;
 } Shadow;
@@ -59,9 +59,10 @@ double shadow_median(const Shadow *h);
 Err shadow_sample(Cx *cx, Mat *sample, Mat x) MUST_CHECK;
 // shadow_fprop: after y = x W^T. x: the sample.
 Err shadow_fprop(Cx *cx, Mat y, Mat x, const Param *w, Groups g) MUST_CHECK;
-// shadow_before: before dx += dy W: the rows of dx that the comparison takes off, on scratch.
-Err shadow_before(Cx *cx, Mat *before, Mat dx, Mat dy, const Param *w) MUST_CHECK;
-// shadow_dgrad: after dx = dy W (`before` mat_none()) or dx += dy W. dy: the sample.
-Err shadow_dgrad(Cx *cx, Mat dx, Mat before, Mat dy, const Param *w, Groups g) MUST_CHECK;
+// shadow_dgrad: after dx = dy W. dy: the sample.
+Err shadow_dgrad(Cx *cx, Mat dx, Mat dy, const Param *w, Groups g) MUST_CHECK;
+// shadow_dgrad_part: where dy W is only a part of a sum: its first rows are multiplied once more from the codes, into
+// FP32. dy: the sample.
+Err shadow_dgrad_part(Cx *cx, MatQ codes, Mat dy, const Param *w, Groups g) MUST_CHECK;
 // shadow_wgrad: dy_t [N,M], x_t [K,M] the codes of Wgrad, dy, x the samples of their inputs.
 Err shadow_wgrad(Cx *cx, const Param *w, MatQ dy_t, MatQ x_t, Mat dy, Mat x, Groups g) MUST_CHECK;

@@ -43,7 +43,7 @@ static void open_rig(Rig *r, const char *const *more, const char *const *and_mor
     MUST_OK(config_load(&r->config, NULL, sets, n));
     MUST_OK(solo_open(&r->solo, r->config, true, 1));
     Params *p = model_params(r->solo.model);
-    params_init(p, &r->solo.shape, &r->solo.cx);
+    MUST_OK(params_init(p, &r->solo.shape, &r->solo.cx));
     MUST_OK(solo_publish(&r->solo));
     MUST_OK(params_zero_grad(p, &r->solo.cx));
     for (int i = 0; i < 2 * 52; i++) r->tokens[i] = (int32_t)(philox(11, 0, (uint64_t)i).v[0] % 64);

@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "fp8.h"
+#include "staging.h"
 
 enum {
     PARTS = 5 + SCALE_BINS, // what is added of one QuantCount
@@ -40,18 +41,20 @@ static bool is_counted_here(const Cx *cx, Site site) {
 
 Err health_step(Health *h, Cx *cx, HealthTotals *out) {
     int64_t v[4] = {0};
-    for (int64_t i = 0; cx->health && i < h->n; i++) {
-        QuantCount *c = &cx->health[i];
-        if (c->values == 0) continue;
-        if (is_counted_here(cx, (Site)(i % SITE_COUNT))) {
-            v[0] += c->values;
-            v[1] += c->saturated;
-            v[2] += c->underflow;
-            v[3] += c->nonfinite_tiles;
-            quant_count_add(&h->since[i], c);
-        }
-        memset(c, 0, sizeof *c);
+    size_t bytes = (size_t)h->n * sizeof *cx->health, mark = arena_mark(cx->host_scratch);
+    const QuantCount *seen = NULL;
+    if (cx->health) TRY(staging_read(cx, (void **)&seen, cx->health, bytes));
+    for (int64_t i = 0; seen && i < h->n; i++) {
+        const QuantCount *c = &seen[i];
+        if (c->values == 0 || !is_counted_here(cx, (Site)(i % SITE_COUNT))) continue;
+        v[0] += c->values;
+        v[1] += c->saturated;
+        v[2] += c->underflow;
+        v[3] += c->nonfinite_tiles;
+        quant_count_add(&h->since[i], c);
     }
+    if (cx->health) TRY(cx->dev->zero(cx->health, bytes));
+    arena_release(cx->host_scratch, mark);
     TRY(comm_sum_i64(cx->world, v, 4));
     double values = v[0] > 0 ? (double)v[0] : 1.0;
     out->saturated = (double)v[1] / values;

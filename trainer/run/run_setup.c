@@ -223,7 +223,7 @@ static Err fill_model(Run *r) {
     if (r->resume_from[0]) {
         TRY(comm_agree(r->boot.world, checkpoint_load(r->resume_from, p, &r->cx, true)));
     } else {
-        params_init(p, &r->shape, &r->cx);
+        TRY(params_init(p, &r->shape, &r->cx));
         if (r->opt.init_from) {
             bool found = false;
             TRY(comm_agree(r->boot.world, checkpoint_find(r->init_from, sizeof r->init_from, &found,
@@ -238,8 +238,8 @@ static Err fill_model(Run *r) {
         }
     }
     TRY(params_publish(p, &r->shape, &r->cx));
-    if (r->cx.health) memset(r->cx.health, 0, (size_t)(r->cx.nblocks * SITE_COUNT) * sizeof *r->cx.health);
-    return OK;
+    if (!r->cx.health) return OK;
+    return r->cx.dev->zero(r->cx.health, (size_t)(r->cx.nblocks * SITE_COUNT) * sizeof *r->cx.health);
 }
 
 static void log_origin(const Run *r) {

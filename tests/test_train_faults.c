@@ -73,7 +73,7 @@ static Refusal refusals[] = {
     {"unknown_flag", "--stepz 5", 1, 64, {"--stepz", "--steps"}},
     {"zero_steps", "--steps 0", 1, 64, {"--steps"}},
     {"resume_and_init", "--resume /tmp --init-from /tmp", 1, 64, {"--init-from", "--resume"}},
-    {"device_cuda", "--device cuda", 2, 69, {"training on the CUDA backend is not finished", "--device cpu"}},
+    {"device_cuda", "--device cuda", 2, 69, {"no CUDA device", "--device cpu"}},
     {"missing_shard", "--set data.train=nowhere.h5", 2, 65, {"nowhere.h5"}},
     {"missing_tokenizer", "--set data.tokenizer=nowhere.json", 1, 65, {"nowhere.json"}},
     {"missing_eval_shard", "--set data.eval=nowhere.h5", 1, 65, {"nowhere.h5"}},

@@ -24,6 +24,19 @@ static void measure_ops(MemoryPlan *out, const Shape *s) {
     out->op_shared = sizeof(float) * ((size_t)s->H * rope + blocks * (size_t)(s->D + 8 * s->E + 4 * s->K + 256));
 }
 
+// measure_device_ops: the same for the CUDA backend, which keeps whole matrices: the parts of the fused operations,
+// codes with rows of a multiple of 16 bytes, codes of a weight turned for Dgrad.
+static void measure_device_ops(MemoryPlan *out, const Shape *s, const Mesh *mesh) {
+    int64_t T = s->B * s->S, pairs = T * mesh->ep * min_i64(s->K, s->L), blocks = (ceil_div(s->S, TILE) + 1) * s->B;
+    int64_t wide = max_i64(s->Fd, s->Fs), heads = s->H * (s->Dn + max_i64(s->Dr, s->Dv)), latent = max_i64(s->Rq, s->Rkv);
+    int64_t fused = 8 * max_i64(max_i64(pairs * s->F, T * wide), T * s->D);
+    int64_t weight = max_i64((wide + 16) * (s->D + 16), s->L * (s->F + 16) * (s->D + 16));
+    weight = max_i64(weight, (heads + 16) * (max_i64(latent, s->D) + 16));
+    int64_t rows = pairs * (max_i64(s->D, s->F) + 16) + T * (max_i64(max_i64(s->D, wide), heads) + 16);
+    int64_t parts = blocks * (8 * s->D + 16 * s->E) + 4 * s->H * T;
+    out->op_device = (size_t)(fused + weight + rows + parts) + DEVICE_SLACK;
+}
+
 static Err measure_cx(Cx *cx, const Mesh *mesh, bool is_balanced) {
     memset(cx, 0, sizeof *cx);
     cx->ops = ops_null();
@@ -59,6 +72,7 @@ static Err measure_pass(const Shape *s, Cx *cx, Model **m, bool with_grad, bool 
 Err memory_measure(MemoryPlan *out, const Shape *s, const Mesh *mesh, bool with_grad, bool with_state) {
     memset(out, 0, sizeof *out);
     measure_ops(out, s);
+    measure_device_ops(out, s, mesh);
     // Steps with and without comparison keep different things.
     int kinds = s->shadow_every > 0 && with_grad ? 4 : 2;
     for (int kind = 0; kind < kinds; kind++) {
@@ -130,7 +144,7 @@ static Err make_arenas(Cx *cx, const MemoryPlan *plan, int nthreads) {
     }
     // What the plan counts once is there twice at most: where the host writes it, and where operations read it.
     TRY(arena_create_on(&cx->acts, dev, "acts", plan->acts + DEVICE_SLACK, false));
-    TRY(arena_create_on(&cx->scratch, dev, "scratch", scratch, false));
+    TRY(arena_create_on(&cx->scratch, dev, "scratch", plan->scratch + plan->op_device, false));
     TRY(arena_create(&cx->host_acts, "host acts", plan->acts + DEVICE_SLACK, false));
     TRY(arena_create(&cx->host_scratch, "host scratch", 2 * scratch, false));
     return OK;

@@ -276,15 +276,10 @@ static Err claim_dir(Run *r) {
     return metrics_open(&r->metrics, r->dir, r->at.step, r->boot.rank);
 }
 
-// choose_backend: where to compute, before anything is opened. The trainer still reads and writes what its arenas
-// hold, so it runs on the CPU whatever is there; backend_choose is for the day when it does not.
+// choose_backend: where to compute, before anything is opened.
 static Err choose_backend(Run *r) {
-    CHECK(!r->opt.device || strcmp(r->opt.device, "cuda") != 0, E_PEER,
-          "--device cuda: training on the CUDA backend is not finished: its operations can be built (-Dcuda) and are "
-          "tested on the CPU, but the trainer computes on the CPU only; use --device cpu, or auto, which takes "
-          "the CPU");
-    r->backend = backend_cpu();
-    if (ops_cuda()) log_line("device     cpu (training on the CUDA backend is not finished)");
+    TRY(backend_choose(&r->backend, r->opt.device ? r->opt.device : "auto", r->boot.local_rank));
+    if (r->backend.why[0]) log_line("device     cpu: no CUDA device can be used here: %s", r->backend.why);
     return OK;
 }
 
@@ -338,4 +333,5 @@ void run_close(Run *r) {
     mem_free(r->tokens);
     mem_free(r->doc_start);
     config_free(r->config);
+    device_cuda_close();
 }

@@ -142,7 +142,8 @@ static Err pack_params(Zero *z, ZeroBucket *b) {
         int64_t row0 = 0, bytes = row_bytes(z, t);
         int64_t rows = piece(z, &b->run, i, g->rank, &row0);
         if (rows <= 0) continue;
-        TRY(z->dev->to_host(b->send + mine, (char *)t->param + row0 * bytes, (size_t)(rows * bytes)));
+        TRY(z->dev->to_host(b->send + mine, (char *)t->param + row0 * bytes,
+                            (size_t)(rows * bytes)));
         mine += rows * bytes;
     }
     for (int r = 0; r < g->nranks; r++) {
@@ -180,7 +181,8 @@ static bool is_idle(const Zero *z) {
 Err zero_start(Zero *z, Comm *group, const Device *dev, const ZeroTensor *t, int64_t n,
                bool is_params, Arena *scratch, size_t bucket_bytes) {
     int nranks = group->nranks;
-    Zero new = {.group = group, .dev = dev, .t = t, .n = n, .is_params = is_params, .scratch = scratch};
+    Zero new = {
+        .group = group, .dev = dev, .t = t, .n = n, .is_params = is_params, .scratch = scratch};
     *z = new;
     z->mark = arena_mark(scratch);
     if (nranks == 1) return OK;

@@ -20,7 +20,7 @@ typedef struct ZeroTensor {
     int64_t rows, cols;
     const ShardRange *range; // [group's nranks]
     // grad, grad_shard and param lie in memory of the device
-    float *grad;             // [rows,cols] f32, this rank's contribution
+    float *grad;       // [rows,cols] f32, this rank's contribution
     float *grad_shard; // [own rows,cols] f32 out: sum over ranks in rank order (may be the same
                        // memory as grad + row0*cols)
     void *param;     // [rows,cols] compute copy, own rows already updated; elements of param_bytes
@@ -53,7 +53,8 @@ typedef struct Zero {
     int64_t limit;       // bytes of one owner in a bucket
     int64_t tensor, row; // where the next bucket starts
     int64_t *used;       // [nranks] bytes of each owner in the bucket that is being made
-    float *stage;        // an owner's part of a bucket, where the host cannot add in the device's memory; else NULL
+    float *stage; // an owner's part of a bucket, where the host cannot add in the device's memory;
+                  // else NULL
     ZeroBucket bucket[ZERO_UNDER_WAY];
     int next; // the oldest of them
     Arena *scratch;

@@ -14,7 +14,7 @@
 
 uint64_t simt_launches(void);
 
-enum { STEPS = 2, SETS_MAX = 40 };
+enum { STEPS = 2, SETS_MAX = 48 };
 
 // Products of BF16 and FP8 codes have the same bits here as on the CPU; FP32 products and all REDUCE operations add up
 // to a few hundred terms of FP32 in another order, 2^-24 apart each and of random sign, over some twenty operations.
@@ -46,6 +46,7 @@ typedef struct Rig {
 
 // What the steps showed.
 typedef struct Seen {
+    int64_t steps;
     StepMetrics m[STEPS];
     HealthTotals fp8[STEPS];
     EvalResult eval;
@@ -111,11 +112,12 @@ static void run_step(Rig *r, int64_t step, int64_t samples, Seen *seen) {
     seen->m[step - 1] = out.m;
 }
 
-// train: steps, then what the experts of the second block get of one more pass, an evaluation and the state's hash.
+// train: steps, an evaluation, and one more pass whose rows are not complete: its gradients, and what its tokens chose
+// in the second block.
 static void train(Rig *r, Seen *seen) {
     const Shape *s = &r->shape;
     int64_t blocks = 0;
-    for (int64_t step = 1; step <= STEPS; step++) {
+    for (int64_t step = 1; step <= seen->steps; step++) {
         run_step(r, step, step > 1 ? seen->m[step - 2].samples : 0, seen);
         if (step == 1) blocks = mem_count();
         EXPECT(mem_count() == blocks);
@@ -124,8 +126,9 @@ static void train(Rig *r, Seen *seen) {
     EXPECT(arena_mark(r->cx.acts) == 0 && arena_mark(r->cx.host_acts) == 0);
     EXPECT(arena_mark(r->cx.scratch) == 0 && arena_mark(r->cx.host_scratch) == 0);
     Batch b = {.nseq = 1, .S = s->S, .ld = s->S + 1 + s->nmtp, .tokens = r->tokens, .doc_start = r->doc_start};
+    LossScale scale = {.lm = 0.1, .mtp = 0.03, .balance = 0.01};
     LossSums sums = {0};
-    MUST(model_fwd(r->model, &r->cx, &b, &sums, NULL)); // rows that are not complete
+    MUST(model_fwd_bwd(r->model, &r->cx, &b, &scale, &sums, NULL));
     MUST(r->cx.dev->to_host(seen->load, model_counts(r->model)[1], (size_t)s->E * sizeof *seen->load));
     MUST(optimizer_hash(model_params(r->model), &r->cx, &seen->hash));
 }
@@ -134,7 +137,7 @@ static bool is_near(double a, double b) {
     return isfinite(a) && fabs(a - b) <= LOSS_TOLERANCE * fabs(b);
 }
 
-// gradients_agree: the summed gradients of own rows of the last step, entry by entry.
+// gradients_agree: the gradients of own rows, entry by entry: sums of the last step, and the last pass on top.
 static void gradients_agree(const Rig *a, const Rig *b) {
     const Params *p = model_params(a->model), *q = model_params(b->model);
     for (int i = 0; i < p->n; i++) {
@@ -158,7 +161,7 @@ static void gradients_agree(const Rig *a, const Rig *b) {
 
 // What the steps of both backends have in common.
 static void agree(const Rig *r, const Seen *cuda, const Seen *cpu) {
-    for (int i = 0; i < STEPS; i++) {
+    for (int64_t i = 0; i < cuda->steps; i++) {
         const StepMetrics *a = &cuda->m[i], *b = &cpu->m[i];
         EXPECT(is_near(a->lm_loss, b->lm_loss));
         EXPECT(is_near(a->mtp_loss, b->mtp_loss));
@@ -198,10 +201,9 @@ static void checkpoint(Rig *from, const Seen *seen, const char *const *sets) {
 }
 
 // check: the same run on both backends; ep: ranks that share the experts.
-static void check(const char *mode, int ep, bool with_checkpoint) {
-    const char *const sets[] = {mode, NULL};
+static void check(const char *const *sets, int64_t steps, int ep, bool with_checkpoint) {
     Rig cuda, cpu;
-    Seen on_cuda = {0}, on_cpu = {0};
+    Seen on_cuda = {.steps = steps}, on_cpu = {.steps = steps};
     groups(ep);
     rig_open(&cuda, "cuda", sets);
     rig_open(&cpu, "cpu", sets);
@@ -219,15 +221,53 @@ static void check(const char *mode, int ep, bool with_checkpoint) {
 }
 
 static void trains_fp32(void) {
-    check("precision.mode=fp32", boot.nranks, true);
+    static const char *const sets[] = {"precision.mode=fp32", NULL};
+    check(sets, STEPS, boot.nranks, true);
 }
 
 static void trains_bf16(void) {
-    check("precision.mode=bf16", 1, false);
+    static const char *const sets[] = {"precision.mode=bf16", NULL};
+    check(sets, STEPS, 1, false);
 }
 
 static void trains_fp8(void) {
-    check("precision.mode=fp8", boot.nranks, true);
+    static const char *const sets[] = {"precision.mode=fp8", NULL};
+    check(sets, STEPS, boot.nranks, true);
+}
+
+// Everything the other way round: operations one by one, nothing made again, everything kept as it is. One step: with
+// FP32 scales the last bit of a weight soon decides a code.
+static void trains_fp8_plain(void) {
+    static const char *const sets[] = {"precision.mode=fp8", "debug.unfused=true", "fp8.cache_attn_out=codes",
+                                       "fp8.cache_swiglu=bf16", "recompute.norm=false", "recompute.mla_up=false",
+                                       "recompute.swiglu=false", "model.tie_word_embeddings=true",
+                                       "fp8.scale_format=fp32", "model.n_shared_experts=0", "train.micro_batch=2",
+                                       NULL};
+    check(sets, 1, boot.nranks, false);
+}
+
+// A value that is not finite is found where it first shows, and nothing is updated.
+static void finds_what_is_not_finite(void) {
+    static const char *const sets[] = {"precision.mode=bf16", NULL};
+    Rig r;
+    uint64_t before = 0, after = 0;
+    groups(boot.nranks);
+    rig_open(&r, "cuda", sets);
+    const Param *o = params_find(model_params(r.model), P_O, 1);
+    size_t bytes = (size_t)(o->w.rows * o->w.cols) * sizeof(uint16_t);
+    uint16_t *bad = zeroed((int64_t)bytes);
+    for (size_t i = 0; i < bytes / sizeof *bad; i++) bad[i] = 0x7F80; // infinity
+    MUST(r.cx.dev->to_device(o->w.p, bad, bytes));
+    free(bad);
+    MUST(optimizer_hash(model_params(r.model), &r.cx, &before));
+    StepInput in = {.config = r.config, .loader = r.train, .step = 1, .tokens = r.tokens, .doc_start = r.doc_start};
+    StepOutput out;
+    EXPECT(step_train(r.model, &r.cx, &in, &out) == E_NUMERIC);
+    EXPECT(strstr(fail_message(), "layer 1") != NULL);
+    fail_clear();
+    MUST(optimizer_hash(model_params(r.model), &r.cx, &after));
+    EXPECT(before == after);
+    rig_close(&r);
 }
 
 // What the backend does not have is refused before a step.
@@ -256,6 +296,8 @@ int main(void) {
         {"trains_fp32", trains_fp32},
         {"trains_bf16", trains_bf16},
         {"trains_fp8", trains_fp8},
+        {"trains_fp8_plain", trains_fp8_plain},
+        {"finds_what_is_not_finite", finds_what_is_not_finite},
         {"refuses", refuses},
     };
     MUST(boot_init(&boot));

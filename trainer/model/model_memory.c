@@ -28,7 +28,8 @@ static void measure_ops(MemoryPlan *out, const Shape *s) {
 // codes with rows of a multiple of 16 bytes, codes of a weight turned for Dgrad.
 static void measure_device_ops(MemoryPlan *out, const Shape *s, const Mesh *mesh) {
     int64_t T = s->B * s->S, pairs = T * mesh->ep * min_i64(s->K, s->L), blocks = (ceil_div(s->S, TILE) + 1) * s->B;
-    int64_t wide = max_i64(s->Fd, s->Fs), heads = s->H * (s->Dn + max_i64(s->Dr, s->Dv)), latent = max_i64(s->Rq, s->Rkv);
+    int64_t wide = max_i64(s->Fd, s->Fs), latent = max_i64(s->Rq, s->Rkv);
+    int64_t heads = s->H * (s->Dn + max_i64(s->Dr, s->Dv));
     int64_t fused = 8 * max_i64(max_i64(pairs * s->F, T * wide), T * s->D);
     int64_t weight = max_i64((wide + 16) * (s->D + 16), s->L * (s->F + 16) * (s->D + 16));
     weight = max_i64(weight, (heads + 16) * (max_i64(latent, s->D) + 16));
@@ -124,7 +125,8 @@ Err cx_create(Cx *cx, const Boot *boot, const Mesh *mesh, const Shape *s, const 
 static Err check_backend(const Cx *cx, const Shape *s) {
     if (s->mode == MODE_FP8) TRY(recipe_check_backend(&s->recipe, cx->ops->backend));
     CHECK(staging_is_host(cx) || s->shadow_every == 0, E_CONFIG,
-          "fp8.shadow_every %lld: products are compared with BF16 ones on the cpu backend only, this is %s; set it to 0",
+          "fp8.shadow_every %lld: products are compared with BF16 ones on the cpu backend only, this is %s; set it to "
+          "0",
           (long long)s->shadow_every, cx->ops->backend);
     return OK;
 }

@@ -103,7 +103,8 @@ static Err hash_rows(Cx *cx, uint64_t *sum, Mat m, uint64_t stream, int64_t row0
         const char *host = NULL;
         n = min_i64(step, m.rows - r);
         TRY(staging_read(cx, (void **)&host, mat_at(m, r, 0), (size_t)n * row));
-        for (int64_t i = 0; i < n; i++, host += row) *sum += hash64_seeded(host, row, stream + (uint64_t)(row0 + r + i));
+        for (int64_t i = 0; i < n; i++)
+            *sum += hash64_seeded(host + (size_t)i * row, row, stream + (uint64_t)(row0 + r + i));
         arena_release(cx->host_scratch, mark);
     }
     return OK;

@@ -10,6 +10,7 @@
 #include "health.h"
 #include "model_memory.h"
 #include "rank_tests.h"
+#include "run.h"
 #include "step.h"
 
 uint64_t simt_launches(void);
@@ -270,6 +271,55 @@ static void finds_what_is_not_finite(void) {
     rig_close(&r);
 }
 
+// last_of: the last text of a file that stands behind `key`, up to the next quote; "" if there is none.
+static void last_of(char *out, size_t n, const char *dir, const char *file, const char *key) {
+    char path[200], line[4096];
+    snprintf(path, sizeof path, "%s/%s", dir, file);
+    out[0] = '\0';
+    FILE *f = fopen(path, "re");
+    while (f && fgets(line, sizeof line, f)) {
+        const char *at = strstr(line, key);
+        if (at) snprintf(out, n, "%.*s", (int)strcspn(at + strlen(key), "\"\n"), at + strlen(key));
+    }
+    if (f) fclose(f);
+}
+
+// run: `tessera train` up to a step, in dir.
+static void run(const char *dir, const char *device, int64_t steps) {
+    const char *sets[SETS_MAX];
+    int n = (int)(sizeof base_sets / sizeof *base_sets);
+    memcpy(sets, base_sets, sizeof base_sets);
+    sets[n++] = "precision.mode=fp8";
+    sets[n++] = "debug.state_hash=true";
+    sets[n++] = "data.eval=data/samples/tiny.heldout.h5";
+    sets[n++] = "eval.every=2";
+    sets[n++] = "eval.max_sequences=2";
+    TrainOptions o = {.config_path = "configs/tiny.yaml", .run_dir = dir, .resume = "auto", .sets = sets, .nsets = n,
+                      .steps = steps, .device = device, .threads = 1};
+    MUST(run_train(&o));
+}
+
+// A whole run, alone: "auto" takes the GPU, and a run that was interrupted goes on as if it had not been.
+static void runs(void) {
+    if (boot.is_mpi) return; // which starts once a process
+    char dirs[2][128], hash[2][64], says[256];
+    for (int i = 0; i < 2; i++) {
+        snprintf(dirs[i], sizeof dirs[i], "/tmp/test_train_cuda_XXXXXX");
+        if (!mkdtemp(dirs[i])) MUST(fail_at(E_OUTPUT, __FILE__, __LINE__, "no temporary folder"));
+        if (i == 1) run(dirs[i], "auto", 2);
+        run(dirs[i], "cuda", 3);
+        last_of(hash[i], sizeof hash[i], dirs[i], "metrics.jsonl", "\"state_hash\":\"");
+        last_of(says, sizeof says, dirs[i], "train.log", "kernels ");
+        EXPECT(strstr(says, "cuda") != NULL);
+        last_of(says, sizeof says, dirs[i], "train.log", "device     ");
+        EXPECT(strstr(says, "fibers on the CPU") != NULL);
+    }
+    EXPECT(hash[0][0] && strcmp(hash[0], hash[1]) == 0);
+    char command[300];
+    snprintf(command, sizeof command, "rm -rf %s %s", dirs[0], dirs[1]);
+    EXPECT(system(command) == 0);
+}
+
 // What the backend does not have is refused before a step.
 static void refuses(void) {
     static const char *const sets[][3] = {{"precision.mode=fp8", "fp8.shadow_every=2", NULL},
@@ -298,6 +348,7 @@ int main(void) {
         {"trains_fp8", trains_fp8},
         {"trains_fp8_plain", trains_fp8_plain},
         {"finds_what_is_not_finite", finds_what_is_not_finite},
+        {"runs", runs},
         {"refuses", refuses},
     };
     MUST(boot_init(&boot));

@@ -284,8 +284,8 @@ static void last_of(char *out, size_t n, const char *dir, const char *file, cons
     if (f) fclose(f);
 }
 
-// run: `tessera train` up to a step, in dir.
-static void run(const char *dir, const char *device, int64_t steps) {
+// run: `tessera train` up to a step, in dir, with one more setting.
+static void run(const char *dir, const char *device, const char *more, int64_t steps) {
     const char *sets[SETS_MAX];
     int n = (int)(sizeof base_sets / sizeof *base_sets);
     memcpy(sets, base_sets, sizeof base_sets);
@@ -293,21 +293,24 @@ static void run(const char *dir, const char *device, int64_t steps) {
     sets[n++] = "debug.state_hash=true";
     sets[n++] = "data.eval=data/samples/tiny.heldout.h5";
     sets[n++] = "eval.every=2";
+    sets[n++] = more;
     sets[n++] = "eval.max_sequences=2";
     TrainOptions o = {.config_path = "configs/tiny.yaml", .run_dir = dir, .resume = "auto", .sets = sets, .nsets = n,
                       .steps = steps, .device = device, .threads = 1};
     MUST(run_train(&o));
 }
 
-// A whole run, alone: "auto" takes the GPU, and a run that was interrupted goes on as if it had not been.
+// A whole run, alone: "auto" takes the GPU unless it cannot compute what is asked for, and a run that was interrupted
+// goes on as if it had not been.
 static void runs(void) {
     if (boot.is_mpi) return; // which starts once a process
+    static const char plain[] = "fp8.shadow_every=null";
     char dirs[2][128], hash[2][64], says[256];
     for (int i = 0; i < 2; i++) {
         snprintf(dirs[i], sizeof dirs[i], "/tmp/test_train_cuda_XXXXXX");
         if (!mkdtemp(dirs[i])) MUST(fail_at(E_OUTPUT, __FILE__, __LINE__, "no temporary folder"));
-        if (i == 1) run(dirs[i], "auto", 2);
-        run(dirs[i], "cuda", 3);
+        if (i == 1) run(dirs[i], "auto", plain, 2);
+        run(dirs[i], "cuda", plain, 3);
         last_of(hash[i], sizeof hash[i], dirs[i], "metrics.jsonl", "\"state_hash\":\"");
         last_of(says, sizeof says, dirs[i], "train.log", "kernels ");
         EXPECT(strstr(says, "cuda") != NULL);
@@ -315,6 +318,10 @@ static void runs(void) {
         EXPECT(strstr(says, "fibers on the CPU") != NULL);
     }
     EXPECT(hash[0][0] && strcmp(hash[0], hash[1]) == 0);
+    // "auto" and a setting that only the CPU has; the newest line of the log counts.
+    run(dirs[0], "auto", "fp8.shadow_every=7", 4);
+    last_of(says, sizeof says, dirs[0], "train.log", "kernels ");
+    EXPECT(strstr(says, "cpu") != NULL);
     char command[300];
     snprintf(command, sizeof command, "rm -rf %s %s", dirs[0], dirs[1]);
     EXPECT(system(command) == 0);

@@ -121,13 +121,12 @@ Err cx_create(Cx *cx, const Boot *boot, const Mesh *mesh, const Shape *s, const 
     return OK;
 }
 
-// check_backend: what only the CPU backend has.
-static Err check_backend(const Cx *cx, const Shape *s) {
-    if (s->mode == MODE_FP8) TRY(recipe_check_backend(&s->recipe, cx->ops->backend));
-    CHECK(staging_is_host(cx) || s->shadow_every == 0, E_CONFIG,
-          "fp8.shadow_every %lld: products are compared with BF16 ones on the cpu backend only, this is %s; set it to "
-          "0",
-          (long long)s->shadow_every, cx->ops->backend);
+Err cx_check_backend(const Backend *on, const Shape *s) {
+    if (s->mode == MODE_FP8) TRY(recipe_check_backend(&s->recipe, on->ops->backend));
+    CHECK(!on->dev->alloc || s->shadow_every == 0, E_CONFIG,
+          "fp8.shadow_every %lld is not supported by the %s backend: products are compared with BF16 ones on the cpu "
+          "backend only",
+          (long long)s->shadow_every, on->ops->backend);
     return OK;
 }
 
@@ -172,7 +171,7 @@ Err cx_create_on(Cx *cx, const Backend *on, const Boot *boot, const Mesh *mesh, 
     cx->ep = boot->ep;
     cx->edp = boot->edp;
     cx->mesh = *mesh;
-    TRY(check_backend(cx, s));
+    TRY(cx_check_backend(on, s));
     TRY(make_arenas(cx, plan, nthreads));
     cx->op.scratch = cx->scratch;
     cx->op.nthreads = nthreads;

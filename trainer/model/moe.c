@@ -36,7 +36,7 @@ static Groups plan_groups(const ExPlan *plan) {
 static Err route(const Shape *s, Cx *cx, const MoeParams *p, MoeSaved *a, bool with_balance, double *balance) {
     int64_t T = a->x.rows;
     ARENA_NEW(cx->acts, a->idx, T * s->K);
-    ARENA_NEW(cx->acts, a->gate, T * s->K);
+    ARENA_NEW(cx->acts, a->gate, T * s->K); // behind idx: plan_start reads both at once
     ARENA_NEW(cx->acts, a->score, T * s->E);
     if (with_balance) ARENA_NEW(cx->acts, a->coef, a->nseq * s->E);
     size_t mark = arena_mark(cx->scratch);
@@ -98,11 +98,12 @@ static Err plan_received(Cx *cx, MoeSaved *a, const void *first) {
 
 // plan_start: who gets what, from what the router chose: the one wait for the device in a layer's forward.
 static Err plan_start(const Shape *s, Cx *cx, MoeSaved *a, ExFlight *meta, int64_t T) {
-    void *first = NULL, *idx = NULL, *gate = NULL;
+    void *first = NULL, *idx = NULL;
+    size_t bytes = (size_t)((const char *)(a->gate + T * s->K) - (const char *)a->idx); // of idx, and gate behind it
     prof_enter(PROF_EXCHANGE);
     TRY(plan_top(cx, &first));
-    TRY(staging_read(cx, &idx, a->idx, (size_t)(T * s->K) * sizeof *a->idx));
-    TRY(staging_read(cx, &gate, a->gate, (size_t)(T * s->K) * sizeof *a->gate));
+    TRY(staging_read(cx, &idx, a->idx, bytes));
+    const float *gate = moved(a->gate, a->idx, idx);
     TRY(exchange_plan(cx->ep, &a->plan, meta, cx->host_acts, cx->host_scratch, idx, gate, T, s->K, s->L, &cx->bytes));
     TRY(plan_sent(cx, a, first));
     prof_leave();

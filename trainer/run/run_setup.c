@@ -276,10 +276,32 @@ static Err claim_dir(Run *r) {
     return metrics_open(&r->metrics, r->dir, r->at.step, r->boot.rank);
 }
 
-// choose_backend: where to compute, before anything is opened.
+// pick_backend: of this rank. Where it is left to the program, a GPU that is not there, or has not what the config asks
+// for, is the CPU.
+static Err pick_backend(Run *r) {
+    bool is_open = !r->opt.device || strcmp(r->opt.device, "auto") == 0;
+    Shape s;
+    TRY(backend_choose(&r->backend, is_open ? "auto" : r->opt.device, r->boot.local_rank));
+    if (!is_open || !r->backend.dev->alloc) return OK;
+    TRY(shape_from_config(&s, r->config, &r->mesh));
+    Backend gpu = r->backend;
+    if (cx_check_backend(&gpu, &s) == OK) return OK;
+    r->backend = backend_cpu();
+    snprintf(r->backend.why, sizeof r->backend.why, "%s", fail_message());
+    fail_clear();
+    return OK;
+}
+
+// choose_backend: where to compute, before anything is opened: on all ranks the same. Collective over world.
 static Err choose_backend(Run *r) {
-    TRY(backend_choose(&r->backend, r->opt.device ? r->opt.device : "auto", r->boot.local_rank));
-    if (r->backend.why[0]) log_line("device     cpu: no CUDA device can be used here: %s", r->backend.why);
+    TRY(comm_agree(r->boot.world, pick_backend(r)));
+    int64_t is_cpu = !r->backend.dev->alloc, any_cpu = is_cpu;
+    TRY(comm_max_i64(r->boot.world, &any_cpu, 1));
+    if (any_cpu && !is_cpu) {
+        r->backend = backend_cpu();
+        snprintf(r->backend.why, sizeof r->backend.why, "not every rank has a CUDA device");
+    }
+    if (r->backend.why[0]) log_line("device     cpu: %s", r->backend.why);
     return OK;
 }
 
@@ -292,7 +314,7 @@ Err run_setup(Run *r, bool *is_done) {
     TRY(comm_agree(r->boot.world, check_config(r)));
     TRY(comm_agree(r->boot.world,
                    boot_groups(&r->boot, &r->mesh, comm_names[r->config->parallel.comm])));
-    TRY(comm_agree(r->boot.world, choose_backend(r)));
+    TRY(choose_backend(r));
     TRY(comm_agree(r->boot.world, choose_dir(r, resume_path, sizeof resume_path, &resume_step)));
     TRY(comm_agree(r->boot.world, open_data(r)));
     TRY(comm_agree(r->boot.world, make_model(r)));

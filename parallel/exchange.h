@@ -5,7 +5,7 @@
 // output gradients, combine carries input gradients and, beside them, exchange_gates the gradients
 // of the gate values. Everything but the counts is started here and waited for by the caller
 // (comm_wait, comm.h), who computes meanwhile. Contents of rows are the callers' (FP8 codes and
-// scales, BF16, FP32); no arithmetic here.
+// scales, BF16, FP32); no arithmetic here. Everything here is memory of the host.
 #pragma once
 #include "comm.h"
 #include "plan.h"

@@ -28,6 +28,8 @@ typedef struct ExPlan {
     int64_t off_rank_send;  // rows sent to other ranks
 } ExPlan;
 
+// The arrays of each half are one run of memory, pushed one after the other, tok_row and pair_gate last.
+//
 // plan_send: the sending half, from idx [T,K] (global expert numbers, ascending per token; expert e
 // lives on rank e / L). Fills T K L P nsend send_* tok_*. Local, pure.
 Err plan_send(ExPlan *p, Arena *a, const int32_t *idx, int64_t T, int64_t K, int64_t L,

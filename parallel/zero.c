@@ -68,7 +68,7 @@ static bool next_run(Zero *z, ZeroRun *b, int64_t n) {
 // ---- gradients --------------------------------------------------------------------------------
 
 // pack_grads: every other owner's rows of this rank's contribution.
-static void pack_grads(Zero *z, ZeroBucket *b) {
+static Err pack_grads(Zero *z, ZeroBucket *b) {
     Comm *g = z->group;
     int64_t off = 0, in = 0;
     for (int r = 0; r < g->nranks; r++) {
@@ -83,10 +83,11 @@ static void pack_grads(Zero *z, ZeroBucket *b) {
             int64_t row0 = 0, bytes = row_bytes(z, t);
             int64_t rows = piece(z, &b->run, i, r, &row0);
             if (rows <= 0) continue;
-            memcpy(b->send + off, t->grad + row0 * t->cols, (size_t)(rows * bytes));
+            TRY(z->dev->to_host(b->send + off, t->grad + row0 * t->cols, (size_t)(rows * bytes)));
             off += rows * bytes;
         }
     }
+    return OK;
 }
 
 // sum_block: out = the sum over ranks, rank 0 first; own is this rank's part and may be out. n <=
@@ -105,7 +106,7 @@ static void sum_block(const Zero *z, const ZeroBucket *b, float *out, const floa
     memcpy(out, sum, (size_t)n * sizeof *sum);
 }
 
-static void sum_grads(Zero *z, const ZeroBucket *b) {
+static Err sum_grads(Zero *z, const ZeroBucket *b) {
     int64_t done = 0; // bytes of every source's part
     for (int64_t i = b->run.tensor; i < last_tensor(&b->run); i++) {
         const ZeroTensor *t = &z->t[i];
@@ -115,18 +116,25 @@ static void sum_grads(Zero *z, const ZeroBucket *b) {
         int64_t n = rows * t->cols;
         float *out = t->grad_shard + (row0 - t->range[z->group->rank].row0) * t->cols;
         const float *own = t->grad + row0 * t->cols;
+        float *to = z->stage ? z->stage : out;
+        if (z->stage) {
+            TRY(z->dev->to_host(z->stage, own, (size_t)n * sizeof *own));
+            own = z->stage;
+        }
         for (int64_t j = 0; j < n; j += SUM_BLOCK) {
-            sum_block(z, b, out + j, own + j, done + j * (int64_t)sizeof *out,
+            sum_block(z, b, to + j, own + j, done + j * (int64_t)sizeof *out,
                       min_i64(n - j, SUM_BLOCK));
         }
+        if (z->stage) TRY(z->dev->to_device(out, z->stage, (size_t)n * sizeof *out));
         done += n * (int64_t)sizeof *out;
     }
+    return OK;
 }
 
 // ---- parameters -------------------------------------------------------------------------------
 
 // pack_params: this rank's rows, the same for everybody.
-static void pack_params(Zero *z, ZeroBucket *b) {
+static Err pack_params(Zero *z, ZeroBucket *b) {
     Comm *g = z->group;
     int64_t mine = 0, in = 0;
     for (int64_t i = b->run.tensor; i < last_tensor(&b->run); i++) {
@@ -134,7 +142,8 @@ static void pack_params(Zero *z, ZeroBucket *b) {
         int64_t row0 = 0, bytes = row_bytes(z, t);
         int64_t rows = piece(z, &b->run, i, g->rank, &row0);
         if (rows <= 0) continue;
-        memcpy(b->send + mine, (char *)t->param + row0 * bytes, (size_t)(rows * bytes));
+        TRY(z->dev->to_host(b->send + mine, (char *)t->param + row0 * bytes,
+                            (size_t)(rows * bytes)));
         mine += rows * bytes;
     }
     for (int r = 0; r < g->nranks; r++) {
@@ -144,9 +153,10 @@ static void pack_params(Zero *z, ZeroBucket *b) {
         b->roff[r] = in;
         in += b->rcount[r];
     }
+    return OK;
 }
 
-static void place_params(Zero *z, const ZeroBucket *b) {
+static Err place_params(Zero *z, const ZeroBucket *b) {
     Comm *g = z->group;
     for (int r = 0; r < g->nranks; r++) {
         const char *from = b->recv + b->roff[r];
@@ -155,10 +165,11 @@ static void place_params(Zero *z, const ZeroBucket *b) {
             int64_t row0 = 0, bytes = row_bytes(z, t);
             int64_t rows = piece(z, &b->run, i, r, &row0);
             if (rows <= 0) continue;
-            memcpy((char *)t->param + row0 * bytes, from, (size_t)(rows * bytes));
+            TRY(z->dev->to_device((char *)t->param + row0 * bytes, from, (size_t)(rows * bytes)));
             from += rows * bytes;
         }
     }
+    return OK;
 }
 
 // ---- buckets ----------------------------------------------------------------------------------
@@ -167,10 +178,11 @@ static bool is_idle(const Zero *z) {
     return z->group->nranks == 1 || z->group->is_null;
 }
 
-Err zero_start(Zero *z, Comm *group, const ZeroTensor *t, int64_t n, bool is_params, Arena *scratch,
-               size_t bucket_bytes) {
+Err zero_start(Zero *z, Comm *group, const Device *dev, const ZeroTensor *t, int64_t n,
+               bool is_params, Arena *scratch, size_t bucket_bytes) {
     int nranks = group->nranks;
-    Zero new = {.group = group, .t = t, .n = n, .is_params = is_params, .scratch = scratch};
+    Zero new = {
+        .group = group, .dev = dev, .t = t, .n = n, .is_params = is_params, .scratch = scratch};
     *z = new;
     z->mark = arena_mark(scratch);
     if (nranks == 1) return OK;
@@ -184,6 +196,8 @@ Err zero_start(Zero *z, Comm *group, const ZeroTensor *t, int64_t n, bool is_par
     int64_t part = max_i64(z->limit, widest);
     int64_t others = part * (nranks - 1);
     ARENA_NEW(scratch, z->used, nranks);
+    if (dev->alloc && !is_params)
+        TRY(arena_push(scratch, (void **)&z->stage, (size_t)part, "zero stage"));
     for (int i = 0; i < ZERO_UNDER_WAY; i++) {
         ZeroBucket *b = &z->bucket[i];
         b->request = -1;
@@ -202,11 +216,7 @@ Err zero_start(Zero *z, Comm *group, const ZeroTensor *t, int64_t n, bool is_par
 static Err finish_bucket(Zero *z, ZeroBucket *b) {
     if (b->request < 0) return OK;
     TRY(comm_wait(z->group, &b->request));
-    if (z->is_params)
-        place_params(z, b);
-    else
-        sum_grads(z, b);
-    return OK;
+    return z->is_params ? place_params(z, b) : sum_grads(z, b);
 }
 
 // send_run: the run in `used` leaves in the oldest bucket, which is free or complete, or is waited
@@ -215,10 +225,7 @@ static Err send_run(Zero *z, const ZeroRun *run) {
     ZeroBucket *b = &z->bucket[z->next];
     TRY(finish_bucket(z, b));
     b->run = *run;
-    if (z->is_params)
-        pack_params(z, b);
-    else
-        pack_grads(z, b);
+    TRY(z->is_params ? pack_params(z, b) : pack_grads(z, b));
     TRY(comm_start_all_to_all_v(z->group, &b->request, b->recv, b->rcount, b->roff, b->send,
                                 b->scount, b->soff, 1));
     z->tensor = run->to_tensor;
@@ -249,7 +256,9 @@ Err zero_end(Zero *z) {
         const ShardRange *own = &z->t[i].range[0];
         const float *from = z->t[i].grad + own->row0 * z->t[i].cols;
         size_t bytes = (size_t)(own->nrows * z->t[i].cols) * sizeof *from;
-        if (z->t[i].grad_shard != from && bytes > 0) memmove(z->t[i].grad_shard, from, bytes);
+        if (z->t[i].grad_shard == from || bytes == 0) continue;
+        CHECK(!z->dev->alloc, E_INTERNAL, "zero: on one rank the device's gradients stay in place");
+        memmove(z->t[i].grad_shard, from, bytes);
     }
     while (!is_idle(z) && z->tensor < z->n) {
         ZeroRun run;
@@ -263,20 +272,22 @@ Err zero_end(Zero *z) {
     return OK;
 }
 
-static Err at_once(Comm *group, const ZeroTensor *t, int64_t n, bool is_params, Arena *scratch,
-                   size_t bucket_bytes) {
+static Err at_once(Comm *group, const Device *dev, const ZeroTensor *t, int64_t n, bool is_params,
+                   Arena *scratch, size_t bucket_bytes) {
     Zero z;
-    TRY(zero_start(&z, group, t, n, is_params, scratch, bucket_bytes));
+    TRY(zero_start(&z, group, dev, t, n, is_params, scratch, bucket_bytes));
     TRY(zero_end(&z));
     return OK;
 }
 
-Err zero_reduce(Comm *group, const ZeroTensor *t, int64_t n, Arena *scratch, size_t bucket_bytes) {
-    TRY(at_once(group, t, n, false, scratch, bucket_bytes));
+Err zero_reduce(Comm *group, const Device *dev, const ZeroTensor *t, int64_t n, Arena *scratch,
+                size_t bucket_bytes) {
+    TRY(at_once(group, dev, t, n, false, scratch, bucket_bytes));
     return OK;
 }
 
-Err zero_gather(Comm *group, const ZeroTensor *t, int64_t n, Arena *scratch, size_t bucket_bytes) {
-    TRY(at_once(group, t, n, true, scratch, bucket_bytes));
+Err zero_gather(Comm *group, const Device *dev, const ZeroTensor *t, int64_t n, Arena *scratch,
+                size_t bucket_bytes) {
+    TRY(at_once(group, dev, t, n, true, scratch, bucket_bytes));
     return OK;
 }

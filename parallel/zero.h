@@ -7,6 +7,7 @@
 // zero_ready, zero_end), so that it runs beside the backward.
 #pragma once
 #include "comm.h"
+#include "device.h"
 #include "plan.h"
 
 // What the trainer passes as bucket_bytes: a megabyte per rank, so that the buckets of ranks on one
@@ -18,7 +19,8 @@
 typedef struct ZeroTensor {
     int64_t rows, cols;
     const ShardRange *range; // [group's nranks]
-    float *grad;             // [rows,cols] f32, this rank's contribution
+    // grad, grad_shard and param lie in memory of the device
+    float *grad;       // [rows,cols] f32, this rank's contribution
     float *grad_shard; // [own rows,cols] f32 out: sum over ranks in rank order (may be the same
                        // memory as grad + row0*cols)
     void *param;     // [rows,cols] compute copy, own rows already updated; elements of param_bytes
@@ -44,12 +46,15 @@ typedef struct ZeroBucket {
 // A reduction or a gathering under way; the caller's, filled by zero_start.
 typedef struct Zero {
     Comm *group;
+    const Device *dev;
     const ZeroTensor *t;
     int64_t n, ready;    // tensors; of them final
     bool is_params;      // rows of `param`, else FP32 rows of `grad`
     int64_t limit;       // bytes of one owner in a bucket
     int64_t tensor, row; // where the next bucket starts
     int64_t *used;       // [nranks] bytes of each owner in the bucket that is being made
+    float *stage; // an owner's part of a bucket, where the host cannot add in the device's memory;
+                  // else NULL
     ZeroBucket bucket[ZERO_UNDER_WAY];
     int next; // the oldest of them
     Arena *scratch;
@@ -59,9 +64,10 @@ typedef struct Zero {
 // zero_start: begin to reduce the gradients (is_params: to gather the parameters) of n tensors,
 // which must stay where they are until zero_end. Nothing is sent yet. Buckets of at most
 // `bucket_bytes` each (a larger tensor is cut by rows; no rank sends or receives more in one,
-// except that it holds one row per owner at least) lie on scratch until zero_end. Local.
-Err zero_start(Zero *z, Comm *group, const ZeroTensor *t, int64_t n, bool is_params, Arena *scratch,
-               size_t bucket_bytes) MUST_CHECK;
+// except that it holds one row per owner at least) lie on scratch, memory of the host, until
+// zero_end. Local.
+Err zero_start(Zero *z, Comm *group, const Device *dev, const ZeroTensor *t, int64_t n,
+               bool is_params, Arena *scratch, size_t bucket_bytes) MUST_CHECK;
 // zero_ready: tensors 0..n-1 are final from now on. zero_advance: buckets that they fill are sent,
 // as long as there is a free one; what does not find one goes with a later call. Neither waits. All
 // ranks of the group say the same in the same order, but advance whenever they like; between
@@ -70,13 +76,14 @@ void zero_ready(Zero *z, int64_t n);
 Err zero_advance(Zero *z) MUST_CHECK;
 // zero_end: all tensors are final: send the rest, wait; then every grad_shard holds the sum over
 // ranks of its rows in rank order, or every param all rows. Releases scratch, which must be as
-// zero_start left it. Collective over the group.
+// zero_start left it. On a device grad_shard must lie in grad where there is one rank (E_INTERNAL).
+// Collective over the group.
 Err zero_end(Zero *z) MUST_CHECK;
 
 // zero_reduce: a whole reduction at once. Collective over the group.
-Err zero_reduce(Comm *group, const ZeroTensor *t, int64_t n, Arena *scratch,
+Err zero_reduce(Comm *group, const Device *dev, const ZeroTensor *t, int64_t n, Arena *scratch,
                 size_t bucket_bytes) MUST_CHECK;
 // zero_gather: every rank's updated rows of every tensor's `param` to all ranks. Collective over
 // the group.
-Err zero_gather(Comm *group, const ZeroTensor *t, int64_t n, Arena *scratch,
+Err zero_gather(Comm *group, const Device *dev, const ZeroTensor *t, int64_t n, Arena *scratch,
                 size_t bucket_bytes) MUST_CHECK;

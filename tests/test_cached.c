@@ -52,7 +52,7 @@ static Outcome run(const char *const *more, const char *const *and_more) {
     MUST_OK(config_load(&config, NULL, sets, n));
     MUST_OK(solo_open(&solo, config, true, 1));
     Params *p = model_params(solo.model);
-    params_init(p, &solo.shape, &solo.cx);
+    MUST_OK(params_init(p, &solo.shape, &solo.cx));
     MUST_OK(solo_publish(&solo));
     MUST_OK(params_zero_grad(p, &solo.cx));
     assert_int_equal(solo.cx.nblocks, BLOCKS);

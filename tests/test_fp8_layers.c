@@ -96,7 +96,7 @@ static void rig_open(Rig *r) {
     r->s = &r->solo.shape;
     r->cx = &r->solo.cx;
     r->p = model_params(r->solo.model);
-    params_init(r->p, r->s, r->cx);
+    MUST_OK(params_init(r->p, r->s, r->cx));
     Calibration *c = r->cx->calibration;
     assert_true((c != NULL) == (scaling[0].what == FIXED));
     for (int64_t i = 0; c && i < c->nblocks * SITE_COUNT; i++)

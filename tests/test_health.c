@@ -43,7 +43,7 @@ static void open_rig(Rig *r, const char *const *more, const char *const *and_mor
     MUST_OK(config_load(&r->config, NULL, sets, n));
     MUST_OK(solo_open(&r->solo, r->config, true, 1));
     Params *p = model_params(r->solo.model);
-    params_init(p, &r->solo.shape, &r->solo.cx);
+    MUST_OK(params_init(p, &r->solo.shape, &r->solo.cx));
     MUST_OK(solo_publish(&r->solo));
     MUST_OK(params_zero_grad(p, &r->solo.cx));
     for (int i = 0; i < 2 * 52; i++) r->tokens[i] = (int32_t)(philox(11, 0, (uint64_t)i).v[0] % 64);
@@ -307,7 +307,7 @@ static Health *run_rank(int rank, int nranks, HealthTotals *totals) {
     world->nranks = nranks;
     world->reduce_i64 = taped_reduce;
     static QuantCount counts[NB * SITE_COUNT];
-    Cx cx = {.world = world, .edp = edp, .nblocks = NB, .health = counts};
+    Cx cx = {.dev = device_cpu(), .world = world, .edp = edp, .nblocks = NB, .health = counts};
     Health *h = NULL;
     MUST_OK(health_create(&h, &cx));
     tape_at = 0;
@@ -394,7 +394,7 @@ static void scales_against_a_sorted_list(void **state) {
     Comm *self = NULL;
     MUST_OK(comm_self(&self, "world"));
     static QuantCount counts[SITE_COUNT];
-    Cx cx = {.world = self, .edp = self, .nblocks = 1, .health = counts};
+    Cx cx = {.dev = device_cpu(), .world = self, .edp = self, .nblocks = 1, .health = counts};
     Health *h = NULL;
     HealthTotals t;
     MUST_OK(health_create(&h, &cx));

@@ -65,7 +65,7 @@ static void rig_open(Rig *r, const char *const *sets, int nthreads) {
     MUST_OK(cx_create(&r->cx, &r->boot, &r->mesh, &r->shape, &r->plan, nthreads));
     MUST_OK(model_create(&r->model, &r->shape, &r->cx, true, true));
     Params *p = model_params(r->model);
-    params_init(p, &r->shape, &r->cx);
+    MUST_OK(params_init(p, &r->shape, &r->cx));
     for (int64_t b = 0; b < p->nblocks; b++) { // biases that decide some selections
         for (int64_t e = 0; p->bias[b] && e < r->shape.E; e++)
             p->bias[b][e] = 0.1f * (float)rng_normal(3, (uint64_t)b, (uint64_t)e);
@@ -254,7 +254,7 @@ static void accumulation_equals_one_batch(void **state) {
     Batch both = rig_batch(&r, true);
     LossSums once = {0}, twice = {0};
     MUST_OK(params_zero_grad(p, &r.cx));
-    model_zero_counts(r.model);
+    MUST_OK(model_zero_counts(r.model, &r.cx));
     MUST_OK(model_fwd_bwd(r.model, &r.cx, &both, &scale, &once, NULL));
     int64_t load[8];
     memcpy(load, model_counts(r.model)[1], sizeof load);
@@ -265,7 +265,7 @@ static void accumulation_equals_one_batch(void **state) {
         memcpy(sum[i], p->p[i].grad.p, bytes);
     }
     MUST_OK(params_zero_grad(p, &r.cx));
-    model_zero_counts(r.model);
+    MUST_OK(model_zero_counts(r.model, &r.cx));
     for (int64_t row = 0; row < 2; row++) {
         Batch one = both;
         one.nseq = 1;
@@ -455,7 +455,7 @@ static void bias_follows_load(void **state) {
         MUST_OK(model_fwd(r.model, &r.cx, &b, &sums, NULL));
     }
     memcpy(load, model_counts(r.model)[2], sizeof load);
-    model_zero_counts(r.model);
+    MUST_OK(model_zero_counts(r.model, &r.cx));
     StepInput in = {.config = r.config, .loader = train, .step = 1, .tokens = r.tokens, .doc_start = r.doc_start};
     StepOutput out;
     MUST_OK(step_train(r.model, &r.cx, &in, &out));
@@ -527,7 +527,7 @@ static void evaluates_alone(void **state) {
     r.config->model.num_nextn_predict_layers = 0;
     Solo solo;
     MUST_OK(solo_open(&solo, r.config, false, 1));
-    params_init(model_params(solo.model), &solo.shape, &solo.cx);
+    MUST_OK(params_init(model_params(solo.model), &solo.shape, &solo.cx));
     MUST_OK(solo_publish(&solo));
     Loader *heldout = open_loader(&r, HELDOUT_SHARD, true);
     loader_close(&heldout);

@@ -69,7 +69,7 @@ static void rig_open(Rig *r, const char *const *more) {
     MUST_OK(memory_measure(&plan, &r->shape, &r->mesh, true, true));
     MUST_OK(cx_create(&r->cx, &r->boot, &r->mesh, &r->shape, &plan, 1));
     MUST_OK(model_create(&r->model, &r->shape, &r->cx, true, true));
-    params_init(model_params(r->model), &r->shape, &r->cx);
+    MUST_OK(params_init(model_params(r->model), &r->shape, &r->cx));
     MUST_OK(params_publish(model_params(r->model), &r->shape, &r->cx));
     for (int i = 0; i < 2 * 52; i++) r->tokens[i] = (int32_t)(philox(11, 0, (uint64_t)i).v[0] % 64);
 }

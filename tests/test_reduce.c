@@ -40,7 +40,7 @@ static void rig_open(Rig *r, int ep, const char *tied) {
     MUST(memory_measure(&plan, &r->shape, &r->mesh, true, true));
     MUST(cx_create(&r->cx, &boot, &r->mesh, &r->shape, &plan, 1));
     MUST(model_create(&r->model, &r->shape, &r->cx, true, true));
-    params_init(model_params(r->model), &r->shape, &r->cx);
+    MUST(params_init(model_params(r->model), &r->shape, &r->cx));
     MUST(params_publish(model_params(r->model), &r->shape, &r->cx));
     int64_t ntokens = r->shape.S + 1 + r->shape.nmtp;
     r->tokens = zeroed(ntokens * 4);

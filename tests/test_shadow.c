@@ -61,7 +61,7 @@ static void open_rig(Rig *r, const char *const *more, const char *last) {
     MUST_OK(cx_create(&r->cx, &r->boot, &r->mesh, &r->shape, &r->plan, 1));
     MUST_OK(model_create(&r->model, &r->shape, &r->cx, true, true));
     Params *p = model_params(r->model);
-    params_init(p, &r->shape, &r->cx);
+    MUST_OK(params_init(p, &r->shape, &r->cx));
     MUST_OK(params_publish(p, &r->shape, &r->cx));
     MUST_OK(params_zero_grad(p, &r->cx));
     MUST_OK(shadow_create(&r->shadow, p));

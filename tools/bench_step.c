@@ -53,7 +53,7 @@ static Err step_open(StepBench *t, const Bench *b, const char *path) {
         t->saved += plan.saved[k] * (double)(t->shape.nlayers + t->shape.nmtp);
     TRY(cx_create(&t->cx, &t->boot, &t->mesh, &t->shape, &plan, t->threads));
     TRY(model_create(&t->model, &t->shape, &t->cx, true, true));
-    params_init(model_params(t->model), &t->shape, &t->cx);
+    TRY(params_init(model_params(t->model), &t->shape, &t->cx));
     int64_t n = t->shape.B * (t->shape.S + 1 + t->shape.nmtp);
     MEM_NEW(t->tokens, n);
     for (int64_t i = 0; i < n; i++) {

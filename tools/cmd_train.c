@@ -16,7 +16,7 @@ static const Flag flags[] = {
      "resume)"},
     {"steps", "N", NULL, 0, "stop at step N (the schedule's length stays train.steps)"},
     {"set", "SECTION.KEY=VALUE", NULL, FLAG_REPEAT, "override one setting"},
-    {"device", "auto|cpu|cuda", "auto", 0, "where to compute; auto: cpu (cuda is not finished and refused)"},
+    {"device", "auto|cpu|cuda", "auto", 0, "where to compute; auto: cuda where it can be used, else cpu"},
     {"threads", "N", NULL, 0,
      "threads per rank (default: OMP_NUM_THREADS, or cores / local ranks)"},
     {"print-config", NULL, NULL, 0, "print the resolved settings and stop"},

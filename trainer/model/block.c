@@ -17,7 +17,7 @@ Block block_make(const Params *p, const Shape *s, int64_t layer, int64_t *count)
 Err block_fwd(const Shape *s, Cx *cx, const Block *b, BlockSaved *a, Mat x, const BlockRun *run, double *balance) {
     Mat mid;
     cx->layer = b->layer;
-    a->mark = arena_mark(cx->acts);
+    a->mark = cx_mark_acts(cx);
     cx_saved_block(cx, x.rows);
     TRY(arena_mat(cx->acts, &a->y, s->act, x.rows, x.cols, "block.y"));
     TRY(arena_mat(cx->acts, &mid, s->act, x.rows, x.cols, "block.mid"));
@@ -40,6 +40,6 @@ Err block_bwd(const Shape *s, Cx *cx, const Block *b, BlockSaved *a, Mat dx, Mat
     else TRY(dense_bwd_weight(s, cx, &b->dense, &a->dense));
     TRY(cx_progress(cx));
     TRY(attention_bwd_weight(s, cx, &b->attn, &a->attn));
-    arena_release(cx->acts, a->mark);
+    cx_release_acts(cx, a->mark);
     return OK;
 }

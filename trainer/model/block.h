@@ -13,7 +13,7 @@ typedef struct Block {
 } Block;
 
 typedef struct BlockSaved {
-    size_t mark; // of acts, before this block saved anything
+    CxMark mark; // of acts, before this block saved anything
     AttentionSaved attn;
     DenseSaved dense;
     MoeSaved moe;

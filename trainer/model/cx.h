@@ -29,7 +29,9 @@ typedef struct SavedBytes {
 } SavedBytes;
 
 // Row arenas: `params` and `state` live as long as the model; `acts` holds what one micro-batch saves for its
-// backward and is released per block; `scratch` is released by the function that marked it.
+// backward and is released per block; `scratch` is released by the function that marked it. host_acts and host_scratch
+// are for what the host itself writes and reads and live as their namesakes; on the CPU they are the same arenas. What
+// lies in the others is touched by operations and through staging.h only.
 typedef struct Cx {
     const Ops *ops;
     const Device *dev;
@@ -37,9 +39,11 @@ typedef struct Cx {
     Comm *world, *ep, *edp; // all ranks; the expert group; the ranks with the same experts
     Mesh mesh;
     Arena *params, *state, *acts, *scratch;
+    Arena *host_acts, *host_scratch;
     int64_t layer;            // the block that runs (MTP modules follow the main ones)
     int64_t nblocks;          // blocks that `health` covers
-    QuantCount *health;       // [nblocks][SITE_COUNT] FP8 health of this rank; added to. NULL: nothing is counted
+    QuantCount *health;       // [nblocks][SITE_COUNT] FP8 health of this rank, memory of the device; added to. NULL:
+                              // nothing is counted
     Calibration *calibration; // fp8.scaling static, else NULL
     struct Shadow *shadow;    // products are compared with BF16 ones (shadow_gemm.h); else NULL
     ExBytes bytes;            // payload of the exchange since the last step; added to
@@ -48,6 +52,26 @@ typedef struct Cx {
     SavedBytes saved;         // of the measuring pass
 } Cx;
 
+// What is pushed after a mark on an arena and on its host_ namesake is given back together.
+typedef struct CxMark {
+    size_t own, host;
+} CxMark;
+static inline CxMark cx_mark_scratch(const Cx *cx) {
+    CxMark m = {arena_mark(cx->scratch), arena_mark(cx->host_scratch)};
+    return m;
+}
+static inline void cx_release_scratch(Cx *cx, CxMark m) {
+    arena_release(cx->scratch, m.own);
+    arena_release(cx->host_scratch, m.host);
+}
+static inline CxMark cx_mark_acts(const Cx *cx) {
+    CxMark m = {arena_mark(cx->acts), arena_mark(cx->host_acts)};
+    return m;
+}
+static inline void cx_release_acts(Cx *cx, CxMark m) {
+    arena_release(cx->acts, m.own);
+    arena_release(cx->host_acts, m.host);
+}
 // cx_count: the counters of a site of the block that runs, NULL where nothing is counted.
 static inline QuantCount *cx_count(const Cx *cx, Site site) {
     return cx->health ? &cx->health[cx->layer * SITE_COUNT + site] : NULL;

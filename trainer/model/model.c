@@ -9,9 +9,10 @@
 #include "head.h"
 #include "mtp.h"
 #include "prof.h"
+#include "staging.h"
 
 typedef struct Stage {
-    size_t mark;         // of acts, before the stage
+    CxMark mark;         // of acts, before the stage
     int64_t S, T;        // positions per sequence, tokens
     int32_t *token;      // [T] device: input tokens
     int32_t *target;     // [T] device
@@ -35,6 +36,7 @@ struct Model {
     Param *embed, *head, *norm;
     float *rope;            // [S, Dr/2, 2]
     int64_t **count;        // [nblocks]
+    double *balance;        // device: where the pass adds the balance loss
     int64_t host_rows;      // capacity of the host arrays
     int32_t *host_tokens, *host_correct;
     float *host_loss;
@@ -126,10 +128,11 @@ int64_t **model_counts(Model *m) {
     return m->count;
 }
 
-void model_zero_counts(Model *m) {
+Err model_zero_counts(Model *m, Cx *cx) {
     for (int64_t b = 0; b < m->s.nlayers + m->s.nmtp; b++) {
-        for (int64_t e = 0; m->count[b] && e < m->s.E; e++) m->count[b][e] = 0;
+        if (m->count[b]) TRY(cx->dev->zero(m->count[b], (size_t)m->s.E * sizeof(int64_t)));
     }
+    return OK;
 }
 
 // Token of row b, position i of the batch, or -1 past its end.
@@ -140,7 +143,7 @@ static int32_t token_at(const Batch *b, int64_t row, int64_t i) {
 
 // stage_begin: token, target and document arrays of stage k on acts.
 static Err stage_begin(Model *m, Cx *cx, Stage *g, const Batch *b, int64_t k) {
-    g->mark = arena_mark(cx->acts);
+    g->mark = cx_mark_acts(cx);
     g->S = b->is_complete ? b->S : b->S - k;
     g->T = b->nseq * g->S;
     g->norm = k == 0 ? m->norm : m->mtp[k - 1].norm;
@@ -207,7 +210,7 @@ static Err grads_final(Model *m, Cx *cx, const Taps *taps, int64_t layer) {
 }
 
 // main_fwd: embedding and blocks. Without a backward only the last block's output is kept.
-static Err main_fwd(Model *m, Cx *cx, Stage *g, bool keep, LossSums *sums, const Taps *taps) {
+static Err main_fwd(Model *m, Cx *cx, Stage *g, bool keep, const Taps *taps) {
     const Shape *s = &m->s;
     Mat x;
     TRY(arena_mat(cx->acts, &x, s->act, g->T, s->D, "embedded"));
@@ -215,13 +218,13 @@ static Err main_fwd(Model *m, Cx *cx, Stage *g, bool keep, LossSums *sums, const
     TRY(cx->ops->embed_fwd(&cx->op, x, m->embed->w, g->token));
     prof_leave();
     for (int64_t i = 0; i < s->nlayers; i++) {
-        TRY(block_fwd(s, cx, &m->block[i], &m->saved[i], x, &g->run, &sums->balance));
+        TRY(block_fwd(s, cx, &m->block[i], &m->saved[i], x, &g->run, m->balance));
         TRY(tap_hidden(taps, i, m->saved[i].y));
         if (keep) {
             x = m->saved[i].y;
         } else {
             TRY(cx->ops->cast(&cx->op, x, m->saved[i].y));
-            arena_release(cx->acts, m->saved[i].mark);
+            cx_release_acts(cx, m->saved[i].mark);
         }
     }
     g->x = x;
@@ -233,11 +236,13 @@ static Err shorter(const Shape *s, Cx *cx, Mat *h, const Stage *prev, const Stag
     *h = prev->n;
     if (g->S == prev->S) return OK;
     int32_t *idx = NULL;
-    ARENA_NEW(cx->acts, idx, g->T);
+    void *on_device = NULL;
+    ARENA_NEW(cx->host_acts, idx, g->T);
     TRY(arena_mat(cx->acts, h, s->act, g->T, s->D, "mtp.h"));
     if (cx->is_measure) return OK;
     for (int64_t t = 0; t < g->T; t++) idx[t] = (int32_t)(t / g->S * prev->S + t % g->S);
-    return cx->ops->rows_gather(&cx->op, h->p, prev->n.p, idx, g->T, s->D * (int64_t)dtype_bytes(s->act));
+    TRY(staging_push(cx, cx->acts, &on_device, idx, (size_t)g->T * sizeof *idx, "mtp.idx"));
+    return cx->ops->rows_gather(&cx->op, h->p, prev->n.p, on_device, g->T, s->D * (int64_t)dtype_bytes(s->act));
 }
 
 static Err pass_fwd(Model *m, Cx *cx, const Batch *b, const LossScale *scale, LossSums *sums, const Taps *taps,
@@ -249,12 +254,12 @@ static Err pass_fwd(Model *m, Cx *cx, const Batch *b, const LossScale *scale, Lo
         BlockRun run = {b->nseq, g->S, m->rope, g->doc_start, true, scale ? scale->balance : 0.0};
         g->run = run;
         if (k == 0) {
-            TRY(main_fwd(m, cx, g, scale != NULL, sums, taps));
+            TRY(main_fwd(m, cx, g, scale != NULL, taps));
         } else {
             MtpSaved *a = &m->mtp_saved[k - 1];
             Mat h;
             TRY(shorter(s, cx, &h, &m->stage[k - 1], g));
-            TRY(mtp_fwd(s, cx, &m->mtp[k - 1], a, h, g->token, &g->run, &sums->balance));
+            TRY(mtp_fwd(s, cx, &m->mtp[k - 1], a, h, g->token, &g->run, m->balance));
             TRY(tap_hidden(taps, s->nlayers + k - 1, a->block.y));
             g->x = a->block.y;
         }
@@ -265,18 +270,20 @@ static Err pass_fwd(Model *m, Cx *cx, const Batch *b, const LossScale *scale, Lo
 
 // add_longer: prev->dn += dsel, whose rows are the first S of each sequence of prev.
 static Err add_longer(const Shape *s, Cx *cx, const Stage *prev, const Stage *g, Mat dsel) {
-    size_t mark = arena_mark(cx->scratch);
+    CxMark mark = cx_mark_scratch(cx);
     int32_t *idx = NULL;
+    void *on_device = NULL;
     Mat full;
-    ARENA_NEW(cx->scratch, idx, prev->T);
+    ARENA_NEW(cx->host_scratch, idx, prev->T);
     TRY(arena_mat(cx->scratch, &full, s->act, prev->T, s->D, "mtp.dfull"));
     for (int64_t t = 0; !cx->is_measure && t < prev->T; t++) {
         int64_t i = t % prev->S;
         idx[t] = i < g->S ? (int32_t)(t / prev->S * g->S + i) : -1;
     }
-    TRY(cx->ops->rows_gather(&cx->op, full.p, dsel.p, idx, prev->T, s->D * (int64_t)dtype_bytes(s->act)));
+    TRY(staging_push(cx, cx->scratch, &on_device, idx, (size_t)prev->T * sizeof *idx, "mtp.idx"));
+    TRY(cx->ops->rows_gather(&cx->op, full.p, dsel.p, on_device, prev->T, s->D * (int64_t)dtype_bytes(s->act)));
     TRY(cx->ops->add(&cx->op, prev->dn, prev->dn, full));
-    arena_release(cx->scratch, mark);
+    cx_release_scratch(cx, mark);
     return OK;
 }
 
@@ -299,7 +306,7 @@ static Err pass_bwd(Model *m, Cx *cx, int64_t nstages, Mat ga, Mat gb, const Tap
             TRY(mtp_bwd(s, cx, &m->mtp[k - 1], &m->mtp_saved[k - 1], dy, tmp, dy, mat_none(), &g->run));
             TRY(add_longer(s, cx, prev, g, dy));
         }
-        arena_release(cx->acts, g->mark);
+        cx_release_acts(cx, g->mark);
         TRY(grads_final(m, cx, taps, s->nlayers + k - 1));
     }
     Stage *g = &m->stage[0];
@@ -332,15 +339,17 @@ static Err pass(Model *m, Cx *cx, const Batch *b, const LossScale *scale, LossSu
     int64_t nstages = b->is_main_only ? 1 : m->s.nmtp + 1;
     TRY(check_batch(m, b, nstages));
     TRY(host_reserve(m, b->nseq * b->S));
-    size_t mark = arena_mark(cx->acts);
+    CxMark mark = cx_mark_acts(cx);
     Mat ga, gb;
     if (scale) {
         TRY(arena_mat(cx->acts, &ga, m->s.act, b->nseq * b->S, m->s.D, "grad a"));
         TRY(arena_mat(cx->acts, &gb, m->s.act, b->nseq * b->S, m->s.D, "grad b"));
     }
+    TRY(staging_push(cx, cx->acts, (void **)&m->balance, &sums->balance, sizeof sums->balance, "balance loss"));
     TRY(pass_fwd(m, cx, b, scale, sums, taps, nstages));
+    if (m->balance != &sums->balance) TRY(cx->dev->to_host(&sums->balance, m->balance, sizeof sums->balance));
     if (scale) TRY(pass_bwd(m, cx, nstages, ga, gb, taps));
-    arena_release(cx->acts, mark);
+    cx_release_acts(cx, mark);
     return OK;
 }
 

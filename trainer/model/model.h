@@ -64,6 +64,6 @@ Err model_fwd(Model *m, Cx *cx, const Batch *b, LossSums *sums, const Taps *taps
 Err model_fwd_bwd(Model *m, Cx *cx, const Batch *b, const LossScale *scale, LossSums *sums,
                   const Taps *taps) MUST_CHECK;
 // model_counts: [nblocks][E] i64 tokens routed to each expert on this rank since model_zero_counts
-// (training passes and model_fwd alike). NULL rows for blocks without experts.
+// (training passes and model_fwd alike), memory of the device. NULL rows for blocks without experts.
 int64_t **model_counts(Model *m);
-void model_zero_counts(Model *m);
+Err model_zero_counts(Model *m, Cx *cx) MUST_CHECK;

@@ -4,9 +4,12 @@
 #include <string.h>
 
 #include "shadow_gemm.h"
+#include "staging.h"
 
 // What lies on scratch below or outside a pass: zero.h's buckets, optimizer temporaries; address space only.
 #define SCRATCH_SLACK ((size_t)256 << 20)
+// What a device needs on acts beside what the CPU needs: a few single numbers.
+#define DEVICE_SLACK ((size_t)64 << 10)
 
 // What operations push on scratch themselves, which measure mode does not see: upper bounds, in address space only.
 // Attention keeps keys, values, their gradients and a block of queries per thread, and the heads' parts of the shared
@@ -19,6 +22,20 @@ static void measure_ops(MemoryPlan *out, const Shape *s) {
     out->op_thread += fused_scratch_bytes(1, widest);
     out->op_shared = sizeof(float) * ((size_t)s->H * rope + blocks * (size_t)(s->D + 8 * s->E + 4 * s->K + 256));
     out->op_thread += sizeof(float) * ((size_t)s->V + 16); // the terms of one row's loss
+}
+
+// measure_device_ops: the same for the CUDA backend, which keeps whole matrices: the parts of the fused operations,
+// codes with rows of a multiple of 16 bytes, codes of a weight turned for Dgrad.
+static void measure_device_ops(MemoryPlan *out, const Shape *s, const Mesh *mesh) {
+    int64_t T = s->B * s->S, pairs = T * mesh->ep * min_i64(s->K, s->L), blocks = (ceil_div(s->S, TILE) + 1) * s->B;
+    int64_t wide = max_i64(s->Fd, s->Fs), latent = max_i64(s->Rq, s->Rkv);
+    int64_t heads = s->H * (s->Dn + max_i64(s->Dr, s->Dv));
+    int64_t fused = 8 * max_i64(max_i64(pairs * s->F, T * wide), T * s->D);
+    int64_t weight = max_i64((wide + 16) * (s->D + 16), s->L * (s->F + 16) * (s->D + 16));
+    weight = max_i64(weight, (heads + 16) * (max_i64(latent, s->D) + 16));
+    int64_t rows = pairs * (max_i64(s->D, s->F) + 16) + T * (max_i64(max_i64(s->D, wide), heads) + 16);
+    int64_t parts = blocks * (8 * s->D + 16 * s->E) + 4 * s->H * T;
+    out->op_device = (size_t)(fused + weight + rows + parts) + DEVICE_SLACK;
 }
 
 static Err measure_cx(Cx *cx, const Mesh *mesh, bool is_balanced) {
@@ -35,6 +52,8 @@ static Err measure_cx(Cx *cx, const Mesh *mesh, bool is_balanced) {
     TRY(arena_create(&cx->state, "state", 0, true));
     TRY(arena_create(&cx->acts, "acts", 0, true));
     TRY(arena_create(&cx->scratch, "scratch", 0, true));
+    cx->host_acts = cx->acts;
+    cx->host_scratch = cx->scratch;
     cx->op.scratch = cx->scratch;
     cx->op.nthreads = 1;
     return OK;
@@ -54,6 +73,7 @@ static Err measure_pass(const Shape *s, Cx *cx, Model **m, bool with_grad, bool 
 Err memory_measure(MemoryPlan *out, const Shape *s, const Mesh *mesh, bool with_grad, bool with_state) {
     memset(out, 0, sizeof *out);
     measure_ops(out, s);
+    measure_device_ops(out, s, mesh);
     // Steps with and without comparison keep different things.
     int kinds = s->shadow_every > 0 && with_grad ? 4 : 2;
     for (int kind = 0; kind < kinds; kind++) {
@@ -101,6 +121,47 @@ Err cx_create(Cx *cx, const Boot *boot, const Mesh *mesh, const Shape *s, const 
     return OK;
 }
 
+Err cx_check_backend(const Backend *on, const Shape *s) {
+    if (s->mode == MODE_FP8) TRY(recipe_check_backend(&s->recipe, on->ops->backend));
+    CHECK(!on->dev->alloc || s->shadow_every == 0, E_CONFIG,
+          "fp8.shadow_every %lld is not supported by the %s backend: products are compared with BF16 ones on the cpu "
+          "backend only",
+          (long long)s->shadow_every, on->ops->backend);
+    return OK;
+}
+
+static Err make_arenas(Cx *cx, const MemoryPlan *plan, int nthreads) {
+    const Device *dev = cx->dev;
+    size_t ops = plan->op_shared + plan->op_thread * (size_t)(nthreads > 1 ? nthreads : 1);
+    size_t scratch = plan->scratch + ops + SCRATCH_SLACK;
+    TRY(arena_create_on(&cx->params, dev, "params", plan->params, false));
+    TRY(arena_create_on(&cx->state, dev, "state", plan->state, false));
+    if (staging_is_host(cx)) {
+        TRY(arena_create(&cx->acts, "acts", plan->acts, false));
+        TRY(arena_create(&cx->scratch, "scratch", scratch, false));
+        cx->host_acts = cx->acts;
+        cx->host_scratch = cx->scratch;
+        return OK;
+    }
+    // What the plan counts once is there twice at most: where the host writes it, and where operations read it.
+    TRY(arena_create_on(&cx->acts, dev, "acts", plan->acts + DEVICE_SLACK, false));
+    TRY(arena_create_on(&cx->scratch, dev, "scratch", plan->scratch + plan->op_device, false));
+    TRY(arena_create(&cx->host_acts, "host acts", plan->acts + DEVICE_SLACK, false));
+    TRY(arena_create(&cx->host_scratch, "host scratch", 2 * scratch, false));
+    return OK;
+}
+
+// make_health: the counters of FP8 health, all zero.
+static Err make_health(Cx *cx) {
+    int64_t n = cx->nblocks * SITE_COUNT;
+    if (staging_is_host(cx)) {
+        MEM_NEW(cx->health, n);
+        return OK;
+    }
+    TRY(cx->dev->alloc((void **)&cx->health, (size_t)n * sizeof *cx->health, "FP8 health"));
+    return cx->dev->zero(cx->health, (size_t)n * sizeof *cx->health);
+}
+
 Err cx_create_on(Cx *cx, const Backend *on, const Boot *boot, const Mesh *mesh, const Shape *s, const MemoryPlan *plan,
                  int nthreads) {
     memset(cx, 0, sizeof *cx);
@@ -110,26 +171,29 @@ Err cx_create_on(Cx *cx, const Backend *on, const Boot *boot, const Mesh *mesh, 
     cx->ep = boot->ep;
     cx->edp = boot->edp;
     cx->mesh = *mesh;
-    TRY(arena_create_on(&cx->params, on->dev, "params", plan->params, false));
-    TRY(arena_create_on(&cx->state, on->dev, "state", plan->state, false));
-    TRY(arena_create_on(&cx->acts, on->dev, "acts", plan->acts, false));
-    size_t ops = plan->op_shared + plan->op_thread * (size_t)(nthreads > 1 ? nthreads : 1);
-    TRY(arena_create_on(&cx->scratch, on->dev, "scratch", plan->scratch + ops + SCRATCH_SLACK, false));
+    TRY(cx_check_backend(on, s));
+    TRY(make_arenas(cx, plan, nthreads));
     cx->op.scratch = cx->scratch;
     cx->op.nthreads = nthreads;
     cx->op.accumulate = s->recipe.accumulate;
-    TRY(recipe_check_backend(&s->recipe, cx->ops->backend));
     cx->nblocks = s->nlayers + s->nmtp;
     if (s->mode != MODE_FP8) return OK;
-    MEM_NEW(cx->health, cx->nblocks * SITE_COUNT);
+    TRY(make_health(cx));
     if (recipe_is_static(&s->recipe)) TRY(calibration_create(&cx->calibration, cx->nblocks));
     return OK;
 }
 
 void cx_destroy(Cx *cx) {
     calibration_free(&cx->calibration);
-    mem_free(cx->health);
+    bool is_host = !cx->dev || staging_is_host(cx); // no device: nothing was created
+    if (is_host) mem_free(cx->health);
+    else cx->dev->release(cx->health);
     cx->health = NULL;
+    if (!is_host) {
+        arena_destroy(&cx->host_acts);
+        arena_destroy(&cx->host_scratch);
+    }
+    cx->host_acts = cx->host_scratch = NULL;
     arena_destroy(&cx->params);
     arena_destroy(&cx->state);
     arena_destroy(&cx->acts);

@@ -11,6 +11,7 @@ typedef struct MemoryPlan {
     size_t acts_balanced, scratch_balanced; // perfect balance
     double saved[SAVED_KINDS]; // bytes that forward saves per token and block, by kind, in balance; mean over blocks
     size_t op_thread, op_shared;            // bounds of the operations' own temporaries, per thread and in all
+    size_t op_device;                       // the same for operations that run on a device
 } MemoryPlan;
 
 // memory_measure: bytes of each arena of one rank of the mesh, for training (with_grad) or evaluation only. Local.
@@ -21,7 +22,9 @@ Err memory_saved_bf16(double *out, const Shape *s, const Mesh *mesh) MUST_CHECK;
 // the worst case of `plan`. Local.
 Err cx_create(Cx *cx, const Boot *boot, const Mesh *mesh, const Shape *s, const MemoryPlan *plan, int nthreads)
     MUST_CHECK;
-// cx_create_on: the same on any backend (backend.h).
+// cx_check_backend: E_CONFIG, naming the setting, if the backend cannot compute what `s` asks for. Local.
+Err cx_check_backend(const Backend *on, const Shape *s) MUST_CHECK;
+// cx_create_on: the same on any backend (backend.h). On a device the worst case is memory, not address space.
 Err cx_create_on(Cx *cx, const Backend *on, const Boot *boot, const Mesh *mesh, const Shape *s, const MemoryPlan *plan,
                  int nthreads) MUST_CHECK;
 void cx_destroy(Cx *cx);

@@ -4,6 +4,7 @@
 #include "moe.h"
 
 #include "prof.h"
+#include "staging.h"
 
 MoeParams moe_params(const Params *p, int64_t layer, int64_t *count) {
     MoeParams m = {0};
@@ -35,7 +36,7 @@ static Groups plan_groups(const ExPlan *plan) {
 static Err route(const Shape *s, Cx *cx, const MoeParams *p, MoeSaved *a, bool with_balance, double *balance) {
     int64_t T = a->x.rows;
     ARENA_NEW(cx->acts, a->idx, T * s->K);
-    ARENA_NEW(cx->acts, a->gate, T * s->K);
+    ARENA_NEW(cx->acts, a->gate, T * s->K); // behind idx: plan_start reads both at once
     ARENA_NEW(cx->acts, a->score, T * s->E);
     if (with_balance) ARENA_NEW(cx->acts, a->coef, a->nseq * s->E);
     size_t mark = arena_mark(cx->scratch);
@@ -52,10 +53,79 @@ static Err route(const Shape *s, Cx *cx, const MoeParams *p, MoeSaved *a, bool w
     return OK;
 }
 
+// plan_top: where the next array of the plan will lie.
+static Err plan_top(Cx *cx, void **first) {
+    return arena_push(cx->host_acts, first, 0, "plan");
+}
+
+// moved: where in the copy `to` of what begins at `from` p lies.
+static void *moved(const void *p, const void *from, void *to) {
+    return (char *)to + ((const char *)p - (const char *)from);
+}
+
+// plan_sent: the sending half, which begins at `first`, for operations.
+static Err plan_sent(Cx *cx, MoeSaved *a, const void *first) {
+    const ExPlan *p = &a->plan;
+    void *copy = NULL;
+    size_t bytes = (size_t)((const char *)(p->tok_row + p->nsend) - (const char *)first);
+    TRY(staging_push(cx, cx->acts, &copy, first, bytes, "plan"));
+    a->on = *p;
+    a->on.tok_first = moved(p->tok_first, first, copy);
+    a->on.send_tok = moved(p->send_tok, first, copy);
+    a->on.tok_row = moved(p->tok_row, first, copy);
+    return OK;
+}
+
+// plan_received: the same for the receiving half.
+static Err plan_received(Cx *cx, MoeSaved *a, const void *first) {
+    const ExPlan *p = &a->plan;
+    ExPlan on = *p;
+    void *copy = NULL;
+    size_t bytes = (size_t)((const char *)(p->pair_gate + p->npair) - (const char *)first);
+    TRY(staging_push(cx, cx->acts, &copy, first, bytes, "plan"));
+    on.tok_first = a->on.tok_first;
+    on.send_tok = a->on.send_tok;
+    on.tok_row = a->on.tok_row;
+    on.start = moved(p->start, first, copy);
+    on.count = moved(p->count, first, copy);
+    on.recv_first = moved(p->recv_first, first, copy);
+    on.recv_pair = moved(p->recv_pair, first, copy);
+    on.pair_recv = moved(p->pair_recv, first, copy);
+    on.pair_gate = moved(p->pair_gate, first, copy);
+    a->on = on;
+    return OK;
+}
+
+// plan_start: who gets what, from what the router chose: the one wait for the device in a layer's forward.
+static Err plan_start(const Shape *s, Cx *cx, MoeSaved *a, ExFlight *meta, int64_t T) {
+    void *first = NULL, *idx = NULL;
+    size_t bytes = (size_t)((const char *)(a->gate + T * s->K) - (const char *)a->idx); // of idx, and gate behind it
+    prof_enter(PROF_EXCHANGE);
+    TRY(plan_top(cx, &first));
+    TRY(staging_read(cx, &idx, a->idx, bytes));
+    const float *gate = moved(a->gate, a->idx, idx);
+    TRY(exchange_plan(cx->ep, &a->plan, meta, cx->host_acts, cx->host_scratch, idx, gate, T, s->K, s->L, &cx->bytes));
+    TRY(plan_sent(cx, a, first));
+    prof_leave();
+    return OK;
+}
+
+static Err plan_end(Cx *cx, MoeSaved *a, ExFlight *meta) {
+    void *first = NULL;
+    prof_enter(PROF_EXCHANGE);
+    TRY(plan_top(cx, &first));
+    TRY(exchange_plan_end(cx->ep, &a->plan, meta, cx->host_acts));
+    TRY(plan_received(cx, a, first));
+    prof_leave();
+    return OK;
+}
+
 // Rows on their way over the expert group.
 typedef struct Rows {
-    void *p;     // what arrives
-    int request; // -1: nothing to wait for
+    void *p;      // what arrives
+    void *host;   // where it arrives: ranks send and receive in the host's memory
+    size_t bytes; // of it
+    int request;  // -1: nothing to wait for
 } Rows;
 
 // A group of one rank moves nothing: its rows are where they are needed, in the order of the tokens.
@@ -64,8 +134,16 @@ static bool is_alone(const Cx *cx) {
 }
 
 static Err rows_wait(Cx *cx, Rows *r) {
-    if (r->request >= 0) TRY(comm_wait(cx->ep, &r->request));
-    return OK;
+    if (r->request < 0) return OK;
+    TRY(comm_wait(cx->ep, &r->request));
+    return staging_write(cx, r->p, r->host, r->bytes);
+}
+
+// rows_room: room on scratch for n rows to arrive in.
+static Err rows_room(Cx *cx, Rows *r, int64_t n, int64_t row, const char *what) {
+    r->bytes = (size_t)(n * row);
+    TRY(arena_push(cx->scratch, &r->p, r->bytes, what));
+    return staging_room(cx, &r->host, r->p, r->bytes);
 }
 
 // dispatch_start: rows of `o`, of class c, to the experts' ranks, through buffers on scratch that stay until
@@ -73,13 +151,14 @@ static Err rows_wait(Cx *cx, Rows *r) {
 static Err dispatch_start(const Shape *s, Cx *cx, const ExPlan *plan, Rows *r, const Operand *o, TensorClass c) {
     int64_t row = operand_row_bytes(s, c, s->D);
     void *send = NULL;
-    *r = (Rows){operand_data(s, o), -1};
+    *r = (Rows){operand_data(s, o), NULL, 0, -1};
     if (is_alone(cx)) return OK;
-    TRY(arena_push(cx->scratch, &r->p, (size_t)(plan->nrecv * row), "moe.recv"));
+    TRY(rows_room(cx, r, plan->nrecv, row, "moe.recv"));
     TRY(arena_push(cx->scratch, &send, (size_t)(plan->nsend * row), "moe.send"));
     prof_enter(PROF_EXCHANGE);
     TRY(cx->ops->rows_gather(&cx->op, send, operand_data(s, o), plan->send_tok, plan->nsend, row));
-    TRY(exchange_dispatch(cx->ep, plan, &r->request, r->p, send, row, &cx->bytes));
+    TRY(staging_read(cx, &send, send, (size_t)(plan->nsend * row)));
+    TRY(exchange_dispatch(cx->ep, plan, &r->request, r->host, send, row, &cx->bytes));
     prof_leave();
     return OK;
 }
@@ -104,11 +183,13 @@ static Err combine_start(const Shape *s, Cx *cx, const ExPlan *plan, Rows *r, Ma
     TRY(arena_mat(cx->scratch, &sum, s->act, plan->nrecv, s->D, "moe.sum"));
     prof_enter(PROF_EXCHANGE);
     TRY(cx->ops->rows_sum(&cx->op, sum, pairs, plan->recv_first, plan->recv_pair, mat_none(), mat_none()));
-    *r = (Rows){sum.p, -1};
+    *r = (Rows){sum.p, NULL, 0, -1};
     if (!is_alone(cx)) {
         int64_t row = s->D * (int64_t)dtype_bytes(s->act);
-        TRY(arena_push(cx->scratch, &r->p, (size_t)(plan->nsend * row), "moe.back"));
-        TRY(exchange_combine(cx->ep, plan, &r->request, r->p, sum.p, row, &cx->bytes));
+        void *send = NULL;
+        TRY(rows_room(cx, r, plan->nsend, row, "moe.back"));
+        TRY(staging_read(cx, &send, sum.p, (size_t)(plan->nrecv * row)));
+        TRY(exchange_combine(cx->ep, plan, &r->request, r->host, send, row, &cx->bytes));
     }
     prof_leave();
     return OK;
@@ -124,19 +205,41 @@ static Err combine_end(const Shape *s, Cx *cx, const ExPlan *plan, Mat y, Rows *
     return OK;
 }
 
+// gates_start, gates_end: the gradients of the gates dpair [npair] on their way back, and what came: dgate [T,K].
+// Collective over ep.
+static Err gates_start(Cx *cx, const ExPlan *plan, ExFlight *gates, const float *dpair) {
+    void *host = NULL;
+    prof_enter(PROF_EXCHANGE);
+    TRY(staging_read(cx, &host, dpair, (size_t)plan->npair * sizeof *dpair));
+    TRY(exchange_gates(cx->ep, plan, gates, cx->host_scratch, host, &cx->bytes));
+    prof_leave();
+    return OK;
+}
+
+static Err gates_end(Cx *cx, const ExPlan *plan, ExFlight *gates, float *dgate) {
+    void *host = NULL;
+    size_t bytes = (size_t)(plan->T * plan->K) * sizeof *dgate;
+    prof_enter(PROF_EXCHANGE);
+    TRY(staging_room(cx, &host, dgate, bytes));
+    TRY(exchange_gates_end(cx->ep, plan, gates, host));
+    TRY(staging_write(cx, dgate, host, bytes));
+    prof_leave();
+    return OK;
+}
+
 // experts_fwd: pairs [R,D] = W_down( silu(W_gate xe) * W_up xe * gate ) of the local experts.
 static Err experts_fwd(const Shape *s, Cx *cx, const MoeParams *p, MoeSaved *a, Mat pairs) {
     static const GatedSites sites = {SITE_EXPERT_GATE_KEPT, SITE_EXPERT_UP_KEPT,   SITE_EXPERT_DOWN_X,
                                      SITE_EXPERT_DOWN_X_T,  SITE_EXPERT_GATE_DY,   SITE_EXPERT_GATE_DY_T,
                                      SITE_EXPERT_UP_DY,     SITE_EXPERT_UP_DY_T};
-    Groups g = plan_groups(&a->plan);
+    Groups g = plan_groups(&a->on);
     size_t mark = arena_mark(cx->scratch);
     Mat gate, up;
     Operand h;
     TRY(gated_memory(s, cx, &a->mid, sites, &gate, &up, a->plan.npair, s->F));
     TRY(linear_fprop(s, cx, gate, &a->xe, p->gate, g));
     TRY(linear_fprop(s, cx, up, &a->xe, p->up, g));
-    TRY(gated_fwd(s, cx, &a->mid, &h, gate, up, a->plan.pair_gate));
+    TRY(gated_fwd(s, cx, &a->mid, &h, gate, up, a->on.pair_gate));
     TRY(linear_fprop(s, cx, pairs, &h, p->down, g));
     arena_release(cx->scratch, mark);
     return OK;
@@ -178,46 +281,42 @@ Err moe_fwd(const Shape *s, Cx *cx, const MoeParams *p, MoeSaved *a, Mat y, Mat 
     int64_t T = x.rows;
     MoeSaved saved = {.nseq = nseq, .S = S, .x = x};
     *a = saved;
-    size_t mark = arena_mark(cx->scratch);
+    CxMark mark = cx_mark_scratch(cx);
     ARENA_NEW(cx->acts, a->rstd, T);
     TRY(normed(s, cx, p, a, x));
     TRY(route(s, cx, p, a, with_balance, balance));
     Mat shared = mat_none(), pairs, out;
     if (p->shared.gate) TRY(arena_mat(cx->scratch, &shared, DT_F32, T, s->D, "moe.shared"));
-    size_t exchange = arena_mark(cx->scratch);
+    CxMark exchange = cx_mark_scratch(cx);
     ExFlight meta;
     Rows rows;
-    prof_enter(PROF_EXCHANGE);
-    TRY(exchange_plan(cx->ep, &a->plan, &meta, cx->acts, cx->scratch, a->idx, a->gate, T, s->K, s->L, &cx->bytes));
-    prof_leave();
+    TRY(plan_start(s, cx, a, &meta, T));
     cx_saved(cx, SAVED_ROUTING);
-    TRY(dispatch_start(s, cx, &a->plan, &rows, &a->nq, CLASS_ACTIVATION));
+    TRY(dispatch_start(s, cx, &a->on, &rows, &a->nq, CLASS_ACTIVATION));
     // The shared expert needs nobody: it computes while metadata and rows travel.
     if (p->shared.gate) TRY(ffn_fwd(s, cx, &p->shared, &a->shared, shared, &a->nq, T));
     cx_saved(cx, SAVED_SWIGLU);
-    prof_enter(PROF_EXCHANGE);
-    TRY(exchange_plan_end(cx->ep, &a->plan, &meta, cx->acts));
-    prof_leave();
+    TRY(plan_end(cx, a, &meta));
     cx_saved(cx, SAVED_ROUTING);
-    TRY(dispatch_end(s, cx, &a->plan, &a->xe, &rows, CLASS_ACTIVATION));
+    TRY(dispatch_end(s, cx, &a->on, &a->xe, &rows, CLASS_ACTIVATION));
     cx_saved(cx, SAVED_FFN_IN);
-    arena_release(cx->scratch, exchange);
+    cx_release_scratch(cx, exchange);
     TRY(arena_mat(cx->scratch, &out, s->act, T, s->D, "moe.out"));
     TRY(arena_mat(cx->scratch, &pairs, s->act, a->plan.npair, s->D, "moe.pairs"));
     TRY(experts_fwd(s, cx, p, a, pairs));
     cx_saved(cx, SAVED_SWIGLU);
-    TRY(combine_start(s, cx, &a->plan, &rows, pairs));
-    TRY(combine_end(s, cx, &a->plan, out, &rows, shared));
+    TRY(combine_start(s, cx, &a->on, &rows, pairs));
+    TRY(combine_end(s, cx, &a->on, out, &rows, shared));
     prof_enter(PROF_ELEMENTWISE);
     TRY(cx->ops->add(&cx->op, y, x, out));
     prof_leave();
-    arena_release(cx->scratch, mark);
+    cx_release_scratch(cx, mark);
     return OK;
 }
 
 // experts_bwd: dpairs [R,D] and the gates' gradients [R] from the dispatched output gradients.
 static Err experts_bwd(const Shape *s, Cx *cx, const MoeParams *p, MoeSaved *a, Mat dpairs, float *dgate) {
-    Groups g = plan_groups(&a->plan);
+    Groups g = plan_groups(&a->on);
     size_t mark = arena_mark(cx->scratch);
     Mat dh;
     Operand dg, du;
@@ -254,21 +353,21 @@ static Err router_bwd(const Shape *s, Cx *cx, const MoeParams *p, MoeSaved *a, M
 
 Err moe_bwd_input(const Shape *s, Cx *cx, const MoeParams *p, MoeSaved *a, Mat dx, Mat dy, double balance_scale) {
     int64_t T = dy.rows;
-    size_t mark = arena_mark(cx->scratch);
+    CxMark mark = cx_mark_scratch(cx);
     Operand dyq;
     Rows rows;
     ExFlight gates;
     Mat dsum, dn, dpairs;
     float *dgate_pair = NULL, *dgate = NULL;
     TRY(arena_mat(cx->scratch, &dsum, DT_F32, T, s->D, "moe.dsum"));
-    size_t exchange = arena_mark(cx->scratch);
+    CxMark exchange = cx_mark_scratch(cx);
     if (p->shared.gate)
         TRY(operand_pair(s, cx, &dyq, &a->shared.dy_t, dy, SITE_FFN_OUT_DY, SITE_FFN_DOWN_DY_T, groups_none()));
     else TRY(operand_make(s, cx, &dyq, cx->scratch, dy, SITE_FFN_OUT_DY, false));
-    TRY(dispatch_start(s, cx, &a->plan, &rows, &dyq, CLASS_GRADIENT));
+    TRY(dispatch_start(s, cx, &a->on, &rows, &dyq, CLASS_GRADIENT));
     if (p->shared.gate) TRY(shared_bwd(s, cx, p, a, dsum, &dyq));
-    TRY(dispatch_end(s, cx, &a->plan, &a->dye, &rows, CLASS_GRADIENT));
-    arena_release(cx->scratch, exchange);
+    TRY(dispatch_end(s, cx, &a->on, &a->dye, &rows, CLASS_GRADIENT));
+    cx_release_scratch(cx, exchange);
 
     TRY(arena_mat(cx->scratch, &dn, s->act, T, s->D, "moe.dn"));
     TRY(arena_mat(cx->scratch, &dpairs, s->act, a->plan.npair, s->D, "moe.dpairs"));
@@ -276,24 +375,20 @@ Err moe_bwd_input(const Shape *s, Cx *cx, const MoeParams *p, MoeSaved *a, Mat d
     ARENA_NEW(cx->scratch, dgate, T * s->K);
     TRY(experts_bwd(s, cx, p, a, dpairs, dgate_pair));
     TRY(cx_progress(cx));
-    prof_enter(PROF_EXCHANGE);
-    TRY(exchange_gates(cx->ep, &a->plan, &gates, cx->scratch, dgate_pair, &cx->bytes));
-    prof_leave();
-    TRY(combine_start(s, cx, &a->plan, &rows, dpairs));
-    prof_enter(PROF_EXCHANGE);
-    TRY(exchange_gates_end(cx->ep, &a->plan, &gates, dgate));
-    prof_leave();
+    TRY(gates_start(cx, &a->plan, &gates, dgate_pair));
+    TRY(combine_start(s, cx, &a->on, &rows, dpairs));
+    TRY(gates_end(cx, &a->plan, &gates, dgate));
     TRY(router_bwd(s, cx, p, a, dsum, dgate, balance_scale)); // while the rows travel back
-    TRY(combine_end(s, cx, &a->plan, dn, &rows, dsum));
+    TRY(combine_end(s, cx, &a->on, dn, &rows, dsum));
     prof_enter(PROF_ELEMENTWISE);
     TRY(cx->ops->norm_rms_bwd(&cx->op, dx, p->norm->grad.p, dn, a->x, p->norm->w.p, a->rstd, dy));
     prof_leave();
-    arena_release(cx->scratch, mark);
+    cx_release_scratch(cx, mark);
     return OK;
 }
 
 Err moe_bwd_weight(const Shape *s, Cx *cx, const MoeParams *p, MoeSaved *a) {
-    Groups g = plan_groups(&a->plan), all = groups_none();
+    Groups g = plan_groups(&a->on), all = groups_none();
     size_t mark = arena_mark(cx->scratch);
     Turned x, dy;
     Mat n = a->n;

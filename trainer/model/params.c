@@ -6,6 +6,7 @@
 
 #include "prof.h"
 #include "rng.h"
+#include "staging.h"
 #include "zero.h"
 
 enum { LEVEL_MODEL, LEVEL_BLOCK, LEVEL_MTP };
@@ -199,34 +200,46 @@ static uint64_t name_stream(const char *name) {
     return h;
 }
 
-void params_init(Params *t, const Shape *s, const Cx *cx) {
-    if (cx->is_measure) return;
-    for (int i = 0; i < t->n; i++) {
-        Param *p = &t->p[i];
-        uint64_t stream = name_stream(p->name);
-        float *w = p->master.p;
-        int64_t first = (p->mat0 * p->rows + p->own.row0) * p->cols, n = p->own.nrows * p->cols;
+// init_master: own rows of one entry, by way of `stage` where there is one.
+static Err init_master(const Param *p, const Shape *s, const Cx *cx, float *stage) {
+    uint64_t stream = name_stream(p->name);
+    float *w = stage ? stage : p->master.p;
+    int64_t first = (p->mat0 * p->rows + p->own.row0) * p->cols, n = p->own.nrows * p->cols;
 #pragma omp parallel for num_threads(cx->op.nthreads)
-        for (int64_t j = 0; j < n; j++) {
-            double x = p->is_init_one ? 1.0 : s->init_std * rng_normal(s->seed, stream, (uint64_t)(first + j));
-            w[j] = (float)x;
-        }
-        if (p->m.p) memset(p->m.p, 0, (size_t)n * dtype_bytes(p->m.t));
-        if (p->v.p) memset(p->v.p, 0, (size_t)n * dtype_bytes(p->v.t));
+    for (int64_t j = 0; j < n; j++) {
+        double x = p->is_init_one ? 1.0 : s->init_std * rng_normal(s->seed, stream, (uint64_t)(first + j));
+        w[j] = (float)x;
     }
+    TRY(staging_write(cx, p->master.p, w, (size_t)n * sizeof *w));
+    if (p->m.p) TRY(cx->dev->zero(p->m.p, (size_t)n * dtype_bytes(p->m.t)));
+    if (p->v.p) TRY(cx->dev->zero(p->v.p, (size_t)n * dtype_bytes(p->v.t)));
+    return OK;
+}
+
+Err params_init(Params *t, const Shape *s, const Cx *cx) {
+    if (cx->is_measure) return OK;
+    float *stage = NULL;
+    int64_t largest = 0;
+    for (int i = 0; i < t->n; i++) largest = max_i64(largest, t->p[i].own.nrows * t->p[i].cols);
+    if (!staging_is_host(cx)) MEM_NEW(stage, largest);
+    Err err = OK;
+    for (int i = 0; i < t->n && err == OK; i++) err = init_master(&t->p[i], s, cx, stage);
+    mem_free(stage);
+    TRY(err);
     for (int64_t b = 0; b < t->nblocks; b++) {
-        if (t->bias[b]) memset(t->bias[b], 0, (size_t)t->E * sizeof(float));
+        if (t->bias[b]) TRY(cx->dev->zero(t->bias[b], (size_t)t->E * sizeof(float)));
     }
+    return OK;
 }
 
 // gather_group: own rows of the compute copies to all ranks of the group.
 static Err gather_group(Params *t, Cx *cx, bool is_expert, Comm *group) {
-    size_t mark = arena_mark(cx->scratch);
+    size_t mark = arena_mark(cx->host_scratch);
     ZeroTensor *z = NULL;
     int64_t n = 0;
-    TRY(arena_push(cx->scratch, (void **)&z, (size_t)t->n * sizeof *z, "zero tensors"));
+    TRY(arena_push(cx->host_scratch, (void **)&z, (size_t)t->n * sizeof *z, "zero tensors"));
     if (cx->is_measure) {
-        arena_release(cx->scratch, mark);
+        arena_release(cx->host_scratch, mark);
         return OK;
     }
     for (int i = 0; i < t->n; i++) {
@@ -236,8 +249,8 @@ static Err gather_group(Params *t, Cx *cx, bool is_expert, Comm *group) {
         e.param_bytes = (int)dtype_bytes(p->w.t);
         z[n++] = e;
     }
-    TRY(zero_gather(group, z, n, cx->scratch, ZERO_BUCKET_BYTES(group->nranks)));
-    arena_release(cx->scratch, mark);
+    TRY(zero_gather(group, cx->dev, z, n, cx->host_scratch, ZERO_BUCKET_BYTES(group->nranks)));
+    arena_release(cx->host_scratch, mark);
     return OK;
 }
 

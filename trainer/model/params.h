@@ -58,7 +58,7 @@ void params_free(Params **p);
 Param *params_find(const Params *p, Family family, int64_t layer);
 // params_init: own rows of every master: N(0, init_std) as a function of (seed, name, global
 // element), or 1; moments 0. Local.
-void params_init(Params *p, const Shape *s, const Cx *cx);
+Err params_init(Params *p, const Shape *s, const Cx *cx) MUST_CHECK;
 // params_publish: compute copies from masters: cast own rows, gather them from all owners, prepare
 // FP8 weights. Collective over world and edp.
 Err params_publish(Params *p, const Shape *s, Cx *cx) MUST_CHECK;

@@ -25,11 +25,11 @@ Err balance_update(Model *m, Cx *cx, double gamma, BalanceStats *out) {
     const Shape *s = model_shape(m);
     Params *p = model_params(m);
     int64_t **count = model_counts(m), layers = 0;
-    size_t mark = arena_mark(cx->scratch);
+    size_t mark = arena_mark(cx->host_scratch);
     int64_t *load = NULL;
     float *bias = NULL;
-    ARENA_NEW(cx->scratch, load, s->E);
-    ARENA_NEW(cx->scratch, bias, s->E);
+    ARENA_NEW(cx->host_scratch, load, s->E);
+    ARENA_NEW(cx->host_scratch, bias, s->E);
     BalanceStats r = {0};
     for (int64_t b = 0; b < p->nblocks; b++) {
         if (!count[b]) continue;
@@ -42,7 +42,7 @@ Err balance_update(Model *m, Cx *cx, double gamma, BalanceStats *out) {
         if (p->bias[b]) TRY(cx->dev->to_device(p->bias[b], bias, (size_t)s->E * sizeof *bias));
         TRY(cx->dev->zero(count[b], (size_t)s->E * sizeof *load));
     }
-    arena_release(cx->scratch, mark);
+    arena_release(cx->host_scratch, mark);
     if (layers > 0) {
         r.maxvio /= (double)layers;
         r.dead /= (double)(layers * s->E);

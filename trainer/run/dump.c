@@ -186,7 +186,7 @@ static Err compute(Dump *d, Solo *s, const Config *c, const int32_t *tokens, int
     Taps taps = {.user = &watch, .hidden = watch_hidden, .logits = watch_logits};
     Batch batch = {.nseq = B, .S = S, .ld = S, .tokens = tokens};
     LossSums sums = {0};
-    model_zero_counts(s->model);
+    TRY(model_zero_counts(s->model, &s->cx));
     if (grads == DUMP_NO_GRADS) {
         TRY(model_fwd(s->model, &s->cx, &batch, &sums, &taps));
     } else {

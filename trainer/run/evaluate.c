@@ -13,21 +13,24 @@
 typedef struct Quiet {
     QuantCount *health;
     ExBytes bytes;
-    size_t mark;
+    CxMark mark;
 } Quiet;
 
-static Quiet quiet_begin(Model *m, Cx *cx) {
-    Quiet q = {cx->health, cx->bytes, arena_mark(cx->acts)};
+static Err quiet_begin(Model *m, Cx *cx, Quiet *q) {
+    Quiet now = {cx->health, cx->bytes, cx_mark_acts(cx)};
+    *q = now;
+    TRY(model_zero_counts(m, cx));
     cx->health = NULL; // not counted
-    model_zero_counts(m);
-    return q;
+    return OK;
 }
 
-static void quiet_end(Model *m, Cx *cx, const Quiet *q) {
+// quiet_end: with the result of the passes, which it returns.
+static Err quiet_end(Model *m, Cx *cx, const Quiet *q, Err err) {
     cx->health = q->health;
     cx->bytes = q->bytes;
-    model_zero_counts(m);
-    arena_release(cx->acts, q->mark);
+    cx_release_acts(cx, q->mark);
+    TRY(err);
+    return model_zero_counts(m, cx);
 }
 
 // windows_load: up to B windows from `first` (n of them real) and their targets; the rest of the
@@ -50,10 +53,10 @@ static Err heldout_passes(Model *m, Cx *cx, Loader *l, int64_t windows, LossSums
     const Shape *s = model_shape(m);
     int64_t ld = s->S + 1 + s->nmtp, per_pass = s->B * cx->world->nranks;
     int32_t *tokens = NULL, *targets = NULL, *valid = NULL, *doc_start = NULL;
-    ARENA_NEW(cx->acts, tokens, s->B * ld);
-    ARENA_NEW(cx->acts, targets, s->B * s->S);
-    ARENA_NEW(cx->acts, valid, s->B);
-    if (s->document_mask) ARENA_NEW(cx->acts, doc_start, s->B * s->S);
+    ARENA_NEW(cx->host_acts, tokens, s->B * ld);
+    ARENA_NEW(cx->host_acts, targets, s->B * s->S);
+    ARENA_NEW(cx->host_acts, valid, s->B);
+    if (s->document_mask) ARENA_NEW(cx->host_acts, doc_start, s->B * s->S);
     for (int64_t w = 0; w < windows; w += per_pass) {
         int64_t first = w + s->B * cx->world->rank;
         int64_t n = max_i64(0, min_i64(s->B, windows - first));
@@ -76,12 +79,12 @@ Err evaluate_heldout(Model *m, Cx *cx, Loader *l, int corpora, int64_t max_windo
     int64_t all = loader_eval_windows(l),
             windows = max_windows > 0 ? min_i64(max_windows, all) : all;
     LossSums sums = {0};
-    Quiet q = quiet_begin(m, cx);
+    Quiet q;
+    TRY(quiet_begin(m, cx, &q));
     prof_enter(PROF_EVAL);
     Err err = heldout_passes(m, cx, l, windows, &sums);
     prof_leave();
-    quiet_end(m, cx, &q);
-    TRY(err);
+    TRY(quiet_end(m, cx, &q, err));
     int64_t n[2] = {sums.lm_targets, sums.lm_correct};
     TRY(comm_sum(cx->world, &sums.lm, 1));
     TRY(comm_sum_i64(cx->world, n, 2));
@@ -144,8 +147,8 @@ static Err copy_passes(Model *m, Cx *cx, int64_t nseq, uint64_t seed, CopyTally 
     const Shape *s = model_shape(m);
     int32_t *tokens = NULL;
     int64_t *period = NULL, per_pass = s->B * cx->world->nranks;
-    ARENA_NEW(cx->acts, tokens, s->B * s->S);
-    ARENA_NEW(cx->acts, period, s->B);
+    ARENA_NEW(cx->host_acts, tokens, s->B * s->S);
+    ARENA_NEW(cx->host_acts, period, s->B);
     t->period = period;
     t->S = s->S;
     Taps taps = {.user = t, .loss = copy_tally};
@@ -168,10 +171,9 @@ Err evaluate_copy(Model *m, Cx *cx, int64_t nseq, uint64_t seed, CopyResult *r) 
           "the copy task needs sequences of 16 tokens or more, train.seq_len is %lld",
           (long long)model_shape(m)->S);
     CopyTally t = {0};
-    Quiet q = quiet_begin(m, cx);
-    Err err = copy_passes(m, cx, nseq, seed, &t);
-    quiet_end(m, cx, &q);
-    TRY(err);
+    Quiet q;
+    TRY(quiet_begin(m, cx, &q));
+    TRY(quiet_end(m, cx, &q, copy_passes(m, cx, nseq, seed, &t)));
     int64_t n[4] = {t.repeat, t.repeat_hit, t.control, t.control_hit};
     TRY(comm_sum_i64(cx->world, n, 4));
     r->repeat_tokens = n[0];

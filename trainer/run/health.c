@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "fp8.h"
+#include "staging.h"
 
 enum {
     PARTS = 5 + SCALE_BINS, // what is added of one QuantCount
@@ -17,6 +18,7 @@ Err health_create(Health **out, const Cx *cx) {
     *out = h;
     h->n = cx->nblocks * SITE_COUNT;
     MEM_NEW(h->since, h->n);
+    if (!staging_is_host(cx)) MEM_NEW(h->seen, h->n);
     MEM_NEW(h->packed, h->n * (PARTS + 1));
     MEM_NEW(h->row, h->n);
     return OK;
@@ -25,6 +27,7 @@ Err health_create(Health **out, const Cx *cx) {
 void health_free(Health **h) {
     if (!*h) return;
     mem_free((*h)->since);
+    mem_free((*h)->seen);
     mem_free((*h)->packed);
     mem_free((*h)->row);
     mem_free(*h);
@@ -40,18 +43,19 @@ static bool is_counted_here(const Cx *cx, Site site) {
 
 Err health_step(Health *h, Cx *cx, HealthTotals *out) {
     int64_t v[4] = {0};
+    size_t bytes = (size_t)h->n * sizeof *cx->health;
+    const QuantCount *seen = h->seen ? h->seen : cx->health;
+    if (cx->health && h->seen) TRY(cx->dev->to_host(h->seen, cx->health, bytes));
     for (int64_t i = 0; cx->health && i < h->n; i++) {
-        QuantCount *c = &cx->health[i];
-        if (c->values == 0) continue;
-        if (is_counted_here(cx, (Site)(i % SITE_COUNT))) {
-            v[0] += c->values;
-            v[1] += c->saturated;
-            v[2] += c->underflow;
-            v[3] += c->nonfinite_tiles;
-            quant_count_add(&h->since[i], c);
-        }
-        memset(c, 0, sizeof *c);
+        const QuantCount *c = &seen[i];
+        if (c->values == 0 || !is_counted_here(cx, (Site)(i % SITE_COUNT))) continue;
+        v[0] += c->values;
+        v[1] += c->saturated;
+        v[2] += c->underflow;
+        v[3] += c->nonfinite_tiles;
+        quant_count_add(&h->since[i], c);
     }
+    if (cx->health) TRY(cx->dev->zero(cx->health, bytes));
     TRY(comm_sum_i64(cx->world, v, 4));
     double values = v[0] > 0 ? (double)v[0] : 1.0;
     out->saturated = (double)v[1] / values;

@@ -22,6 +22,7 @@ typedef struct HealthRow {
 typedef struct Health {
     int64_t n;         // blocks * SITE_COUNT
     QuantCount *since; // [n] this rank, since the last rows
+    QuantCount *seen;  // [n] copy of a device's counters; NULL where the host can read them
     int64_t *packed;   // [n * numbers of a QuantCount] what ranks add up
     HealthRow *row;    // [nrows] sites that quantised something, by block and site
     int64_t nrows;

@@ -8,7 +8,8 @@ static int64_t final_after(const Params *p, const Param *e) {
     return e->family == P_HEAD ? p->nblocks : e->layer;
 }
 
-static Err group_start(ReduceGroup *g, const Params *p, Arena *scratch, bool is_expert, Comm *group) {
+static Err group_start(ReduceGroup *g, const Params *p, Cx *cx, bool is_expert, Comm *group) {
+    Arena *scratch = cx->host_scratch;
     ARENA_NEW(scratch, g->t, p->n);
     ARENA_NEW(scratch, g->layer, p->n);
     g->n = g->ready = 0;
@@ -22,15 +23,15 @@ static Err group_start(ReduceGroup *g, const Params *p, Arena *scratch, bool is_
             g->t[g->n++] = t;
         }
     }
-    TRY(zero_start(&g->zero, group, g->t, g->n, false, scratch, ZERO_BUCKET_BYTES(group->nranks)));
+    TRY(zero_start(&g->zero, group, cx->dev, g->t, g->n, false, scratch, ZERO_BUCKET_BYTES(group->nranks)));
     return OK;
 }
 
 Err reduce_start(Reduce *r, const Params *p, Cx *cx) {
     r->cx = cx;
-    r->mark = arena_mark(cx->scratch);
-    TRY(group_start(&r->dense, p, cx->scratch, false, cx->world));
-    TRY(group_start(&r->experts, p, cx->scratch, true, cx->edp));
+    r->mark = arena_mark(cx->host_scratch);
+    TRY(group_start(&r->dense, p, cx, false, cx->world));
+    TRY(group_start(&r->experts, p, cx, true, cx->edp));
     cx->reduce[0] = &r->dense.zero;
     cx->reduce[1] = &r->experts.zero;
     return OK;
@@ -57,6 +58,6 @@ Err reduce_end(Reduce *r) {
     TRY(zero_end(&r->experts.zero));
     TRY(zero_end(&r->dense.zero));
     prof_leave();
-    arena_release(r->cx->scratch, r->mark);
+    arena_release(r->cx->host_scratch, r->mark);
     return OK;
 }

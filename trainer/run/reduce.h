@@ -22,13 +22,13 @@ typedef struct Reduce {
     size_t mark;
 } Reduce;
 
-// reduce_start: everything is prepared on scratch, where it stays until reduce_end. Local.
+// reduce_start: everything is prepared on host_scratch, where it stays until reduce_end. Local.
 Err reduce_start(Reduce *r, const Params *p, Cx *cx) MUST_CHECK;
 // reduce_block: as Taps.grads (model.h); user: the Reduce. Called on all ranks with the
 // same blocks in the same order. Never waits. Local.
 Err reduce_block(void *user, int64_t layer) MUST_CHECK;
 // reduce_end: all gradients are final: own rows of every grad become the sum over ranks, in rank order. Releases
-// scratch. Collective over world.
+// host_scratch. Collective over world.
 Err reduce_end(Reduce *r) MUST_CHECK;
 // reduce_drop: the backward failed, and with it the job: nothing is sent any more. Local.
 void reduce_drop(Reduce *r);

@@ -8,6 +8,7 @@
 #include "log.h"
 #include "prof.h"
 #include "schedule.h"
+#include "staging.h"
 
 // Step times of the recent past, for the ETA.
 typedef struct Pace {
@@ -168,6 +169,7 @@ static Err train_on_ranks(Run *r) {
     if (is_done) return OK;
     boot_signals();
     TRY(note_start(r));
+    if (!staging_is_host(&r->cx)) return run_loop(r); // the peak of a GPU is not measured: there is no MFU
     GemmPeak peak = gemm_peak(r->cx.op.nthreads);
     r->peak_flops = r->shape.mode == MODE_FP32 ? peak.f32 : peak.half;
     TRY(comm_sum(r->boot.world, &r->peak_flops, 1));

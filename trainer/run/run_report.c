@@ -5,6 +5,7 @@
 #include "log.h"
 #include "run.h"
 #include "schedule.h"
+#include "staging.h"
 
 static const char *const mode_names[] = {"fp32", "bf16", "fp8"};
 
@@ -93,6 +94,18 @@ static void report_cores(const Run *r) {
                  (long long)r->crowded, b->nranks);
 }
 
+// report_device: what this rank took of its GPU's memory, which is all it will ever take.
+static void report_device(const Cx *cx) {
+    if (staging_is_host(cx)) return;
+    DeviceInfo d;
+    device_cuda_info(&d);
+    const Arena *arenas[] = {cx->params, cx->state, cx->acts, cx->scratch};
+    double mib[4], all = 0.0;
+    for (int i = 0; i < 4; i++) all += mib[i] = (double)arena_size(arenas[i]) / 1048576.0;
+    log_line("device     %s, %.1f MiB of %.1f: params %.1f, state %.1f, acts %.1f, scratch %.1f", d.name, all,
+             (double)d.memory / 1048576.0, mib[0], mib[1], mib[2], mib[3]);
+}
+
 void run_banner(const Run *r) {
     const Mesh *m = &r->mesh;
     report_model(&r->shape);
@@ -103,6 +116,7 @@ void run_banner(const Run *r) {
         r->cx.ops->backend, r->cx.ops->isa);
     report_cores(r);
     report_memory(&r->memory);
+    report_device(&r->cx);
     int64_t windows = loader_windows(r->loader);
     log_line("data       %lld tokens, %lld windows; the schedule reads %.2f passes",
              (long long)loader_tokens(r->loader), (long long)windows,

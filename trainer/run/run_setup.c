@@ -223,7 +223,7 @@ static Err fill_model(Run *r) {
     if (r->resume_from[0]) {
         TRY(comm_agree(r->boot.world, checkpoint_load(r->resume_from, p, &r->cx, true)));
     } else {
-        params_init(p, &r->shape, &r->cx);
+        TRY(params_init(p, &r->shape, &r->cx));
         if (r->opt.init_from) {
             bool found = false;
             TRY(comm_agree(r->boot.world, checkpoint_find(r->init_from, sizeof r->init_from, &found,
@@ -238,8 +238,8 @@ static Err fill_model(Run *r) {
         }
     }
     TRY(params_publish(p, &r->shape, &r->cx));
-    if (r->cx.health) memset(r->cx.health, 0, (size_t)(r->cx.nblocks * SITE_COUNT) * sizeof *r->cx.health);
-    return OK;
+    if (!r->cx.health) return OK;
+    return r->cx.dev->zero(r->cx.health, (size_t)(r->cx.nblocks * SITE_COUNT) * sizeof *r->cx.health);
 }
 
 static void log_origin(const Run *r) {
@@ -276,15 +276,32 @@ static Err claim_dir(Run *r) {
     return metrics_open(&r->metrics, r->dir, r->at.step, r->boot.rank);
 }
 
-// choose_backend: where to compute, before anything is opened. The trainer still reads and writes what its arenas
-// hold, so it runs on the CPU whatever is there; backend_choose is for the day when it does not.
-static Err choose_backend(Run *r) {
-    CHECK(!r->opt.device || strcmp(r->opt.device, "cuda") != 0, E_PEER,
-          "--device cuda: training on the CUDA backend is not finished: its operations can be built (-Dcuda) and are "
-          "tested on the CPU, but the trainer computes on the CPU only; use --device cpu, or auto, which takes "
-          "the CPU");
+// pick_backend: of this rank. Where it is left to the program, a GPU that is not there, or has not what the config asks
+// for, is the CPU.
+static Err pick_backend(Run *r) {
+    bool is_open = !r->opt.device || strcmp(r->opt.device, "auto") == 0;
+    Shape s;
+    TRY(backend_choose(&r->backend, is_open ? "auto" : r->opt.device, r->boot.local_rank));
+    if (!is_open || !r->backend.dev->alloc) return OK;
+    TRY(shape_from_config(&s, r->config, &r->mesh));
+    Backend gpu = r->backend;
+    if (cx_check_backend(&gpu, &s) == OK) return OK;
     r->backend = backend_cpu();
-    if (ops_cuda()) log_line("device     cpu (training on the CUDA backend is not finished)");
+    snprintf(r->backend.why, sizeof r->backend.why, "%s", fail_message());
+    fail_clear();
+    return OK;
+}
+
+// choose_backend: where to compute, before anything is opened: on all ranks the same. Collective over world.
+static Err choose_backend(Run *r) {
+    TRY(comm_agree(r->boot.world, pick_backend(r)));
+    int64_t is_cpu = !r->backend.dev->alloc, any_cpu = is_cpu;
+    TRY(comm_max_i64(r->boot.world, &any_cpu, 1));
+    if (any_cpu && !is_cpu) {
+        r->backend = backend_cpu();
+        snprintf(r->backend.why, sizeof r->backend.why, "not every rank has a CUDA device");
+    }
+    if (r->backend.why[0]) log_line("device     cpu: %s", r->backend.why);
     return OK;
 }
 
@@ -297,7 +314,7 @@ Err run_setup(Run *r, bool *is_done) {
     TRY(comm_agree(r->boot.world, check_config(r)));
     TRY(comm_agree(r->boot.world,
                    boot_groups(&r->boot, &r->mesh, comm_names[r->config->parallel.comm])));
-    TRY(comm_agree(r->boot.world, choose_backend(r)));
+    TRY(choose_backend(r));
     TRY(comm_agree(r->boot.world, choose_dir(r, resume_path, sizeof resume_path, &resume_step)));
     TRY(comm_agree(r->boot.world, open_data(r)));
     TRY(comm_agree(r->boot.world, make_model(r)));
@@ -338,4 +355,5 @@ void run_close(Run *r) {
     mem_free(r->tokens);
     mem_free(r->doc_start);
     config_free(r->config);
+    device_cuda_close();
 }

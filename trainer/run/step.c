@@ -8,6 +8,7 @@
 #include "prof.h"
 #include "reduce.h"
 #include "schedule.h"
+#include "staging.h"
 
 typedef struct Share {
     int64_t first, n; // this rank's samples of the global batch
@@ -72,19 +73,24 @@ static Err sum_losses(Cx *cx, const Shape *s, const LossScale *scale, const Loss
 }
 
 typedef struct FirstBad {
-    const Cx *cx;
+    Cx *cx;
     int64_t layer; // first block with a non-finite output, -1 none yet
 } FirstBad;
 
 static Err find_bad(void *user, int64_t layer, Mat x) {
     FirstBad *f = user;
+    Cx *cx = f->cx;
     if (f->layer >= 0) return OK;
-    double part = 0.0;
-    int64_t bad = 0;
-    for (int64_t r = 0; r < x.rows && bad == 0; r++) {
-        TRY(f->cx->ops->sumsq_blocks((OpCx *)&f->cx->op, &part, &bad, mat_rows(x, r, 1)));
-    }
-    if (bad > 0) f->layer = layer;
+    CxMark mark = cx_mark_scratch(cx);
+    double *part = NULL;
+    int64_t *bad = NULL;
+    ARENA_NEW(cx->scratch, part, ceil_div(x.rows, TILE));
+    ARENA_NEW(cx->scratch, bad, 1);
+    TRY(cx->dev->zero(bad, sizeof *bad));
+    TRY(cx->ops->sumsq_blocks(&cx->op, part, bad, x));
+    TRY(staging_read(cx, (void **)&bad, bad, sizeof *bad));
+    if (*bad > 0) f->layer = layer;
+    cx_release_scratch(cx, mark);
     return OK;
 }
 
@@ -188,8 +194,7 @@ Err step_train(Model *m, Cx *cx, const StepInput *in, StepOutput *out) {
     }
     if (!out->is_stopped) TRY(poll_stop(cx, in, &out->is_stopped));
     if (out->is_stopped) {
-        model_zero_counts(m);
-        return OK;
+        return model_zero_counts(m, cx);
     }
     StepMetrics *o = &out->m;
     TRY(sum_losses(cx, s, &scale, &sums, o));

@@ -1,0 +1,366 @@
+// test_train_cuda.c - the trainer on the CUDA backend, whose kernels run as fibers: whole steps, an evaluation and a
+// checkpoint beside the same ones on the CPU, in every mode, alone and on real ranks. Arenas are memory of the device,
+// which host code cannot touch here (runtime_on_cpu.cpp): a place of the trainer that follows such a pointer ends the
+// program.
+#include <math.h>
+#include <unistd.h>
+
+#include "checkpoint.h"
+#include "evaluate.h"
+#include "health.h"
+#include "model_memory.h"
+#include "rank_tests.h"
+#include "run.h"
+#include "step.h"
+
+uint64_t simt_launches(void);
+
+enum { STEPS = 2, SETS_MAX = 48 };
+
+// Products of BF16 and FP8 codes have the same bits here as on the CPU; FP32 products and all REDUCE operations add up
+// to a few hundred terms of FP32 in another order, 2^-24 apart each and of random sign, over some twenty operations.
+#define LOSS_TOLERANCE 1e-6
+#define GRADIENT_TOLERANCE 1e-5
+
+// A dense block, one with experts, an MTP module; partial tiles.
+static const char *const base_sets[] = {
+    "model.vocab_size=512",           "model.hidden_size=36",          "model.intermediate_size=40",
+    "model.moe_intermediate_size=12", "model.num_hidden_layers=2",     "model.num_attention_heads=2",
+    "model.n_routed_experts=4",       "model.num_experts_per_tok=2",   "model.first_k_dense_replace=1",
+    "model.q_lora_rank=12",           "model.kv_lora_rank=8",          "model.qk_nope_head_dim=4",
+    "model.qk_rope_head_dim=4",       "model.v_head_dim=4",            "model.num_nextn_predict_layers=1",
+    "model.initializer_range=0.1",    "model.max_position_embeddings=64", "train.steps=10",
+    "train.seq_len=7",                "train.global_batch=4",          "train.micro_batch=1",
+    "train.lr=1e-3",                  "balance.seq_alpha=0.05",        "train.document_mask=true",
+};
+
+typedef struct Rig {
+    Config *config;
+    Mesh mesh;
+    Shape shape;
+    Cx cx;
+    Model *model;
+    Health *health;
+    Loader *train, *heldout;
+    int32_t *tokens, *doc_start;
+} Rig;
+
+// What the steps showed.
+typedef struct Seen {
+    int64_t steps;
+    StepMetrics m[STEPS];
+    HealthTotals fp8[STEPS];
+    EvalResult eval;
+    uint64_t hash;
+    int64_t load[8];
+} Seen;
+
+static Loader *open_loader(const Rig *r, const char *path, bool is_eval) {
+    LoaderCorpus corpus = {path, 0.0};
+    LoaderSpec spec = {.corpora = &corpus, .ncorpora = 1, .seq_len = r->shape.S, .mtp_depth = r->shape.nmtp,
+                       .vocab_size = r->shape.V, .seed = 1, .is_eval = is_eval};
+    Loader *l = NULL;
+    MUST(loader_open(&l, &spec));
+    return l;
+}
+
+static void rig_config(Rig *r, const char *const *sets) {
+    const char *all[SETS_MAX];
+    int n = (int)(sizeof base_sets / sizeof *base_sets);
+    memset(r, 0, sizeof *r);
+    memcpy(all, base_sets, sizeof base_sets);
+    for (; *sets; sets++) all[n++] = *sets;
+    MUST(config_load(&r->config, NULL, all, n));
+    MUST(mesh_build(&r->mesh, boot.nranks, boot.rank, boot.ep->nranks));
+    MUST(shape_from_config(&r->shape, r->config, &r->mesh));
+}
+
+static void rig_open(Rig *r, const char *device, const char *const *sets) {
+    Backend on;
+    MemoryPlan plan;
+    rig_config(r, sets);
+    const Shape *s = &r->shape;
+    MUST(backend_choose(&on, device, 0));
+    MUST(memory_measure(&plan, s, &r->mesh, true, true));
+    MUST(cx_create_on(&r->cx, &on, &boot, &r->mesh, s, &plan, 1));
+    MUST(model_create(&r->model, s, &r->cx, true, true));
+    MUST(health_create(&r->health, &r->cx));
+    MUST(params_init(model_params(r->model), s, &r->cx));
+    MUST(params_publish(model_params(r->model), s, &r->cx));
+    r->train = open_loader(r, "data/samples/tiny.tokens.h5", false);
+    r->heldout = open_loader(r, "data/samples/tiny.heldout.h5", true);
+    r->tokens = zeroed(s->B * (s->S + 1 + s->nmtp) * 4);
+    r->doc_start = zeroed(s->B * s->S * 4);
+}
+
+static void rig_close(Rig *r) {
+    loader_close(&r->train);
+    loader_close(&r->heldout);
+    health_free(&r->health);
+    model_free(&r->model);
+    cx_destroy(&r->cx);
+    config_free(r->config);
+    free(r->tokens);
+    free(r->doc_start);
+}
+
+static void run_step(Rig *r, int64_t step, int64_t samples, Seen *seen) {
+    StepInput in = {.config = r->config, .loader = r->train, .step = step, .samples = samples, .tokens = r->tokens,
+                    .doc_start = r->doc_start};
+    StepOutput out;
+    MUST(step_train(r->model, &r->cx, &in, &out));
+    MUST(health_step(r->health, &r->cx, &seen->fp8[step - 1]));
+    seen->m[step - 1] = out.m;
+}
+
+// train: steps, an evaluation, and one more pass whose rows are not complete: its gradients, and what its tokens chose
+// in the second block.
+static void train(Rig *r, Seen *seen) {
+    const Shape *s = &r->shape;
+    int64_t blocks = 0;
+    for (int64_t step = 1; step <= seen->steps; step++) {
+        run_step(r, step, step > 1 ? seen->m[step - 2].samples : 0, seen);
+        if (step == 1) blocks = mem_count();
+        EXPECT(mem_count() == blocks);
+    }
+    MUST(evaluate_heldout(r->model, &r->cx, r->heldout, 1, 2, &seen->eval));
+    EXPECT(arena_mark(r->cx.acts) == 0 && arena_mark(r->cx.host_acts) == 0);
+    EXPECT(arena_mark(r->cx.scratch) == 0 && arena_mark(r->cx.host_scratch) == 0);
+    Batch b = {.nseq = 1, .S = s->S, .ld = s->S + 1 + s->nmtp, .tokens = r->tokens, .doc_start = r->doc_start};
+    LossScale scale = {.lm = 0.1, .mtp = 0.03, .balance = 0.01};
+    LossSums sums = {0};
+    MUST(model_fwd_bwd(r->model, &r->cx, &b, &scale, &sums, NULL));
+    MUST(r->cx.dev->to_host(seen->load, model_counts(r->model)[1], (size_t)s->E * sizeof *seen->load));
+    MUST(optimizer_hash(model_params(r->model), &r->cx, &seen->hash));
+}
+
+static bool is_near(double a, double b) {
+    return isfinite(a) && fabs(a - b) <= LOSS_TOLERANCE * fabs(b);
+}
+
+// gradients_agree: the gradients of own rows, entry by entry: sums of the last step, and the last pass on top.
+static void gradients_agree(const Rig *a, const Rig *b) {
+    const Params *p = model_params(a->model), *q = model_params(b->model);
+    for (int i = 0; i < p->n; i++) {
+        const Param *e = &p->p[i];
+        int64_t n = e->own.nrows * e->cols;
+        float *x = zeroed(n * 4), *y = zeroed(n * 4);
+        MUST(a->cx.dev->to_host(x, mat_at(e->grad, e->own.row0, 0), (size_t)n * 4));
+        MUST(b->cx.dev->to_host(y, mat_at(q->p[i].grad, e->own.row0, 0), (size_t)n * 4));
+        double difference = 0.0, norm = 0.0;
+        for (int64_t j = 0; j < n; j++) {
+            difference += ((double)x[j] - (double)y[j]) * ((double)x[j] - (double)y[j]);
+            norm += (double)y[j] * (double)y[j];
+        }
+        if (!(sqrt(difference) <= GRADIENT_TOLERANCE * sqrt(norm)) && failures++ < 5)
+            fprintf(stderr, "rank %d: gradient of %s differs by %g of %g\n", boot.rank, e->name, sqrt(difference),
+                    sqrt(norm));
+        free(x);
+        free(y);
+    }
+}
+
+// What the steps of both backends have in common.
+static void agree(const Rig *r, const Seen *cuda, const Seen *cpu) {
+    for (int64_t i = 0; i < cuda->steps; i++) {
+        const StepMetrics *a = &cuda->m[i], *b = &cpu->m[i];
+        EXPECT(is_near(a->lm_loss, b->lm_loss));
+        EXPECT(is_near(a->mtp_loss, b->mtp_loss));
+        EXPECT(is_near(a->balance_loss, b->balance_loss));
+        EXPECT(is_near(a->grad_norm, b->grad_norm));
+        EXPECT(a->samples == b->samples && a->a2a_dispatch_bytes == b->a2a_dispatch_bytes);
+        EXPECT(memcmp(&cuda->fp8[i], &cpu->fp8[i], sizeof cpu->fp8[i]) == 0);
+        EXPECT(a->maxvio == b->maxvio && a->dead_experts == b->dead_experts);
+    }
+    EXPECT(cuda->eval.tokens == cpu->eval.tokens && is_near(cuda->eval.loss, cpu->eval.loss));
+    int64_t all = 0;
+    for (int64_t e = 0; e < r->shape.E; e++) all += cuda->load[e];
+    EXPECT(all == r->shape.S * r->shape.K);
+    EXPECT(memcmp(cuda->load, cpu->load, sizeof cpu->load) == 0);
+}
+
+// checkpoint: what the device saves, the CPU loads, to the bit.
+static void checkpoint(Rig *from, const Seen *seen, const char *const *sets) {
+    char dir[128] = "/tmp/test_train_cuda_XXXXXX", step[160];
+    CheckpointInfo info = {.step = STEPS, .samples = 8, .tokens = 56};
+    if (boot.rank == 0 && !mkdtemp(dir)) MUST(fail_at(E_OUTPUT, __FILE__, __LINE__, "no temporary folder"));
+    MUST(boot.world->broadcast(boot.world, dir, sizeof dir, 0));
+    MUST(checkpoint_save(dir, model_params(from->model), &from->cx, &info, from->config, 1, 0));
+    snprintf(step, sizeof step, "%s/step_%08d", dir, STEPS);
+    Rig to;
+    uint64_t hash = 0;
+    for (int i = 0; i < 2; i++) {
+        rig_open(&to, i == 0 ? "cpu" : "cuda", sets);
+        MUST(checkpoint_load(step, model_params(to.model), &to.cx, true));
+        MUST(optimizer_hash(model_params(to.model), &to.cx, &hash));
+        EXPECT(hash == seen->hash);
+        rig_close(&to);
+    }
+    char command[200];
+    snprintf(command, sizeof command, "rm -rf %s", dir);
+    if (boot.rank == 0) EXPECT(system(command) == 0);
+}
+
+// check: the same run on both backends; ep: ranks that share the experts.
+static void check(const char *const *sets, int64_t steps, int ep, bool with_checkpoint) {
+    Rig cuda, cpu;
+    Seen on_cuda = {.steps = steps}, on_cpu = {.steps = steps};
+    groups(ep);
+    rig_open(&cuda, "cuda", sets);
+    rig_open(&cpu, "cpu", sets);
+    uint64_t launches = simt_launches();
+    train(&cuda, &on_cuda);
+    EXPECT(simt_launches() > launches);
+    launches = simt_launches();
+    train(&cpu, &on_cpu);
+    EXPECT(simt_launches() == launches);
+    agree(&cuda, &on_cuda, &on_cpu);
+    gradients_agree(&cuda, &cpu);
+    if (with_checkpoint) checkpoint(&cuda, &on_cuda, sets);
+    rig_close(&cuda);
+    rig_close(&cpu);
+}
+
+static void trains_fp32(void) {
+    static const char *const sets[] = {"precision.mode=fp32", NULL};
+    check(sets, STEPS, boot.nranks, true);
+}
+
+static void trains_bf16(void) {
+    static const char *const sets[] = {"precision.mode=bf16", NULL};
+    check(sets, STEPS, 1, false);
+}
+
+static void trains_fp8(void) {
+    static const char *const sets[] = {"precision.mode=fp8", NULL};
+    check(sets, STEPS, boot.nranks, true);
+}
+
+// Everything the other way round: operations one by one, nothing made again, everything kept as it is. One step: with
+// FP32 scales the last bit of a weight soon decides a code.
+static void trains_fp8_plain(void) {
+    static const char *const sets[] = {"precision.mode=fp8", "debug.unfused=true", "fp8.cache_attn_out=codes",
+                                       "fp8.cache_swiglu=bf16", "recompute.norm=false", "recompute.mla_up=false",
+                                       "recompute.swiglu=false", "model.tie_word_embeddings=true",
+                                       "fp8.scale_format=fp32", "model.n_shared_experts=0", "train.micro_batch=2",
+                                       NULL};
+    check(sets, 1, boot.nranks, false);
+}
+
+// A value that is not finite is found where it first shows, and nothing is updated.
+static void finds_what_is_not_finite(void) {
+    static const char *const sets[] = {"precision.mode=bf16", NULL};
+    Rig r;
+    uint64_t before = 0, after = 0;
+    groups(boot.nranks);
+    rig_open(&r, "cuda", sets);
+    const Param *o = params_find(model_params(r.model), P_O, 1);
+    size_t bytes = (size_t)(o->w.rows * o->w.cols) * sizeof(uint16_t);
+    uint16_t *bad = zeroed((int64_t)bytes);
+    for (size_t i = 0; i < bytes / sizeof *bad; i++) bad[i] = 0x7F80; // infinity
+    MUST(r.cx.dev->to_device(o->w.p, bad, bytes));
+    free(bad);
+    MUST(optimizer_hash(model_params(r.model), &r.cx, &before));
+    StepInput in = {.config = r.config, .loader = r.train, .step = 1, .tokens = r.tokens, .doc_start = r.doc_start};
+    StepOutput out;
+    EXPECT(step_train(r.model, &r.cx, &in, &out) == E_NUMERIC);
+    EXPECT(strstr(fail_message(), "layer 1") != NULL);
+    fail_clear();
+    MUST(optimizer_hash(model_params(r.model), &r.cx, &after));
+    EXPECT(before == after);
+    rig_close(&r);
+}
+
+// last_of: the last text of a file that stands behind `key`, up to the next quote; "" if there is none.
+static void last_of(char *out, size_t n, const char *dir, const char *file, const char *key) {
+    char path[200], line[4096];
+    snprintf(path, sizeof path, "%s/%s", dir, file);
+    out[0] = '\0';
+    FILE *f = fopen(path, "re");
+    while (f && fgets(line, sizeof line, f)) {
+        const char *at = strstr(line, key);
+        if (at) snprintf(out, n, "%.*s", (int)strcspn(at + strlen(key), "\"\n"), at + strlen(key));
+    }
+    if (f) fclose(f);
+}
+
+// run: `tessera train` up to a step, in dir, with one more setting.
+static void run(const char *dir, const char *device, const char *more, int64_t steps) {
+    const char *sets[SETS_MAX];
+    int n = (int)(sizeof base_sets / sizeof *base_sets);
+    memcpy(sets, base_sets, sizeof base_sets);
+    sets[n++] = "precision.mode=fp8";
+    sets[n++] = "debug.state_hash=true";
+    sets[n++] = "data.eval=data/samples/tiny.heldout.h5";
+    sets[n++] = "eval.every=2";
+    sets[n++] = more;
+    sets[n++] = "eval.max_sequences=2";
+    TrainOptions o = {.config_path = "configs/tiny.yaml", .run_dir = dir, .resume = "auto", .sets = sets, .nsets = n,
+                      .steps = steps, .device = device, .threads = 1};
+    MUST(run_train(&o));
+}
+
+// A whole run, alone: "auto" takes the GPU unless it cannot compute what is asked for, and a run that was interrupted
+// goes on as if it had not been.
+static void runs(void) {
+    if (boot.is_mpi) return; // which starts once a process
+    static const char plain[] = "fp8.shadow_every=null";
+    char dirs[2][128], hash[2][64], says[256];
+    for (int i = 0; i < 2; i++) {
+        snprintf(dirs[i], sizeof dirs[i], "/tmp/test_train_cuda_XXXXXX");
+        if (!mkdtemp(dirs[i])) MUST(fail_at(E_OUTPUT, __FILE__, __LINE__, "no temporary folder"));
+        if (i == 1) run(dirs[i], "auto", plain, 2);
+        run(dirs[i], "cuda", plain, 3);
+        last_of(hash[i], sizeof hash[i], dirs[i], "metrics.jsonl", "\"state_hash\":\"");
+        last_of(says, sizeof says, dirs[i], "train.log", "kernels ");
+        EXPECT(strstr(says, "cuda") != NULL);
+        last_of(says, sizeof says, dirs[i], "train.log", "device     ");
+        EXPECT(strstr(says, "fibers on the CPU") != NULL);
+    }
+    EXPECT(hash[0][0] && strcmp(hash[0], hash[1]) == 0);
+    // "auto" and a setting that only the CPU has; the newest line of the log counts.
+    run(dirs[0], "auto", "fp8.shadow_every=7", 4);
+    last_of(says, sizeof says, dirs[0], "train.log", "kernels ");
+    EXPECT(strstr(says, "cpu") != NULL);
+    char command[300];
+    snprintf(command, sizeof command, "rm -rf %s %s", dirs[0], dirs[1]);
+    EXPECT(system(command) == 0);
+}
+
+// What the backend does not have is refused before a step.
+static void refuses(void) {
+    static const char *const sets[][3] = {{"precision.mode=fp8", "fp8.shadow_every=2", NULL},
+                                          {"precision.mode=fp8", "fp8.scaling=row", NULL}};
+    static const char *const words[] = {"fp8.shadow_every 2", "fp8.scaling row"};
+    groups(boot.nranks);
+    for (int i = 0; i < 2; i++) {
+        Rig r;
+        Backend on;
+        MemoryPlan plan;
+        rig_config(&r, sets[i]);
+        MUST(backend_choose(&on, "cuda", 0));
+        MUST(memory_measure(&plan, &r.shape, &r.mesh, true, true));
+        EXPECT(cx_create_on(&r.cx, &on, &boot, &r.mesh, &r.shape, &plan, 1) == E_CONFIG);
+        EXPECT(strstr(fail_message(), words[i]) != NULL);
+        fail_clear();
+        cx_destroy(&r.cx);
+        config_free(r.config);
+    }
+}
+
+int main(void) {
+    const RankTest tests[] = {
+        {"trains_fp32", trains_fp32},
+        {"trains_bf16", trains_bf16},
+        {"trains_fp8", trains_fp8},
+        {"trains_fp8_plain", trains_fp8_plain},
+        {"finds_what_is_not_finite", finds_what_is_not_finite},
+        {"runs", runs},
+        {"refuses", refuses},
+    };
+    MUST(boot_init(&boot));
+    MUST(ops_isa_select("portable")); // its products add in the order of the plain kernels
+    int failed = rank_tests_run(tests, (int)(sizeof tests / sizeof *tests));
+    boot_finish(&boot);
+    return failed;
+}

@@ -7,6 +7,7 @@
 #include <omp.h>
 
 #include "attn_engine.h"
+#include "cpu_has.h"
 #include "gemm.h"
 
 // What takes calls whose inputs are all BF16, and all others.
@@ -26,20 +27,12 @@ enum { COUNT = sizeof all / sizeof all[0] };
 static const Chosen *chosen;
 
 static bool is_usable(int i) {
-#if defined(__x86_64__)
-    __builtin_cpu_init();
-    bool has_avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                      __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
-                      __builtin_cpu_supports("fma");
     switch (i) {
-    case 0: return has_avx512 && __builtin_cpu_supports("avx512bf16") && attn_avx512bf16.fwd;
-    case 1: return has_avx512 && attn_avx512.fwd;
-    case 2: return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && attn_avx2.fwd;
+    case 0: return cpu_has_avx512bf16() && attn_avx512bf16.fwd;
+    case 1: return cpu_has_avx512() && attn_avx512.fwd;
+    case 2: return cpu_has_avx2() && attn_avx2.fwd;
     }
     return true;
-#else
-    return i == COUNT - 1;
-#endif
 }
 
 bool attn_select(const char *name) {

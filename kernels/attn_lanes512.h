@@ -11,9 +11,6 @@ static inline vf vmax(vf a, vf b) {
 static inline vf vdiv(vf a, vf b) {
     return _mm512_div_ps(a, b);
 }
-static inline vf vfma(vf a, vf b, vf c) {
-    return _mm512_fmadd_ps(a, b, c);
-}
 static inline vf vpick(vf x, vf other, vf lo, vf j, vf hi) {
     __mmask16 is_in = _mm512_cmp_ps_mask(lo, j, _CMP_LE_OQ);
     return _mm512_mask_mov_ps(other, _mm512_mask_cmp_ps_mask(is_in, j, hi, _CMP_LE_OQ), x);

@@ -6,36 +6,13 @@
 #if defined(__AVX2__) && defined(__FMA__)
 #include <immintrin.h>
 
-typedef __m256 vf;
-#define VW 8
-#define MR 6
-#define NV 2
+#include "gemm_lanes256.h"
+
 #define MR_SCALED 6
 #define IS_HELD 0
 #define GEMM_TILE gemm_tile_avx2
 #define GEMM_PEAK gemm_peak_avx2
 
-static inline vf vload(const float *p) {
-    return _mm256_loadu_ps(p);
-}
-static inline void vstore(float *p, vf x) {
-    _mm256_storeu_ps(p, x);
-}
-static inline vf vset1(float x) {
-    return _mm256_set1_ps(x);
-}
-static inline vf vmul(vf a, vf b) {
-    return _mm256_mul_ps(a, b);
-}
-static inline vf vadd(vf a, vf b) {
-    return _mm256_add_ps(a, b);
-}
-static inline vf vfma(vf a, vf b, vf c) {
-    return _mm256_fmadd_ps(a, b, c);
-}
-static inline vf vdot(vf a, vf b, vf c) {
-    return _mm256_fmadd_ps(a, b, c);
-}
 static inline vf vlanes_f32(const void *p) {
     return _mm256_loadu_ps(p);
 }
@@ -72,27 +49,6 @@ static inline vf vlanes_e5m2(const void *p) {
         _mm256_blendv_ps(_mm256_castsi256_ps(bits), _mm256_permutevar8x32_ps(low, mag), is_low);
     __m256i sign = _mm256_and_si256(x, _mm256_set1_epi32((int)0x80000000u));
     return _mm256_or_ps(v, _mm256_castsi256_ps(sign));
-}
-static inline __attribute__((always_inline)) void vtranspose(vf r[VW]) {
-    vf t[VW];
-#pragma GCC unroll 4
-    for (int i = 0; i < 8; i += 2) {
-        t[i] = _mm256_unpacklo_ps(r[i], r[i + 1]);
-        t[i + 1] = _mm256_unpackhi_ps(r[i], r[i + 1]);
-    }
-#pragma GCC unroll 2
-    for (int i = 0; i < 8; i += 4) {
-        r[i] = _mm256_shuffle_ps(t[i], t[i + 2], 0x44);
-        r[i + 1] = _mm256_shuffle_ps(t[i], t[i + 2], 0xEE);
-        r[i + 2] = _mm256_shuffle_ps(t[i + 1], t[i + 3], 0x44);
-        r[i + 3] = _mm256_shuffle_ps(t[i + 1], t[i + 3], 0xEE);
-    }
-#pragma GCC unroll 4
-    for (int i = 0; i < 4; i++) {
-        vf a = r[i], b = r[i + 4];
-        r[i] = _mm256_permute2f128_ps(a, b, 0x20);
-        r[i + 4] = _mm256_permute2f128_ps(a, b, 0x31);
-    }
 }
 
 #include "gemm_pack_f32.h"

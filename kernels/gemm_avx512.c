@@ -13,9 +13,6 @@
 #define GEMM_TILE gemm_tile_avx512
 #define GEMM_PEAK gemm_peak_avx512
 
-static inline vf vfma(vf a, vf b, vf c) {
-    return _mm512_fmadd_ps(a, b, c);
-}
 static inline vf vdot(vf a, vf b, vf c) {
     return _mm512_fmadd_ps(a, b, c);
 }

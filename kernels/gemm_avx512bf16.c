@@ -9,35 +9,14 @@
 #if defined(__AVX512BF16__) && defined(__AVX512VBMI__)
 #include <immintrin.h>
 
+#include "gemm_lanes512.h"
 #include "gemm_pack_pairs.h"
 
-typedef __m512 vf;
-#define VW 16
-#define MR 12
-#define NV 2
 #define MR_SCALED 7
 #define IS_HELD 1
 #define GEMM_TILE gemm_tile_avx512bf16
 #define GEMM_PEAK gemm_peak_avx512bf16
 
-static inline vf vload(const float *p) {
-    return _mm512_loadu_ps(p);
-}
-static inline void vstore(float *p, vf x) {
-    _mm512_storeu_ps(p, x);
-}
-static inline vf vset1(float x) {
-    return _mm512_set1_ps(x);
-}
-static inline vf vmul(vf a, vf b) {
-    return _mm512_mul_ps(a, b);
-}
-static inline vf vadd(vf a, vf b) {
-    return _mm512_add_ps(a, b);
-}
-static inline vf vfma(vf a, vf b, vf c) {
-    return _mm512_fmadd_ps(a, b, c);
-}
 static inline vf vdot(vf a, vf b, vf c) {
     return _mm512_dpbf16_ps(c, (__m512bh)a, (__m512bh)b);
 }

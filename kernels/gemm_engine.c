@@ -3,6 +3,7 @@
 
 #include <string.h>
 
+#include "cpu_has.h"
 #include "gemm.h"
 
 static const GemmTiles other_tiles = {GEMM_MB / 2, GEMM_NB, 48, 64, 4}; // of `sum`
@@ -26,23 +27,13 @@ enum { ISA_COUNT = sizeof isas / sizeof isas[0] };
 static const GemmIsa *chosen;
 
 static bool isa_is_usable(int i) {
-#if defined(__x86_64__)
-    __builtin_cpu_init();
-    bool has_avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                      __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
-                      __builtin_cpu_supports("fma");
     switch (i) {
-    case 0: return has_avx512 && gemm_amx_permit();
-    case 1:
-        return has_avx512 && __builtin_cpu_supports("avx512bf16") &&
-               __builtin_cpu_supports("avx512vbmi");
-    case 2: return has_avx512;
-    case 3: return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+    case 0: return cpu_has_avx512() && gemm_amx_permit();
+    case 1: return cpu_has_avx512bf16() && cpu_has_avx512vbmi();
+    case 2: return cpu_has_avx512();
+    case 3: return cpu_has_avx2();
     }
     return true;
-#else
-    return i == ISA_COUNT - 1;
-#endif
 }
 
 // Intel's processors issue vdpbf16ps at half the rate of the FP32 multiply-add or less: no gain

@@ -23,6 +23,9 @@ static inline vf vmul(vf a, vf b) {
 static inline vf vadd(vf a, vf b) {
     return _mm512_add_ps(a, b);
 }
+static inline vf vfma(vf a, vf b, vf c) {
+    return _mm512_fmadd_ps(a, b, c);
+}
 static inline vf vlanes_f32(const void *p) {
     return _mm512_loadu_ps(p);
 }

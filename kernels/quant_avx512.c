@@ -313,14 +313,14 @@ INLINE __m512i pow2_scales(__m512i amax) { // as tile_scale_e8m0
 // Adds the scales of a tile per channel in `channels` to the counters.
 INLINE void count_scales(const Scales32 *k, __mmask32 channels, QuantCount *count) {
     uint16_t b[32];
-    __mmask32 todo = _mm512_mask_test_epi16_mask(channels, k->most, k->most);
+    __mmask32 left = _mm512_mask_test_epi16_mask(channels, k->most, k->most);
     _mm512_storeu_si512(b, k->b);
-    while (todo) { // neighbours tend to have few different scales
-        int one = b[__builtin_ctz(todo)];
-        __mmask32 same = _mm512_mask_cmpeq_epi16_mask(todo, k->b, words(one));
+    while (left) { // neighbours tend to have few different scales
+        int one = b[__builtin_ctz(left)];
+        __mmask32 same = _mm512_mask_cmpeq_epi16_mask(left, k->b, words(one));
         count->scales[quant_scale_bin(f32_from_bits((uint32_t)one << 23))] +=
             __builtin_popcount(same);
-        todo &= ~same;
+        left &= ~same;
     }
     int32_t amax = largest_word(k->most) << 16;
     count->amax_bits = amax > count->amax_bits ? amax : count->amax_bits;

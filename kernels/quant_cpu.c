@@ -3,6 +3,7 @@
 // Work is dealt out in whole tiles (or blocks), so threads change no bit; counters are integers.
 #include <string.h>
 
+#include "cpu_has.h"
 #include "ops.h"
 #include "quant_cpu.h"
 
@@ -11,13 +12,7 @@ static const QuantLanes *chosen;
 bool quant_select(const char *name) {
     static const QuantLanes *const all[] = {&quant_lanes_avx512, &quant_lanes_avx2,
                                             &quant_lanes_portable};
-    bool is_usable[3] = {false, false, true};
-#if defined(__x86_64__)
-    __builtin_cpu_init();
-    is_usable[0] = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                   __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
-    is_usable[1] = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-#endif
+    const bool is_usable[] = {cpu_has_avx512(), cpu_has_avx2(), true};
     for (int i = 0; i < 3; i++) {
         if (!is_usable[i] || (name && strcmp(name, all[i]->name) != 0)) continue;
         chosen = all[i];

@@ -4,6 +4,8 @@
 // of the device comes filled with 0xFF and can only be touched by kernels, copies and memset: host code that follows a
 // device's pointer ends with a segmentation fault, as it should. One device exists unless runtime_on_cpu_devices says
 // otherwise.
+#include <time.h>
+
 #include "simt.h"
 
 static int device_count = 1;
@@ -58,6 +60,7 @@ cudaError_t cudaGetDeviceProperties(struct cudaDeviceProp *p, int) {
     snprintf(p->name, sizeof p->name, "fibers on the CPU");
     p->major = 9;
     p->multiProcessorCount = 4;
+    p->l2CacheSize = 1 << 20;
     p->totalGlobalMem = (size_t)1 << 32;
     return cudaSuccess;
 }
@@ -115,15 +118,22 @@ cudaError_t cudaStreamDestroy(cudaStream_t) {
 cudaError_t cudaStreamSynchronize(cudaStream_t) {
     return cudaSuccess;
 }
+// An event is the time at which it was recorded: work is done when it is issued.
 cudaError_t cudaEventCreateWithFlags(cudaEvent_t *e, unsigned) {
-    static char event;
-    *e = (cudaEvent_t)&event;
+    *e = (cudaEvent_t)calloc(1, sizeof(timespec));
+    return *e ? cudaSuccess : cudaErrorMemoryAllocation;
+}
+cudaError_t cudaEventDestroy(cudaEvent_t e) {
+    free((void *)e);
     return cudaSuccess;
 }
-cudaError_t cudaEventDestroy(cudaEvent_t) {
+cudaError_t cudaEventRecord(cudaEvent_t e, cudaStream_t) {
+    clock_gettime(CLOCK_MONOTONIC, (timespec *)e);
     return cudaSuccess;
 }
-cudaError_t cudaEventRecord(cudaEvent_t, cudaStream_t) {
+cudaError_t cudaEventElapsedTime(float *ms, cudaEvent_t from, cudaEvent_t to) {
+    const timespec *a = (const timespec *)from, *b = (const timespec *)to;
+    *ms = (float)((double)(b->tv_sec - a->tv_sec) * 1e3 + (double)(b->tv_nsec - a->tv_nsec) * 1e-6);
     return cudaSuccess;
 }
 cudaError_t cudaEventSynchronize(cudaEvent_t) {

@@ -22,10 +22,11 @@ typedef enum BlasForm {
 // Hopper, 32 MiB, and the distance to a multiple of 256 bytes.
 size_t blas_workspace_bytes(void);
 
-// blas_run: compute the product, or say that the plain kernel has to (*is_done false, nothing issued): where blas_choose
-// turned the library off, it has no algorithm for the shape, an operand needs FP32 and scratch has no room for it, or
-// there is nothing to multiply. Without room for the workspace an algorithm that needs none is taken. Work is issued
-// to the device's stream. Errors: E_INTERNAL if shapes or types disagree, E_PEER if the library refuses. Local.
+// blas_run: compute the product, or say that the plain kernel has to (*is_done false, nothing issued): where
+// blas_choose turned the library off, it has no algorithm for the shape, an operand needs FP32 and scratch has no room
+// for it, or there is nothing to multiply. Without room for the workspace an algorithm that needs none is taken. Work
+// is issued to the device's stream. Errors: E_INTERNAL if shapes or types disagree, E_PEER if the library refuses.
+// Local.
 Err blas_run(OpCx *cx, bool *is_done, const char *op, BlasForm form, Mat y, Mat a, Mat b, bool acc) MUST_CHECK;
 
 // blas_choose: 1 uses the library, 0 does not, -1 (the start) does. For tests and comparisons.

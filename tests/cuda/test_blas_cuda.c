@@ -77,7 +77,8 @@ static void compare(BlasForm form, int64_t m, int64_t n, int64_t k, DType ta, DT
     blas_choose(-1);
     assert_int_equal(blas_products() - done, is_taken);
     void *got = read_back(y), *want = read_back(z);
-    if (memcmp(got, want, y.bytes)) fail_msg("form %d, %lld x %lld x %lld", form, (long long)m, (long long)n, (long long)k);
+    if (memcmp(got, want, y.bytes))
+        fail_msg("form %d, %lld x %lld x %lld", form, (long long)m, (long long)n, (long long)k);
     dev->release(a.block), dev->release(b.block), dev->release(y.block), dev->release(z.block);
     free(before), free(got), free(want);
 }

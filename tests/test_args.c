@@ -115,8 +115,9 @@ static void test_durations(void **state) {
                 {"2d", 172800},   {"1d2h3m4s", 93784}, {"1:30:00", 5400}, {"90:00", 5400},      {"0:02", 2},
                 {"1-12:00:00", 129600}, {"100:00:00", 360000}};
     for (int i = 0; i < COUNT_OF(good); i++) assert_true(seconds_of(good[i].text) == good[i].seconds);
-    static const char *const bad[] = {"", "m", "0", "-5", "1:60", "1:2:3:4", "1h1", "1m1h", "5x", "1e9", "1-2", "1-30:00",
-                                      ":30", "30:", "1h 30m", "nan", "inf", "0x10", "2m2m", "1:-5"};
+    static const char *const bad[] = {"", "m", "0", "-5", "1:60", "1:2:3:4", "1h1", "1m1h", "5x", "1e9", "1-2",
+                                      "1-30:00", ":30", "30:", "1h 30m", "nan", "inf", "0x10",
+                                      "2m2m", "1:-5"};
     for (int i = 0; i < COUNT_OF(bad); i++) {
         if (seconds_of(bad[i]) >= 0) fail_msg("'%s' was taken for %g s", bad[i], seconds_of(bad[i]));
     }

@@ -330,8 +330,8 @@ Err args_seconds(const Args *a, const char *name, double min, double max, double
     if (!text) return OK;
     double value = strchr(text, ':') ? colon_seconds(text) : unit_seconds(text);
     CHECK(value >= min && value <= max, E_USAGE,
-          "%s: --%s must be a duration from %g to %g seconds, such as 3600, 90m or 1:30:00, found '%s'", a->command->name,
-          name, min, max, text);
+          "%s: --%s must be a duration from %g to %g seconds, such as 3600, 90m or 1:30:00, found '%s'",
+          a->command->name, name, min, max, text);
     *out = value;
     return OK;
 }

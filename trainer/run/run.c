@@ -114,9 +114,9 @@ static Err stopped(Run *r) {
     if (r->at.step > 0) TRY(save(r));
     log_line("stopped by %s after step %lld; continue with --run-dir %s --resume auto", why, (long long)r->at.step,
              r->dir);
-    Err mine = r->metrics ? metrics_event(r->metrics, "stop", "\"step\":%lld,\"reason\":\"%s\"", (long long)r->at.step,
-                                          why)
-                          : OK;
+    Err mine = OK;
+    if (r->metrics)
+        mine = metrics_event(r->metrics, "stop", "\"step\":%lld,\"reason\":\"%s\"", (long long)r->at.step, why);
     TRY(comm_agree(r->boot.world, mine));
     return E_STOPPED;
 }
@@ -126,7 +126,8 @@ static Err after_step(Run *r) {
     const Config *c = r->config;
     bool is_last = r->at.step == r->last_step;
     if (r->eval && c->eval.every && (r->at.step % c->eval.every == 0 || is_last)) TRY(evaluate(r));
-    if (is_last || stop_wants_save(&r->stop) || (c->checkpoint.every && r->at.step % c->checkpoint.every == 0)) TRY(save(r));
+    bool is_due = c->checkpoint.every && r->at.step % c->checkpoint.every == 0;
+    if (is_last || is_due || stop_wants_save(&r->stop)) TRY(save(r));
     return OK;
 }
 
@@ -141,6 +142,7 @@ Err run_loop(Run *r) {
                         .tokens = r->tokens,
                         .doc_start = r->doc_start,
                         .stop = &r->stop,
+                        .inject = r->inject.n > 0 ? &r->inject : NULL,
                         .shadow = r->shadow};
         StepOutput out;
         TRY(step_train(r->model, &r->cx, &in, &out));

@@ -20,6 +20,9 @@ static Err load_config(Run *r) {
 static Err check_config(Run *r) {
     TRY(config_check_train(r->config));
     TRY(config_check_world(r->config, r->boot.nranks));
+    r->inject = r->opt.inject;
+    TRY(inject_check(&r->inject, r->boot.nranks,
+                     r->config->model.num_hidden_layers + r->config->model.num_nextn_predict_layers));
     return mesh_build(&r->mesh, r->boot.nranks, r->boot.rank, (int)r->config->parallel.ep);
 }
 
@@ -348,6 +351,7 @@ Err run_setup(Run *r, bool *is_done) {
     TRY(comm_agree(r->boot.world, claim_dir(r))); // a signal from here on: the first step sees it
     log_origin(r);
     run_banner(r);
+    TRY(inject_start(&r->inject, r->dir, r->boot.world));
     return OK;
 }
 

@@ -17,8 +17,11 @@ typedef struct TrainOptions {
     const char *init_from;   // checkpoint whose weights start a new run, NULL = random
     const char *const *sets; // section.key=value
     int nsets;
+    Inject inject;           // faults on demand, as inject_parse left them
     int64_t steps;           // stop here, 0 = train.steps
     const char *device;      // "auto", "cpu" or "cuda"; NULL: auto
+    double time_limit;       // seconds from the start, 0 = none
+    double grace;            // seconds between a signal and the end, 0 = not known
     int threads;             // per rank, 0 = cores / local ranks, or OMP_NUM_THREADS
     bool is_dry_run, is_print_config;
 } TrainOptions;
@@ -38,6 +41,7 @@ typedef struct Run {
     RunLock *lock;           // rank 0
     Metrics *metrics;
     Health *health;          // FP8 counters, on every rank
+    Inject inject;           // faults on demand
     Shadow *shadow;          // with fp8.shadow_every, else NULL
     char dir[1024], checkpoints[1100];
     char resume_from[1100];  // checkpoint to load, "" = none
@@ -45,6 +49,7 @@ typedef struct Run {
     CheckpointInfo at;       // where the run stands
     int64_t saved_step;      // last step that is on disk, -1 none
     int64_t last_step;       // stop after this one
+    Stop stop;               // signals, the time limit
     int64_t crowded;         // ranks with more threads than cores of their own
     double peak_flops;       // of all ranks, measured at start; 0 = not known
     int32_t *tokens, *doc_start;

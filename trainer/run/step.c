@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "calibrate.h"
+#include "log.h"
 #include "prof.h"
 #include "reduce.h"
 #include "schedule.h"
@@ -34,13 +35,6 @@ static Err load_micro(const Shape *s, const StepInput *in, int64_t first, int64_
                .doc_start = in->doc_start,
                .is_complete = true};
     *b = r;
-    return OK;
-}
-
-static Err poll_stop(Cx *cx, const StepInput *in, bool *is_stopped) {
-    int64_t flag = in->stop_flag ? in->stop_flag() : 0;
-    TRY(comm_max_i64(cx->world, &flag, 1));
-    *is_stopped = flag != 0;
     return OK;
 }
 
@@ -105,7 +99,8 @@ static Err explain_bad(Model *m, Cx *cx, const StepInput *in, Share share, doubl
         Err read =
             load_micro(model_shape(m), in, share.first + i, min_i64(share.micro, share.n - i), &b);
         TRY(comm_agree(cx->world, read));
-        TRY(model_fwd(m, cx, &b, &sums, &taps));
+        InjectPass spoil;
+        TRY(model_fwd(m, cx, &b, &sums, inject_taps(&spoil, in->inject, model_params(m), cx, i / share.micro, &taps)));
     }
     Err mine = OK;
     if (f.layer >= 0) {
@@ -158,13 +153,24 @@ static Err update(Model *m, Cx *cx, const StepInput *in, StepMetrics *o) {
     return OK;
 }
 
-// run_micro: one pass; the last one sends the gradients to their owners while it goes back.
-static Err run_micro(Model *m, Cx *cx, const Batch *b, const LossScale *scale, LossSums *sums, bool is_last) {
-    if (!is_last) return model_fwd_bwd(m, cx, b, scale, sums, NULL);
+// own_seconds: of this rank so far, without the time in which it exchanged rows or gradients and mostly waited.
+static double own_seconds(void) {
+    double t[PROF_COUNT], waits;
+    prof_get(t);
+    waits = t[PROF_EXCHANGE] + t[PROF_REDUCE];
+    return now_seconds() - waits;
+}
+
+// run_micro: pass number `pass`; the last one sends the gradients to their owners while it goes back.
+static Err run_micro(Model *m, Cx *cx, const StepInput *in, const Batch *b, const LossScale *scale, LossSums *sums,
+                     int64_t pass, bool is_last) {
+    Params *p = model_params(m);
+    InjectPass spoil;
+    if (!is_last) return model_fwd_bwd(m, cx, b, scale, sums, inject_taps(&spoil, in->inject, p, cx, pass, NULL));
     Reduce reduce;
     Taps taps = {.user = &reduce, .grads = reduce_block};
-    TRY(reduce_start(&reduce, model_params(m), cx));
-    Err err = model_fwd_bwd(m, cx, b, scale, sums, &taps);
+    TRY(reduce_start(&reduce, p, cx));
+    Err err = model_fwd_bwd(m, cx, b, scale, sums, inject_taps(&spoil, in->inject, p, cx, pass, &taps));
     if (err == OK) return reduce_end(&reduce);
     reduce_drop(&reduce);
     return err;
@@ -178,24 +184,26 @@ Err step_train(Model *m, Cx *cx, const StepInput *in, StepOutput *out) {
     LossScale scale = loss_scale(in->config, s, in->step, out->batch);
     LossSums sums = {0};
     bool has_shadow = in->shadow && in->step % in->config->fp8.shadow_every == 0;
+    TRY(inject_step(in->inject, in->step));
     if (has_shadow) shadow_begin(in->shadow);
     TRY(params_zero_grad(model_params(m), cx));
     for (int64_t i = 0; i < share.n; i += share.micro) {
         Batch b;
-        TRY(poll_stop(cx, in, &out->is_stopped));
-        if (!out->is_stopped) {
-            Err mine = load_micro(s, in, share.first + i, min_i64(share.micro, share.n - i), &b);
-            TRY(comm_agree(cx->world, mine)); // a damaged shard on one rank stops all of them
-            cx->shadow = has_shadow && i == 0 ? in->shadow : NULL;
-            TRY(run_micro(m, cx, &b, &scale, &sums, i + share.micro >= share.n));
-            cx->shadow = NULL;
-        }
-        if (out->is_stopped) break;
+        inject_data(in->inject);
+        Err mine = load_micro(s, in, share.first + i, min_i64(share.micro, share.n - i), &b);
+        // A damaged shard on one rank stops all of them, and so does a signal, also one that came while data were
+        // waited for.
+        TRY(stop_agree(in->stop, cx->world, mine));
+        if (stop_is_due(in->stop)) break;
+        cx->shadow = has_shadow && i == 0 ? in->shadow : NULL;
+        double t0 = own_seconds();
+        TRY(run_micro(m, cx, in, &b, &scale, &sums, i / share.micro, i + share.micro >= share.n));
+        inject_delay(in->inject, own_seconds() - t0);
+        cx->shadow = NULL;
     }
-    if (!out->is_stopped) TRY(poll_stop(cx, in, &out->is_stopped));
-    if (out->is_stopped) {
-        return model_zero_counts(m, cx);
-    }
+    if (!stop_is_due(in->stop)) TRY(stop_agree(in->stop, cx->world, OK));
+    out->is_stopped = stop_is_due(in->stop);
+    if (out->is_stopped) return model_zero_counts(m, cx);
     StepMetrics *o = &out->m;
     TRY(sum_losses(cx, s, &scale, &sums, o));
     if (!isfinite(o->loss)) return explain_bad(m, cx, in, share, (double)o->loss);

@@ -1,7 +1,7 @@
 // blas_cuda_fp8.c - block-scaled FP8 products by cuBLASLt. Contract: blas_cuda_fp8.h.
 //
-// The library is column-major: y^T [N,M] = b a^T, its A is our b (transposed), its B our a. It accepts scales of rows or
-// of blocks for either operand, but not blocks for both.
+// The library is column-major: y^T [N,M] = b a^T, its A is our b (transposed), its B our a. It accepts scales of rows
+// or of blocks for either operand, but not blocks for both.
 #include "blas_cuda_fp8.h"
 
 #include <cublasLt.h>

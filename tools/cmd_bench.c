@@ -24,7 +24,8 @@ static const struct {
 static const Flag flags[] = {
     {"threads", "N", NULL, 0,
      "threads to use; default: OMP_NUM_THREADS, else all cores of this process"},
-    {"device", "cpu|cuda", "cpu", 0, "what is measured; cuda: the GPU, beside its own library and a copy in its memory"},
+    {"device", "cpu|cuda", "cpu", 0,
+     "what is measured; cuda: the GPU, beside its own library and a copy in its memory"},
     {"shape", "AxBxC", NULL, FLAG_REPEAT,
      "instead of the subject's own: gemm M x N x K or M x N x K x experts; quant rows x columns; attention sequences x "
      "positions x heads; adam rows of 1024 parameters"},

@@ -142,7 +142,8 @@ static Err look_at_pattern(const Mirror *m) {
         size_t end = i < m->nblocks ? m->block[i].at : m->image;
         for (; at < end; at++)
             CHECK((uint8_t)image[at] == PATTERN, E_INTERNAL,
-                  "an operation wrote outside of its operands: %zu bytes behind operand %d, before operand %d", at, i - 1, i);
+                  "an operation wrote outside of its operands: between operands %d and %d of %d, by address", i - 1, i,
+                  m->nblocks);
         if (i < m->nblocks) at += m->block[i].bytes;
     }
     return OK;

@@ -98,7 +98,8 @@ MIRROR(attn_bwd,
        (OpCx * cx, Mat dq, Mat dkv, Mat dkr, Mat dout, Mat o, const float *lse, Mat q, Mat kv, Mat kr, AttnShape shape,
         const int32_t *doc_start),
        (cx, dq, dkv, dkr, dout, o, lse, q, kv, kr, shape, doc_start), MAT(dq), MAT(dkv), MAT(dkr), MAT(dout), MAT(o),
-       BYTES(lse, 4 * shape.H *shape.nseq *shape.S), MAT(q), MAT(kv), MAT(kr), BYTES(doc_start, 4 * shape.nseq *shape.S))
+       BYTES(lse, 4 * shape.H *shape.nseq *shape.S), MAT(q), MAT(kv), MAT(kr),
+       BYTES(doc_start, 4 * shape.nseq *shape.S))
 
 // --- swiglu.h, fused.h ---
 MIRROR(swiglu_fwd, (OpCx * cx, Mat h, Mat g, Mat u, const float *gate), (cx, h, g, u, gate), MAT(h), MAT(g), MAT(u),
@@ -141,8 +142,8 @@ MIRROR(rows_gather, (OpCx * cx, void *dst, const void *src, const int32_t *idx, 
        (cx, dst, src, idx, n, row_bytes), BYTES(dst, n *row_bytes), BYTES(src, rows_named(idx, n) * row_bytes),
        BYTES(idx, 4 * n))
 MIRROR(rows_sum, (OpCx * cx, Mat y, Mat x, const int32_t *first, const int32_t *idx, Mat add1, Mat add2),
-       (cx, y, x, first, idx, add1, add2), MAT(y), MAT(x), BYTES(idx, 4 * first[y.rows]), BYTES(first, 4 * (y.rows + 1)),
-       MAT(add1), MAT(add2))
+       (cx, y, x, first, idx, add1, add2), MAT(y), MAT(x), BYTES(idx, 4 * first[y.rows]),
+       BYTES(first, 4 * (y.rows + 1)), MAT(add1), MAT(add2))
 MIRROR(embed_fwd, (OpCx * cx, Mat x, Mat table, const int32_t *token), (cx, x, table, token), MAT(x), MAT(table),
        BYTES(token, 4 * x.rows))
 MIRROR(embed_bwd, (OpCx * cx, Mat dtable, Mat dx, const int32_t *token), (cx, dtable, dx, token), MAT(dtable), MAT(dx),

@@ -1,5 +1,5 @@
-// test_bench_cuda.c - the benchmarks of a device on small shapes over the runtime on the CPU: every case runs, host code
-// touches none of the device's memory, and each object says what was measured and where. No speed is looked at.
+// test_bench_cuda.c - the benchmarks of a device on small shapes over the runtime on the CPU: every case runs, host
+// code touches none of the device's memory, and each object says what was measured and where. No speed is looked at.
 #include <stdlib.h>
 
 #include "on_cpu.h"

@@ -16,6 +16,9 @@ static const Flag flags[] = {
      "resume)"},
     {"steps", "N", NULL, 0, "stop at step N (the schedule's length stays train.steps)"},
     {"set", "SECTION.KEY=VALUE", NULL, FLAG_REPEAT, "override one setting"},
+    {"inject", "FAULT", NULL, FLAG_REPEAT,
+     "fail on purpose: kill|hang@step=N,rank=R[,layer=L], nan@step=N,rank=R[,layer=L][,in=output|gradient], "
+     "slow@step=N[-M],rank=R,factor=F|seconds=S, diskfull|corrupt@save=N[,rank=R]"},
     {"device", "auto|cpu|cuda", "auto", 0, "where to compute; auto: cuda where it can be used, else cpu"},
     {"threads", "N", NULL, 0,
      "threads per rank (default: OMP_NUM_THREADS, or cores / local ranks)"},
@@ -41,7 +44,7 @@ Err cmd_train(int argc, char **argv) {
         return OK;
     }
     int64_t threads = 0;
-    const char *sets[256];
+    const char *sets[256], *injects[INJECT_MAX];
     TrainOptions o = {0};
     o.config_path = args_get(&a, "config");
     o.run_dir = args_get(&a, "run-dir");
@@ -53,6 +56,9 @@ Err cmd_train(int argc, char **argv) {
     o.threads = (int)threads;
     TRY(args_all(&a, "set", sets, COUNT_OF(sets), &o.nsets));
     o.sets = sets;
+    int ninjects = 0;
+    TRY(args_all(&a, "inject", injects, COUNT_OF(injects), &ninjects));
+    TRY(inject_parse(&o.inject, injects, ninjects));
     o.is_print_config = args_has(&a, "print-config");
     o.is_dry_run = args_has(&a, "dry-run");
     bool has_path = o.resume && strcmp(o.resume, "auto") != 0 && strcmp(o.resume, "never") != 0;

@@ -133,6 +133,7 @@ Err run_loop(Run *r) {
                         .tokens = r->tokens,
                         .doc_start = r->doc_start,
                         .stop_flag = boot_signalled,
+                        .inject = r->inject.n > 0 ? &r->inject : NULL,
                         .shadow = r->shadow};
         StepOutput out;
         TRY(step_train(r->model, &r->cx, &in, &out));

@@ -17,6 +17,7 @@ typedef struct TrainOptions {
     const char *init_from;   // checkpoint whose weights start a new run, NULL = random
     const char *const *sets; // section.key=value
     int nsets;
+    Inject inject;           // faults on demand, as inject_parse left them
     int64_t steps;           // stop here, 0 = train.steps
     const char *device;      // "auto", "cpu" or "cuda"; NULL: auto
     int threads;             // per rank, 0 = cores / local ranks, or OMP_NUM_THREADS
@@ -38,6 +39,7 @@ typedef struct Run {
     RunLock *lock;           // rank 0
     Metrics *metrics;
     Health *health;          // FP8 counters, on every rank
+    Inject inject;           // faults on demand
     Shadow *shadow;          // with fp8.shadow_every, else NULL
     char dir[1024], checkpoints[1100];
     char resume_from[1100];  // checkpoint to load, "" = none

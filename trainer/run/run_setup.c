@@ -1,11 +1,13 @@
 // run_setup.c - from options to a run that can take its next step.
 //
 // Nothing is created on disk before the config is accepted and, on a resume, the checkpoint is
-// found and fits.
+// found and fits, but for the lock of a folder that exists: it is taken before anything in there is
+// looked at, so that no other run changes what this one chooses from.
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
 
+#include "checkpoint_dir.h"
 #include "log.h"
 #include "run.h"
 #include "schedule.h"
@@ -20,6 +22,9 @@ static Err load_config(Run *r) {
 static Err check_config(Run *r) {
     TRY(config_check_train(r->config));
     TRY(config_check_world(r->config, r->boot.nranks));
+    r->inject = r->opt.inject;
+    TRY(inject_check(&r->inject, r->boot.nranks,
+                     r->config->model.num_hidden_layers + r->config->model.num_nextn_predict_layers));
     return mesh_build(&r->mesh, r->boot.nranks, r->boot.rank, (int)r->config->parallel.ep);
 }
 
@@ -106,6 +111,9 @@ static Err choose_dir(Run *r, char *resume_path, size_t n, int64_t *resume_step)
     bool is_continued = resume && strcmp(resume, "auto") == 0;
     if (has_path) is_continued = resume_run[0] && same_folder(resume_run, r->dir);
     if (!is_continued && run_dir_is_occupied(r->dir)) return run_dir_refuse(r->dir);
+    if (r->boot.rank != 0 || !is_dir(r->dir)) return OK;
+    TRY(run_lock_take(&r->lock, r->dir));
+    ckdir_clean(r->checkpoints); // nobody else writes here any more
     return OK;
 }
 
@@ -261,7 +269,10 @@ static Err claim_dir(Run *r) {
     if (r->boot.rank != 0) return OK;
     char path[1200];
     TRY(run_dir_make(r->dir));
-    TRY(run_lock_take(&r->lock, r->dir));
+    if (!r->lock) { // the folder was not there when this run looked for a checkpoint in it
+        TRY(run_lock_take(&r->lock, r->dir));
+        if (run_dir_is_occupied(r->dir)) return run_dir_refuse(r->dir);
+    }
     TRY(run_dir_make(r->checkpoints));
     snprintf(path, sizeof path, "%s/train.log", r->dir);
     TRY(log_open(path));
@@ -351,6 +362,7 @@ Err run_setup(Run *r, bool *is_done) {
     TRY(comm_agree(r->boot.world, claim_dir(r)));
     log_origin(r);
     run_banner(r);
+    TRY(inject_start(&r->inject, r->dir, r->boot.world));
     return OK;
 }
 

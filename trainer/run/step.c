@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "calibrate.h"
+#include "log.h"
 #include "prof.h"
 #include "reduce.h"
 #include "schedule.h"
@@ -105,7 +106,8 @@ static Err explain_bad(Model *m, Cx *cx, const StepInput *in, Share share, doubl
         Err read =
             load_micro(model_shape(m), in, share.first + i, min_i64(share.micro, share.n - i), &b);
         TRY(comm_agree(cx->world, read));
-        TRY(model_fwd(m, cx, &b, &sums, &taps));
+        InjectPass spoil;
+        TRY(model_fwd(m, cx, &b, &sums, inject_taps(&spoil, in->inject, model_params(m), cx, i / share.micro, &taps)));
     }
     Err mine = OK;
     if (f.layer >= 0) {
@@ -158,13 +160,24 @@ static Err update(Model *m, Cx *cx, const StepInput *in, StepMetrics *o) {
     return OK;
 }
 
-// run_micro: one pass; the last one sends the gradients to their owners while it goes back.
-static Err run_micro(Model *m, Cx *cx, const Batch *b, const LossScale *scale, LossSums *sums, bool is_last) {
-    if (!is_last) return model_fwd_bwd(m, cx, b, scale, sums, NULL);
+// own_seconds: of this rank so far, without the time in which it exchanged rows or gradients and mostly waited.
+static double own_seconds(void) {
+    double t[PROF_COUNT], waits;
+    prof_get(t);
+    waits = t[PROF_EXCHANGE] + t[PROF_REDUCE];
+    return now_seconds() - waits;
+}
+
+// run_micro: pass number `pass`; the last one sends the gradients to their owners while it goes back.
+static Err run_micro(Model *m, Cx *cx, const StepInput *in, const Batch *b, const LossScale *scale, LossSums *sums,
+                     int64_t pass, bool is_last) {
+    Params *p = model_params(m);
+    InjectPass spoil;
+    if (!is_last) return model_fwd_bwd(m, cx, b, scale, sums, inject_taps(&spoil, in->inject, p, cx, pass, NULL));
     Reduce reduce;
     Taps taps = {.user = &reduce, .grads = reduce_block};
-    TRY(reduce_start(&reduce, model_params(m), cx));
-    Err err = model_fwd_bwd(m, cx, b, scale, sums, &taps);
+    TRY(reduce_start(&reduce, p, cx));
+    Err err = model_fwd_bwd(m, cx, b, scale, sums, inject_taps(&spoil, in->inject, p, cx, pass, &taps));
     if (err == OK) return reduce_end(&reduce);
     reduce_drop(&reduce);
     return err;
@@ -178,6 +191,7 @@ Err step_train(Model *m, Cx *cx, const StepInput *in, StepOutput *out) {
     LossScale scale = loss_scale(in->config, s, in->step, out->batch);
     LossSums sums = {0};
     bool has_shadow = in->shadow && in->step % in->config->fp8.shadow_every == 0;
+    TRY(inject_step(in->inject, in->step));
     if (has_shadow) shadow_begin(in->shadow);
     TRY(params_zero_grad(model_params(m), cx));
     for (int64_t i = 0; i < share.n; i += share.micro) {
@@ -187,7 +201,9 @@ Err step_train(Model *m, Cx *cx, const StepInput *in, StepOutput *out) {
             Err mine = load_micro(s, in, share.first + i, min_i64(share.micro, share.n - i), &b);
             TRY(comm_agree(cx->world, mine)); // a damaged shard on one rank stops all of them
             cx->shadow = has_shadow && i == 0 ? in->shadow : NULL;
-            TRY(run_micro(m, cx, &b, &scale, &sums, i + share.micro >= share.n));
+            double t0 = own_seconds();
+            TRY(run_micro(m, cx, in, &b, &scale, &sums, i / share.micro, i + share.micro >= share.n));
+            inject_delay(in->inject, own_seconds() - t0);
             cx->shadow = NULL;
         }
         if (out->is_stopped) break;

@@ -1,6 +1,7 @@
 // step.h - one optimizer step over the global batch: micro-batches, agreement of all ranks, update.
 #pragma once
 #include "balance.h"
+#include "inject.h"
 #include "loader.h"
 #include "metrics.h"
 #include "optimizer.h"
@@ -14,6 +15,7 @@ typedef struct StepInput {
     int32_t *tokens;   // [micro_batch, seq_len+1+nmtp] host, room for one micro-batch
     int32_t *doc_start; // [micro_batch, seq_len] host, or NULL without a document mask
     int (*stop_flag)(void); // signal number or 0; polled between micro-batches
+    Inject *inject;    // faults on demand, NULL = none
     Shadow *shadow;    // on every fp8.shadow_every-th step its samples are taken; NULL = never
 } StepInput;
 

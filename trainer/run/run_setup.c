@@ -329,24 +329,33 @@ static Err connect_devices(Run *r) {
     return OK;
 }
 
+// part: a part of the start is done: an error of one rank ends all, and so does a request to stop, with nothing made or
+// saved. Collective over world.
+static Err part(Run *r, Err mine) {
+    TRY(stop_agree(&r->stop, r->boot.world, mine));
+    if (!stop_is_due(&r->stop)) return OK;
+    log_line("stopped by %s during the start: nothing was trained or saved", stop_reason(&r->stop));
+    return E_STOPPED;
+}
+
 Err run_setup(Run *r, bool *is_done) {
     char resume_path[1024];
     int64_t resume_step = -1;
     *is_done = false;
-    TRY(comm_agree(r->boot.world, load_config(r)));
-    TRY(comm_agree(r->boot.world, check_config(r)));
-    TRY(comm_agree(r->boot.world, boot_groups(&r->boot, &r->mesh, comm_kind(r))));
+    TRY(part(r, load_config(r)));
+    TRY(part(r, check_config(r)));
+    TRY(part(r, boot_groups(&r->boot, &r->mesh, comm_kind(r))));
     TRY(choose_backend(r));
-    TRY(comm_agree(r->boot.world, connect_devices(r)));
-    TRY(comm_agree(r->boot.world, choose_dir(r, resume_path, sizeof resume_path, &resume_step)));
-    TRY(comm_agree(r->boot.world, open_data(r)));
-    TRY(comm_agree(r->boot.world, make_model(r)));
+    TRY(part(r, connect_devices(r)));
+    TRY(part(r, choose_dir(r, resume_path, sizeof resume_path, &resume_step)));
+    TRY(part(r, open_data(r)));
+    TRY(part(r, make_model(r)));
     r->crowded = r->cx.op.nthreads > r->boot.cores + 1e-6;
     TRY(comm_sum_i64(r->boot.world, &r->crowded, 1));
     TRY(find_start(r, resume_path, resume_step));
     r->saved_step = -1;
     if (r->resume_from[0]) {
-        TRY(comm_agree(r->boot.world, check_resume(r)));
+        TRY(part(r, check_resume(r)));
         char here[1200]; // a fork starts with no checkpoint of its own
         snprintf(here, sizeof here, "%s/step_%08lld", r->checkpoints, (long long)r->at.step);
         if (same_folder(r->resume_from, here)) r->saved_step = r->at.step;
@@ -359,7 +368,8 @@ Err run_setup(Run *r, bool *is_done) {
         return OK;
     }
     TRY(fill_model(r)); // before the folder is made: weights that do not fit leave nothing behind
-    TRY(comm_agree(r->boot.world, claim_dir(r)));
+    TRY(part(r, OK));
+    TRY(comm_agree(r->boot.world, claim_dir(r))); // a signal from here on: the first step sees it
     log_origin(r);
     run_banner(r);
     TRY(inject_start(&r->inject, r->dir, r->boot.world));

@@ -24,8 +24,12 @@ static void measure_ops(MemoryPlan *out, const Shape *s) {
     out->op_thread += sizeof(float) * ((size_t)s->V + 16); // the terms of one row's loss
 }
 
-// measure_device_ops: the same for the CUDA backend, which keeps whole matrices: the parts of the fused operations,
-// codes with rows of a multiple of 16 bytes, codes of a weight turned for Dgrad.
+// What cuBLASLt may use beside its operands (blas_cuda.h), for two alignments.
+#define LIBRARY_SPACE (((size_t)32 << 20) + 512)
+
+// measure_device_ops: the same for the CUDA backend, which keeps whole matrices: the parts of the fused operations, the
+// router's input in FP32, codes with rows of a multiple of 16 bytes, codes of a weight turned for Dgrad; and the
+// workspace of its library.
 static void measure_device_ops(MemoryPlan *out, const Shape *s, const Mesh *mesh) {
     int64_t T = s->B * s->S, pairs = T * mesh->ep * min_i64(s->K, s->L), blocks = (ceil_div(s->S, TILE) + 1) * s->B;
     int64_t wide = max_i64(s->Fd, s->Fs), latent = max_i64(s->Rq, s->Rkv);
@@ -37,7 +41,7 @@ static void measure_device_ops(MemoryPlan *out, const Shape *s, const Mesh *mesh
     int64_t parts = blocks * (8 * s->D + 16 * s->E) + 4 * s->H * T;
     // The heads' parts of the shared key's gradient: of all sequences, or as many as 4096 blocks of 64 rows and one.
     parts += 4 * min_i64(s->H * T, ((int64_t)4096 << 6) + s->H * s->S) * s->Dr + T + 8 * s->B;
-    out->op_device = (size_t)(fused + weight + rows + parts) + DEVICE_SLACK;
+    out->op_device = (size_t)(fused + weight + rows + parts) + LIBRARY_SPACE + DEVICE_SLACK;
 }
 
 static Err measure_cx(Cx *cx, const Mesh *mesh, bool is_balanced) {

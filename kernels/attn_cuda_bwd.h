@@ -54,7 +54,7 @@ template <int DK, int DV> struct KeyGradient {
     }
 };
 
-// span: least and largest first position of every PASSING queries, [sequences][blocks], or NULL: all see all before them.
+// span: least and largest first position of every PASSING queries, [sequences][blocks], or NULL: all see all before.
 // part [sequences of this launch, H, S, Dr] gets the heads' gradients of the shared key.
 // Grid: (blocks of keys, heads, sequences from s0 on).
 template <int DK, int DV>

@@ -32,6 +32,10 @@ void boot_finish(Boot *b);
 // under MPI.
 void boot_abort(Boot *b, int code);
 
+// boot_end: end this process at once with this code, from any thread: nothing is flushed or finalised. Local; does not
+// return.
+void boot_end(int code);
+
 // boot_signals: from now on SIGUSR1, SIGTERM and SIGINT only raise a flag (a second one of the same
 // process ends it at once with code 75). boot_signalled: the flag (the signal's number, 0 if none)
 // of this process. Local.

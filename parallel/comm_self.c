@@ -29,6 +29,7 @@ void comm_destroy(Comm **c) {
     if (!*c) return;
     if ((*c)->destroy) (*c)->destroy(*c);
     mem_free((*c)->scratch);
+    mem_free((*c)->watch);
     mem_free(*c);
     *c = NULL;
 }

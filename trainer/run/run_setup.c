@@ -317,6 +317,7 @@ Err run_setup(Run *r, bool *is_done) {
     TRY(comm_agree(r->boot.world, check_config(r)));
     TRY(comm_agree(r->boot.world,
                    boot_groups(&r->boot, &r->mesh, comm_names[r->config->parallel.comm])));
+    TRY(run_watch_start(r));
     TRY(choose_backend(r));
     TRY(comm_agree(r->boot.world, choose_dir(r, resume_path, sizeof resume_path, &resume_step)));
     TRY(comm_agree(r->boot.world, open_data(r)));
@@ -340,6 +341,7 @@ Err run_setup(Run *r, bool *is_done) {
     }
     TRY(fill_model(r)); // before the folder is made: weights that do not fit leave nothing behind
     TRY(comm_agree(r->boot.world, claim_dir(r)));
+    TRY(run_watch_files(r));
     log_origin(r);
     run_banner(r);
     TRY(inject_start(&r->inject, r->dir, r->boot.world));
@@ -347,6 +349,7 @@ Err run_setup(Run *r, bool *is_done) {
 }
 
 void run_close(Run *r) {
+    run_watch_stop(r);
     metrics_close(&r->metrics);
     log_close();
     run_lock_drop(&r->lock);

@@ -198,8 +198,10 @@ Err step_train(Model *m, Cx *cx, const StepInput *in, StepOutput *out) {
         Batch b;
         TRY(poll_stop(cx, in, &out->is_stopped));
         if (!out->is_stopped) {
+            ledger_phase(cx->world->ledger, PHASE_DATA);
             Err mine = load_micro(s, in, share.first + i, min_i64(share.micro, share.n - i), &b);
             TRY(comm_agree(cx->world, mine)); // a damaged shard on one rank stops all of them
+            ledger_phase(cx->world->ledger, PHASE_STEP);
             cx->shadow = has_shadow && i == 0 ? in->shadow : NULL;
             double t0 = own_seconds();
             TRY(run_micro(m, cx, in, &b, &scale, &sums, i / share.micro, i + share.micro >= share.n));

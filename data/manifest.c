@@ -95,7 +95,9 @@ static json_t *pieces_json(const Manifest *m, int64_t tensor, int64_t *at) {
         json_t *o = json_pack("{s:s, s:I, s:I, s:o}", "file", m->files[p->file].name, "first",
                               (json_int_t)p->first, "rows", (json_int_t)p->rows, "hash",
                               hash_json(p->hash));
-        if (json_array_append_new(list, o) != 0) {
+        bool ok = p->block_rows == 0 || (set(o, "block_rows", json_integer(p->block_rows)) &&
+                                         set(o, "blocks", hash_json(p->blocks)));
+        if (json_array_append_new(list, o) != 0 || !ok) {
             json_decref(list);
             return NULL;
         }
@@ -209,9 +211,9 @@ static Err get_text(const Reader *r, const json_t *o, const char *key, char *out
     return OK;
 }
 
-static Err get_hash(const Reader *r, const json_t *o, Hash128 *out) {
+static Err get_hash(const Reader *r, const json_t *o, const char *key, Hash128 *out) {
     char text[40];
-    TRY(get_text(r, o, "hash", text, sizeof text));
+    TRY(get_text(r, o, key, text, sizeof text));
     CHECK(hash_parse(text, out), E_INPUT, "%s is damaged: '%s' is not a hash", r->path, text);
     return OK;
 }
@@ -230,7 +232,7 @@ static Err read_files(Reader *r, Manifest *m, const json_t *list) {
         bool is_plain = f->name[0] && f->name[0] != '.' && !strchr(f->name, '/');
         CHECK(is_plain, E_INPUT, "%s is damaged: file name '%s'", r->path, f->name);
         TRY(get_int(r, o, "bytes", INT64_MAX, &f->bytes));
-        TRY(get_hash(r, o, &f->hash));
+        TRY(get_hash(r, o, "hash", &f->hash));
         CHECK(json_object_set_new(r->file_index, f->name, json_integer(i)) == 0, E_INTERNAL,
               "out of memory");
     }
@@ -277,7 +279,11 @@ static Err read_pieces(const Reader *r, Manifest *m, int64_t i, const json_t *li
         p->file = json_integer_value(index);
         TRY(get_int(r, o, "first", rows, &p->first));
         TRY(get_int(r, o, "rows", rows, &p->rows));
-        TRY(get_hash(r, o, &p->hash));
+        TRY(get_hash(r, o, "hash", &p->hash));
+        if (json_object_get(o, "block_rows")) { // checkpoints of earlier versions have none
+            TRY(get_int(r, o, "block_rows", rows, &p->block_rows));
+            TRY(get_hash(r, o, "blocks", &p->blocks));
+        }
         CHECK(p->first == next && p->rows > 0, E_INPUT,
               "%s is damaged: tensor %s has rows %lld twice or not at all", r->path, name,
               (long long)next);

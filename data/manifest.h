@@ -4,7 +4,10 @@
 //     tensors   the logical tensors: name, type, shape
 //     pieces    runs of flat rows of a tensor, the shard that holds them (dataset of the tensor's
 //     name),
-//               and the XXH3-128 of the values in memory before they were written
+//               and the XXH3-128 of the values in memory before they were written; for longer ones
+//               also the hash of a table of hashes, one per block of block_rows rows, that lies in
+//               the shard as MANIFEST_BLOCKS + name: whoever wants a part of a piece reads and
+//               checks only the blocks it touches
 // The last member of the JSON, "manifest_hash", is the hash of everything before it, so damage to
 // the manifest itself is seen too. Local.
 #pragma once
@@ -12,6 +15,7 @@
 #include "tensorfile.h"
 
 #define MANIFEST_NAME "manifest.json"
+#define MANIFEST_BLOCKS "hashes/" // before a tensor's name: its table of hashes, u64 [blocks, 2] (lo, hi)
 
 typedef struct ManifestFile {
     char name[64];
@@ -31,6 +35,8 @@ typedef struct ManifestPiece {
     int64_t file;   // index in files
     int64_t first, rows;
     Hash128 hash;
+    int64_t block_rows; // 0: no table of hashes
+    Hash128 blocks;     // of the table's bytes
 } ManifestPiece;
 
 typedef struct Manifest {
@@ -74,11 +80,12 @@ Err manifest_sizes(const Manifest *m, const char *dir) MUST_CHECK;
 Err manifest_check_file(const Manifest *m, const char *dir, int64_t i) MUST_CHECK;
 // manifest_check_files: the same for the part-th of nparts shares of all files.
 Err manifest_check_files(const Manifest *m, const char *dir, int part, int nparts) MUST_CHECK;
-// manifest_check_pieces: the values of every piece with want[i] (NULL: all) in the part-th of
-// nparts shares, read from the shards, are what was in memory. Errors: E_INPUT naming file, tensor,
-// rows, both hashes.
-Err manifest_check_pieces(const Manifest *m, const char *dir, const bool *want, int part,
-                          int nparts) MUST_CHECK;
-// manifest_piece_expect: compare `found` with the hash of piece i; the error of
-// manifest_check_pieces.
-Err manifest_piece_expect(const Manifest *m, const char *dir, int64_t i, Hash128 found) MUST_CHECK;
+// manifest_check_pieces: the values of every piece in the part-th of nparts shares, read from the
+// shards, are what was in memory. Errors: E_INPUT naming file, tensor, rows, both hashes.
+Err manifest_check_pieces(const Manifest *m, const char *dir, int part, int nparts) MUST_CHECK;
+// manifest_read_piece: those of the flat rows [first, first + rows) that piece i holds, read from
+// its open shard `f` to `out`, dense, each checked against the hash it had in memory: the blocks that
+// are touched if the piece has a table, else all of it. rows = 0: the whole piece is checked. Errors:
+// E_INPUT naming file, tensor, rows, both hashes.
+Err manifest_read_piece(const Manifest *m, const char *dir, TensorFile *f, int64_t i, int64_t first,
+                        int64_t rows, void *out) MUST_CHECK;

@@ -138,6 +138,10 @@ static void chunk_shape(hsize_t *chunk, int ndim, const int64_t *shape, size_t i
     }
 }
 
+int64_t tensorfile_chunk_rows(DType t, int64_t cols) {
+    return max_i64((int64_t)(CHUNK_BYTES / dtype_bytes(t)) / max_i64(cols, 1), 1);
+}
+
 static Err shape_check(const TensorFile *f, const char *name, int ndim, const int64_t *shape) {
     CHECK(f->is_write, E_INTERNAL, "%s: tensor %s: the file is open for reading", f->path, name);
     CHECK(name[0] && strlen(name) < TENSOR_NAME, E_INTERNAL, "%s: tensor name '%s'", f->path, name);

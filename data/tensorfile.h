@@ -60,6 +60,9 @@ Err tensorfile_declare(TensorFile *f, const char *name, DType t, int ndim,
                        const int64_t *shape) MUST_CHECK;
 Err tensorfile_write_rows(TensorFile *f, const char *name, int64_t first, int64_t n,
                           const void *data) MUST_CHECK;
+// tensorfile_chunk_rows: flat rows of one chunk of a 2-D tensor with rows of `cols` elements (all
+// chunks but the last): what is read and decompressed together. Pure.
+int64_t tensorfile_chunk_rows(DType t, int64_t cols);
 // tensorfile_virtual: a virtual tensor of up to 3 dimensions. The pieces must cover every row once,
 // in any order (E_INTERNAL otherwise).
 Err tensorfile_virtual(TensorFile *f, const char *name, DType t, int ndim, const int64_t *shape,

@@ -1,14 +1,18 @@
-// ptx.h - the instructions of Hopper that CUDA C has no name for: bulk tensor copies (TMA), mbarriers, warpgroup
-// matrix products (wgmma), stmatrix, named barriers, register hand-over.
+// ptx.h - the instructions that CUDA C has no name for. Of Hopper: bulk tensor copies (TMA), mbarriers, warpgroup
+// matrix products (wgmma), stmatrix, named barriers, register hand-over. Of sm_80 and later: matrix products of one
+// warp, ldmatrix, asynchronous copies.
 //
 // Device only, one instruction each, nothing decided here. g++ reads tests/cuda/tc.h instead, which gives the same
 // names their meaning on the CPU: what is added here is added there. Names follow what an instruction is for, not
-// its spelling. PTX ISA 8.0 and later, sm_90a.
+// its spelling. PTX ISA 8.0 and later, sm_90a; from copy_async16 on sm_80, mma_e4m3 sm_89.
 //
 //   mbar_*       barriers in shared memory that count arrivals and bytes
 //   tma_*        box of a tensor <-> shared memory; coordinates in elements, innermost first
 //   wgmma_*      D [64,N] f32 in registers += A [64,32] B [N,32]^T, both E4M3 in shared memory, K-major
 //   proxy_fence  makes ordinary stores to shared memory visible to tma_store and wgmma; every writing thread calls it
+//   copy_async*  global to shared memory by one thread, there once it has waited for the group
+//   ldmatrix*    8x8 matrices of 16-bit elements from shared memory to the fragments of a warp
+//   mma_*        D [16,8] f32 in registers of a warp += A [16,K] B [8,K]^T in registers
 #pragma once
 #if !defined(__CUDACC__)
 #include "tc.h"
@@ -202,5 +206,66 @@ PTX uint32_t pack_bf16(float low, float high) {
 // fma_rn: x * y + z, rounded once, whatever the compiler's flags.
 PTX float fma_rn(float x, float y, float z) {
     return __fmaf_rn(x, y, z);
+}
+
+// copy_async16, copy_async4: 16 (past L1) or 4 bytes, aligned so, from global to shared memory; zeros, and src is not
+// read, if !is_there. copy_async_commit ends a group of this thread's copies; copy_async_wait<LEFT>: all its groups but
+// the last LEFT are there, for this thread; for others after a barrier.
+PTX void copy_async16(void *dst, const void *src, bool is_there) {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(smem_address(dst)),
+                 "l"(__cvta_generic_to_global(src)), "r"(is_there ? 16 : 0)
+                 : "memory");
+}
+PTX void copy_async4(void *dst, const void *src, bool is_there) {
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(smem_address(dst)),
+                 "l"(__cvta_generic_to_global(src)), "r"(is_there ? 4 : 0)
+                 : "memory");
+}
+PTX void copy_async_commit() {
+    asm volatile("cp.async.commit_group;" ::: "memory");
+}
+template <int LEFT> PTX void copy_async_wait() {
+    asm volatile("cp.async.wait_group %0;" ::"n"(LEFT) : "memory");
+}
+
+// ldmatrix1, 2, 4: that many 8x8 matrices. Lane l gives the address of row l%8 of matrix l/8 (16 bytes, aligned); r[m]
+// gets the elements 2(l%4), +1 of row l/4 of matrix m. _turned: of column l/4, rows 2(l%4), +1. All lanes of the warp.
+#define PTX_LDMATRIX(NAME, SHAPE, R, LIST, ROW, ...)                                                \
+    PTX void NAME(R, const void *row) {                                                            \
+        asm volatile("ldmatrix.sync.aligned.m8n8." SHAPE ".shared.b16 {" LIST "}, [" ROW "];"       \
+                     : __VA_ARGS__                                                                 \
+                     : "r"(smem_address(row))                                                      \
+                     : "memory");                                                                  \
+    }
+#define PTX_R2 "=r"(r[0]), "=r"(r[1])
+#define PTX_R4 PTX_R2, "=r"(r[2]), "=r"(r[3])
+PTX_LDMATRIX(ldmatrix1, "x1", uint32_t &r, "%0", "%1", "=r"(r))
+PTX_LDMATRIX(ldmatrix2, "x2", uint32_t (&r)[2], "%0, %1", "%2", PTX_R2)
+PTX_LDMATRIX(ldmatrix4, "x4", uint32_t (&r)[4], "%0, %1, %2, %3", "%4", PTX_R4)
+PTX_LDMATRIX(ldmatrix1_turned, "x1.trans", uint32_t &r, "%0", "%1", "=r"(r))
+PTX_LDMATRIX(ldmatrix2_turned, "x2.trans", uint32_t (&r)[2], "%0, %1", "%2", PTX_R2)
+PTX_LDMATRIX(ldmatrix4_turned, "x4.trans", uint32_t (&r)[4], "%0, %1, %2, %3", "%4", PTX_R4)
+#undef PTX_LDMATRIX
+
+// mma_bf16 (K = 16, sm_80), mma_e4m3 (K = 32, sm_89). Lane l, E elements side by side along k in a register (2, 4):
+//   d[0], d[1]  row l/4, columns 2(l%4), +1; d[2], d[3] of row l/4 + 8
+//   a[i]        row l/4 + 8(i%2), k = E(l%4) + 4E(i/2) ..
+//   b0, b1      column l/4, k = E(l%4) .., and 4E more
+// so that two d of neighbouring columns, rounded in pairs, are an a of mma_bf16. All lanes of the warp.
+#define PTX_MMA(NAME, SHAPE)                                                                       \
+    PTX void NAME(float(&d)[4], const uint32_t(&a)[4], uint32_t b0, uint32_t b1) {                 \
+        asm volatile("mma.sync.aligned." SHAPE " {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};" \
+                     : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])                              \
+                     : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));              \
+    }
+PTX_MMA(mma_bf16, "m16n8k16.row.col.f32.bf16.bf16.f32")
+PTX_MMA(mma_e4m3, "m16n8k32.row.col.f32.e4m3.e4m3.f32")
+#undef PTX_MMA
+
+// exp2_fast: 2^x, relative error below 2^-22; results below 2^-126 are 0; exactly 0 for -infinity and 1 for 0.
+PTX float exp2_fast(float x) {
+    float y;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
 }
 #endif

@@ -196,13 +196,16 @@ void boot_end(int code) {
 // ---- signals ----------------------------------------------------------------------------------
 
 static volatile sig_atomic_t signalled;
-static const int stop_signals[] = {SIGUSR1, SIGTERM, SIGINT};
-static volatile sig_atomic_t seen[3];
+static const int stop_signals[] = {SIGUSR1, SIGUSR2, SIGTERM, SIGINT};
+static const char *const signal_names[] = {"SIGUSR1", "SIGUSR2", "SIGTERM", "SIGINT"};
+enum { STOP_SIGNALS = sizeof stop_signals / sizeof stop_signals[0] };
+static volatile sig_atomic_t seen[STOP_SIGNALS];
+static volatile sig_atomic_t is_term_repeated; // the batch system repeats SIGTERM
 
 static void on_signal(int sig) {
-    for (int i = 0; i < 3; i++) {
+    for (int i = 0; i < STOP_SIGNALS; i++) {
         if (stop_signals[i] != sig) continue;
-        if (seen[i]) _exit(E_STOPPED);
+        if (seen[i] && !(sig == SIGTERM && is_term_repeated)) _exit(128 + sig);
         seen[i] = 1;
     }
     if (!signalled) signalled = sig;
@@ -211,12 +214,24 @@ static void on_signal(int sig) {
 void boot_signals(void) {
     struct sigaction action;
     memset(&action, 0, sizeof action);
+    is_term_repeated = env_int("SLURM_JOB_ID") >= 0;
     action.sa_handler = on_signal;
     action.sa_flags = SA_RESTART; // system calls of a step go on; the flag is looked at between
-                                  // steps
+                                  // micro-batches
     sigemptyset(&action.sa_mask);
-    for (int i = 0; i < 3; i++) sigaddset(&action.sa_mask, stop_signals[i]);
-    for (int i = 0; i < 3; i++) sigaction(stop_signals[i], &action, NULL);
+    for (int i = 0; i < STOP_SIGNALS; i++) sigaddset(&action.sa_mask, stop_signals[i]);
+    for (int i = 0; i < STOP_SIGNALS; i++) sigaction(stop_signals[i], &action, NULL);
+}
+
+const char *boot_signal_name(int sig) {
+    for (int i = 0; i < STOP_SIGNALS; i++)
+        if (stop_signals[i] == sig) return signal_names[i];
+    return "signal";
+}
+
+int64_t boot_end_time(void) {
+    long t = env_int("SLURM_JOB_END_TIME");
+    return t > 0 ? t : 0;
 }
 
 int boot_signalled(void) {

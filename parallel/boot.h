@@ -36,11 +36,18 @@ void boot_abort(Boot *b, int code);
 // return.
 void boot_end(int code);
 
-// boot_signals: from now on SIGUSR1, SIGTERM and SIGINT only raise a flag (a second one of the same
-// process ends it at once with code 75). boot_signalled: the flag (the signal's number, 0 if none)
-// of this process. Local.
+// boot_signals: from now on SIGUSR1, SIGUSR2, SIGTERM and SIGINT only raise a flag. The same signal
+// once more ends this process at once with 128 + its number, unsaved: 75 would promise a save. Other
+// signals may follow the first (Slurm: the early warning, then SIGTERM at the end). Inside a Slurm job
+// a second SIGTERM changes nothing: Slurm repeats it before SIGKILL, and a save may still get done.
+// boot_signalled: the flag (the first signal's number, 0 if none) of this process. Local.
 void boot_signals(void);
 int boot_signalled(void);
+// boot_signal_name: "SIGUSR1" and so on; "signal" for others. Local.
+const char *boot_signal_name(int sig);
+// boot_end_time: when the batch job ends as its system says (SLURM_JOB_END_TIME), in seconds since
+// 1970; 0 if it does not say. Local.
+int64_t boot_end_time(void);
 // boot_cores: cores of this node that this process may use (sched_getaffinity). Local.
 int boot_cores(void);
 // boot_threads: threads of this rank: `asked` if above 0, else OMP_NUM_THREADS, else one for each

@@ -12,6 +12,9 @@
 #include "log.h"
 #include "rank_tests.h"
 
+// Wide enough that one rank's largest tensors have several blocks, which readers of other layouts share.
+#define HIDDEN 512
+
 static char dir[256];
 
 // All ranks must agree that it holds; rank 0 reports.
@@ -26,13 +29,13 @@ static void expect(bool is_true, const char *what, int a, int b) {
 }
 
 static Err open_layout(Fixture *f, int ep) {
-    return fixture_open(f, &boot, ep, "fp8", 256, "");
+    return fixture_open(f, &boot, ep, "fp8", HIDDEN, "");
 }
 
 // One rank alone, as a run without launcher.
 static Err open_alone(Fixture *f, Comm *self) {
     Boot alone = {.nranks = 1, .local_nranks = 1, .world = self};
-    return fixture_open(f, &alone, 1, "fp8", 256, "");
+    return fixture_open(f, &alone, 1, "fp8", HIDDEN, "");
 }
 
 static void save_layout(int ep, int64_t step) {
@@ -111,13 +114,13 @@ static void no_room_on_last(int ep) {
     fixture_close(&f);
 }
 
-// A shard is damaged between finding and loading: every rank refuses.
-static void damaged_shard(int ep, int64_t step) {
+// A shard is damaged between finding and loading: every rank refuses, whoever wrote it.
+static void damaged_shard(int ep, int64_t step, int number) {
     Fixture f;
     Err err = open_layout(&f, ep);
     char path[300], shard[400];
     snprintf(path, sizeof path, "%s/step_%08lld", dir, (long long)step);
-    snprintf(shard, sizeof shard, "%s/shard_%05d.h5", path, boot.nranks - 1);
+    snprintf(shard, sizeof shard, "%s/shard_%05d.h5", path, number);
     if (boot.rank == 0) {
         struct stat st;
         FILE *file = stat(shard, &st) == 0 ? fopen(shard, "r+") : NULL;
@@ -156,7 +159,9 @@ static void test_no_room(void) {
 }
 
 static void test_damage(void) {
-    damaged_shard(sizes[nsizes - 1], 200 + nsizes - 1);
+    damaged_shard(sizes[nsizes - 1], 200 + nsizes - 1, boot.nranks - 1);
+    alone(true, 700);
+    damaged_shard(sizes[0], 700, 0);
 }
 
 static const RankTest tests[] = {{"test_from_one_rank", test_from_one_rank},

@@ -1,11 +1,13 @@
 // test_train_faults.c - what goes wrong around a run ends with the right exit code and a message that names it, and
 // never costs a checkpoint: bad settings, damaged inputs, killed ranks, full disks, non-finite losses, two runs in one
 // folder.
+#include <fcntl.h>
 #include <hdf5.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/file.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -397,7 +399,37 @@ static void test_lock_names_its_holder(void **state) {
     assert_ends(&second, 64);
     assert_says(&second, "in use");
     assert_says(&second, holder);
-    run_ok(1, "train %s --run-dir %s --resume auto --steps 2 %s", tiny(), dir, SHORT);
+    // What a save that never finished left behind is removed, with a line, once the folder is this run's.
+    char partial[400];
+    snprintf(partial, sizeof partial, "%s/checkpoints/step_00000099.partial", dir);
+    assert_int_equal(mkdir(partial, 0777), 0);
+    run(&second, 1, "train %s --run-dir %s --resume auto --steps 2 %s", tiny(), dir, SHORT);
+    assert_ends(&second, 0);
+    assert_says(&second, "removed");
+    assert_says(&second, "step_00000099.partial");
+    assert_no_run(partial);
+}
+
+// The lock comes before the choice: a second run does not even look at the checkpoints.
+static void test_lock_before_choice(void **state) {
+    (void)state;
+    static Job j;
+    const char *dir = path_of("chosen");
+    make_base(dir);
+    char shard[400], lock[300];
+    snprintf(shard, sizeof shard, "%s/checkpoints/step_00000004/shard_00000.h5", dir);
+    snprintf(lock, sizeof lock, "%s/lock", dir);
+    flip_in_file(shard);
+    int fd = open(lock, O_RDWR);
+    assert_true(fd >= 0 && flock(fd, LOCK_EX | LOCK_NB) == 0);
+    run(&j, 1, "train %s --run-dir %s --resume auto --steps 6 %s", tiny(), dir, SHORT);
+    assert_ends(&j, 64);
+    assert_null(strstr(j.out, "skipping"));
+    close(fd);
+    run(&j, 1, "train %s --run-dir %s --resume auto --steps 6 %s", tiny(), dir, SHORT);
+    assert_ends(&j, 0);
+    assert_says(&j, "skipping");
+    assert_says(&j, "0 missing, 0 unexpected");
 }
 
 int main(int argc, char **argv) {
@@ -409,7 +441,7 @@ int main(int argc, char **argv) {
         cmocka_unit_test(test_killed_rank),        cmocka_unit_test(test_killed_often),
         cmocka_unit_test(test_unwritable_run_dir), cmocka_unit_test(test_full_disk),
         cmocka_unit_test(test_not_finite),         cmocka_unit_test(test_two_runs_in_one_folder),
-        cmocka_unit_test(test_lock_names_its_holder),
+        cmocka_unit_test(test_lock_names_its_holder), cmocka_unit_test(test_lock_before_choice),
     };
     enum { NREST = sizeof rest / sizeof rest[0] };
     struct CMUnitTest tests[NREFUSALS + NREST];

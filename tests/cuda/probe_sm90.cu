@@ -7,53 +7,9 @@
 // test_probe_sm90.c runs the same probes under the fibers, where all must pass: a FAIL on the GPU is a difference
 // between it and tc.h. The products' own probe is the last.
 #include <cudaTypedefs.h>
-#include <stdarg.h>
-#if defined(__CUDACC__)
-#include <sys/wait.h>
-#include <unistd.h>
-#endif
 
-#include "fp8.h"
 #include "gemm_cuda_tile.h"
-
-static char note[400]; // what a probe has to say
-
-static bool fails(const char *format, ...) {
-    va_list args;
-    va_start(args, format);
-    vsnprintf(note, sizeof note, format, args);
-    va_end(args);
-    return false;
-}
-#define NEED(call)                                                                                                   \
-    do {                                                                                                             \
-        cudaError_t error_ = (call);                                                                                 \
-        if (error_ != cudaSuccess) return fails("%s: %s", #call, cudaGetErrorString(error_));                        \
-    } while (0)
-
-// Memory on both sides.
-template <class T> struct Both {
-    T *host, *device;
-    size_t n;
-    explicit Both(size_t count) : host((T *)calloc(count, sizeof(T))), device(nullptr), n(count) {
-        if (cudaMalloc((void **)&device, count * sizeof(T)) != cudaSuccess) device = nullptr;
-    }
-    ~Both() {
-        free(host);
-        cudaFree(device);
-    }
-    Both(const Both &) = delete;
-    bool up() {
-        return cudaMemcpyAsync(device, host, n * sizeof(T), cudaMemcpyHostToDevice, 0) == cudaSuccess;
-    }
-    bool down() {
-        return cudaDeviceSynchronize() == cudaSuccess && cudaPeekAtLastError() == cudaSuccess &&
-               cudaMemcpyAsync(host, device, n * sizeof(T), cudaMemcpyDeviceToHost, 0) == cudaSuccess &&
-               cudaDeviceSynchronize() == cudaSuccess;
-    }
-};
-#define DOWN(x)                                                                                                      \
-    if (!(x).down()) return fails("the kernel failed: %s", cudaGetErrorString(cudaPeekAtLastError()))
+#include "probe.h"
 
 // A map of [rows, cols] elements with boxes of `width` bytes x `high` rows.
 static bool map_of(TMap *map, CUtensorMapDataType type, int bytes, void *p, int cols, int rows, int width, int high) {
@@ -73,11 +29,6 @@ static bool map_of(TMap *map, CUtensorMapDataType type, int bytes, void *p, int 
         map, type, 3, p, dim, stride, box, each, CU_TENSOR_MAP_INTERLEAVE_NONE, s, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
         CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
     return r == CUDA_SUCCESS || fails("cuTensorMapEncodeTiled: error %d", (int)r);
-}
-static uint32_t word_state = 1;
-static int small_random(int n) {
-    word_state = word_state * 1664525u + 1013904223u;
-    return (int)((word_state >> 16) % (uint32_t)n);
 }
 
 // device: what this machine is.
@@ -450,49 +401,11 @@ static bool probe_product() {
            try_product<false>(200, 264, 400) && try_product<true>(200, 264, 400);
 }
 
-static const struct {
-    const char *name;
-    bool (*run)();
-} probes[] = {
+static const Probe probes[] = {
     {"device", probe_device},       {"tma", probe_tma},
     {"fragments", probe_fragments}, {"descriptor", probe_descriptor},
     {"precision", probe_precision}, {"ring", probe_ring},
     {"registers", probe_registers}, {"stores", probe_stores},
     {"product", probe_product},
 };
-
-extern "C" {
-// probe_sm90: run the i-th probe. 1: passed, 0: failed, -1: there is none. name and note say which and what it saw.
-int probe_sm90(int i, const char **name, const char **text) {
-    if (i < 0 || i >= (int)(sizeof probes / sizeof probes[0])) return -1;
-    note[0] = '\0';
-    *name = probes[i].name;
-    *text = note;
-    return probes[i].run();
-}
-}
-
-#if defined(__CUDACC__)
-// Each probe in a process of its own: a trap in one leaves the others a sound context.
-int main(void) {
-    int failed = 0;
-    for (int i = 0; i < (int)(sizeof probes / sizeof probes[0]); i++) {
-        fflush(stdout);
-        pid_t child = fork();
-        if (child == 0) {
-            const char *name, *text;
-            alarm(30);
-            int ok = probe_sm90(i, &name, &text);
-            printf("%s %s%s%s\n", ok ? "PASS" : "FAIL", name, text[0] ? ": " : "", text);
-            fflush(stdout);
-            _exit(ok ? 0 : 1);
-        }
-        int status = 0;
-        if (child < 0 || waitpid(child, &status, 0) < 0) return 1;
-        if (!WIFEXITED(status)) printf("FAIL %s: ended by signal %d\n", probes[i].name, WTERMSIG(status));
-        failed += !WIFEXITED(status) || WEXITSTATUS(status) != 0;
-    }
-    printf("%d probes failed\n", failed);
-    return failed ? 1 : 0;
-}
-#endif
+PROBES(probe_sm90)

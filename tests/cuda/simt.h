@@ -71,6 +71,7 @@ struct Fiber {
 // Lanes that meet under one mask. Two sets of values: a fast lane may post the next value before a slow one has read.
 struct WarpMeet {
     uint32_t mask, arrived;
+    const char *where; // the primitive they meet in
     uint64_t gen;
     uint64_t val[2][32];
 };
@@ -232,8 +233,9 @@ inline uint32_t lanes_of(int warp) {
     return left >= 32 ? ~0u : (1u << left) - 1;
 }
 
-// meet: every lane of the mask posts v; returns the 32 posted values when all have.
-inline const uint64_t *meet(uint32_t mask, uint64_t v, const char *where) {
+// meet_with: every lane of the mask posts v; the last to come runs all_there(the 32 posted values) while the others
+// still wait, then all go on. Returns the values. Lanes that meet wait in the same primitive.
+template <class F> const uint64_t *meet_with(uint32_t mask, uint64_t v, const char *where, F &&all_there) {
     Fiber *f = cur;
     Warp &w = warps[f->lin >> 5];
     int lane = f->lin & 31;
@@ -254,16 +256,26 @@ inline const uint64_t *meet(uint32_t mask, uint64_t v, const char *where) {
                 break;
             }
     if (!m) die("too many warp masks at once");
+    if (m->arrived && m->where != where && strcmp(m->where, where) != 0) {
+        f->where = where;
+        die("lanes of a warp in different primitives");
+    }
+    m->where = where;
     uint64_t *slot = m->val[m->gen & 1];
     slot[lane] = v;
     m->arrived |= 1u << lane;
     if (m->arrived == mask) {
+        all_there((const uint64_t *)slot);
         m->arrived = 0;
         m->gen++;
     } else {
         wait(&m->gen, where);
     }
     return slot;
+}
+// meet: every lane of the mask posts v; returns the 32 posted values when all have.
+inline const uint64_t *meet(uint32_t mask, uint64_t v, const char *where) {
+    return meet_with(mask, v, where, [](const uint64_t *) {});
 }
 
 inline void start_fiber(int i) {

@@ -1,4 +1,5 @@
-// tc.h - what kernels/ptx.h means, for CUDA threads that run as fibers (simt.h): TMA, mbarriers, wgmma and the rest.
+// tc.h - what kernels/ptx.h means, for CUDA threads that run as fibers (simt.h): TMA, mbarriers, wgmma; tc_warp.h, at
+// its end, has the instructions of one warp.
 //
 // A shared address is the offset in the block's dynamic shared memory, descriptors have their true bits, swizzles act
 // on address bits. What is asynchronous on the GPU happens here at a random later moment: a copy when some thread
@@ -575,3 +576,4 @@ inline float fma_rn(float x, float y, float z, TC_LINE) {
     if ((tc::record || tc::cut_what) && TC_CUT("fma_rn")) return z;
     return fmaf(x, y, z);
 }
+#include "tc_warp.h"

@@ -59,9 +59,20 @@ void tc_multiprocessors(int n) {
 }
 void tc_finish(void) {
     tc::finish();
+    tc::async_finish();
 }
 void tc_sum_bits(int bits) {
     tc::sum_bits = bits;
+}
+// tc_half_bits: bits of the sums of mma_bf16. tc_conflicts: matrices that ldmatrix has read, and of them those that
+// lost a cycle (or several) to shared banks, since the last call.
+void tc_half_bits(int bits) {
+    tc::half_bits = bits;
+}
+void tc_conflicts(uint64_t *matrices, uint64_t *conflicts) {
+    *matrices = tc::matrices;
+    *conflicts = tc::conflicts;
+    tc::matrices = tc::conflicts = 0;
 }
 // tc_sites: from now on sites are noted. tc_site: the i-th, or 0. tc_cut: leave out the calls of one (what NULL:
 // none).

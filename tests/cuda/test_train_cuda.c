@@ -123,7 +123,7 @@ static void train(Rig *r, Seen *seen) {
         if (step == 1) blocks = mem_count();
         EXPECT(mem_count() == blocks);
     }
-    MUST(evaluate_heldout(r->model, &r->cx, r->heldout, 1, 2, &seen->eval));
+    MUST(evaluate_heldout(r->model, &r->cx, r->heldout, 1, 2, NULL, &seen->eval));
     EXPECT(arena_mark(r->cx.acts) == 0 && arena_mark(r->cx.host_acts) == 0);
     EXPECT(arena_mark(r->cx.scratch) == 0 && arena_mark(r->cx.host_scratch) == 0);
     Batch b = {.nseq = 1, .S = s->S, .ld = s->S + 1 + s->nmtp, .tokens = r->tokens, .doc_start = r->doc_start};

@@ -27,12 +27,17 @@ typedef struct ShardInfo {
     int64_t bytes;
 } ShardInfo;
 
+// What one rank's rows of a tensor must hash to (manifest.h): all of them, and the table of their blocks.
+typedef struct RowsHash {
+    Hash128 all, blocks;
+} RowsHash;
+
 typedef struct Save {
     const char *dir;
     char name[32], partial[CKDIR_PATH]; // "step_00000500", dir/step_00000500.partial
     Cx *cx;
     CkTable table;
-    Hash128 *hashes;   // [world][table.n] of the rows each rank wrote
+    RowsHash *hashes;  // [world][table.n] of the rows each rank wrote
     ShardInfo *shards; // [world]
     int64_t serial;
 } Save;
@@ -43,9 +48,34 @@ static void shard_name(char out[64], int rank) {
 
 // ---- every rank: its rows ----------------------------------------------------------------------
 
+// Rows of a tensor that are hashed, stored and read together: those of a chunk; 0 if that is all of them.
+static int64_t block_rows(const CkTensor *t, int64_t rows) {
+    int64_t n = tensorfile_chunk_rows(t->is.dtype, t->cols);
+    return n < rows ? n : 0;
+}
+
+// The table of hashes by which a reader of another layout checks the part that it reads.
+static Err write_blocks(TensorFile *f, const CkTensor *t, const void *values, int64_t rows, Hash128 *out) {
+    char name[TENSOR_NAME + 16];
+    int64_t step = block_rows(t, rows), n = step ? ceil_div(rows, step) : 0, shape[2] = {n, 2};
+    size_t row_bytes = (size_t)t->cols * dtype_bytes(t->is.dtype);
+    Hash128 *table = NULL;
+    if (n == 0) return OK;
+    MEM_NEW(table, n);
+    for (int64_t b = 0; b < n; b++)
+        table[b] = hash128((const char *)values + (size_t)(b * step) * row_bytes,
+                           (size_t)min_i64(step, rows - b * step) * row_bytes);
+    *out = hash128(table, (size_t)n * sizeof *table);
+    snprintf(name, sizeof name, "%s%s", MANIFEST_BLOCKS, t->is.name);
+    Err err = tensorfile_write(f, name, DT_U64, 2, shape, table);
+    mem_free(table);
+    TRY(err);
+    return OK;
+}
+
 static Err write_rows(Save *s, TensorFile *f, void *stage) {
     Cx *cx = s->cx;
-    Hash128 *mine = s->hashes + (int64_t)cx->world->rank * s->table.n;
+    RowsHash *mine = s->hashes + (int64_t)cx->world->rank * s->table.n;
     for (int64_t i = 0; i < s->table.n; i++) {
         const CkTensor *t = &s->table.t[i];
         int64_t first, rows;
@@ -56,7 +86,8 @@ static Err write_rows(Save *s, TensorFile *f, void *stage) {
               (long long)t->here.rows, (long long)rows);
         size_t bytes = (size_t)(rows * t->cols) * dtype_bytes(t->is.dtype);
         TRY(cx->dev->to_host(stage, t->here.p, bytes));
-        mine[i] = hash128(stage, bytes);
+        mine[i].all = hash128(stage, bytes);
+        TRY(write_blocks(f, t, stage, rows, &mine[i].blocks));
         int64_t shape[2] = {rows, t->cols};
         TRY(tensorfile_write(f, t->is.name, t->is.dtype, 2, shape, stage));
         TRY(tensorfile_set_int(f, t->is.name, "first_row", first));
@@ -149,7 +180,8 @@ static int64_t list_pieces(const Save *s, ManifestPiece *out) {
             int64_t first, rows;
             cktable_rows(&s->table.t[i], &s->cx->mesh, r, &first, &rows);
             if (rows == 0) continue;
-            if (out) out[n] = (ManifestPiece){i, r, first, rows, s->hashes[r * s->table.n + i]};
+            RowsHash h = s->hashes[r * s->table.n + i];
+            if (out) out[n] = (ManifestPiece){i, r, first, rows, h.all, block_rows(&s->table.t[i], rows), h.blocks};
             n++;
         }
         if (out) qsort(out + begin, (size_t)(n - begin), sizeof *out, by_first);
@@ -265,7 +297,7 @@ static Err read_back(const Save *s) {
     Err err = OK;
     TRY_OR(manifest_read(&m, s->partial), done);
     if (w->rank == 0) TRY_OR(manifest_sizes(m, s->partial), done);
-    TRY_OR(manifest_check_pieces(m, s->partial, NULL, (w->rank + 1) % w->nranks, w->nranks), done);
+    TRY_OR(manifest_check_pieces(m, s->partial, (w->rank + 1) % w->nranks, w->nranks), done);
 done:
     manifest_free(&m);
     return err;
@@ -275,7 +307,7 @@ done:
 static Err gather(Save *s) {
     Comm *w = s->cx->world;
     int64_t n = s->table.n;
-    Hash128 *mine = NULL;
+    RowsHash *mine = NULL;
     ShardInfo shard = s->shards[w->rank];
     MEM_NEW(mine, n);
     memcpy(mine, s->hashes + w->rank * n, (size_t)n * sizeof *mine);

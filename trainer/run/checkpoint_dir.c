@@ -20,6 +20,15 @@ static int64_t name_step(const char *name) {
     return strtoll(name + 5, NULL, 10);
 }
 
+Err ckdir_expect_step(const char *path, int64_t step) {
+    const char *slash = strrchr(path, '/');
+    int64_t want = name_step(slash ? slash + 1 : path);
+    CHECK(want < 0 || want == step, E_INPUT,
+          "%s/%s is not the one that was written here: expected step %lld, found step %lld", path,
+          MANIFEST_NAME, (long long)want, (long long)step);
+    return OK;
+}
+
 // Unreadable ones come first: whoever looks for the newest then hears what is wrong with them.
 static int later_first(const void *a, const void *b) {
     const CkEntry *x = a, *y = b;
@@ -59,6 +68,15 @@ done:
     return err;
 }
 
+// The name of a new folder on its way to the disk. Some file systems cannot sync folders: no harm until power fails.
+static void sync_parent(const char *path) {
+    char parent[CKDIR_PATH];
+    snprintf(parent, sizeof parent, "%s", path);
+    char *slash = strrchr(parent, '/');
+    if (slash) slash[slash == parent] = '\0';
+    if (tensorfile_sync(slash ? parent : ".") != OK) fail_clear();
+}
+
 Err ckdir_make(const char *dir) {
     char path[CKDIR_PATH];
     CHECK(strlen(dir) < sizeof path - 64, E_OUTPUT, "path too long: %s", dir);
@@ -67,8 +85,10 @@ Err ckdir_make(const char *dir) {
         slash += strcspn(slash, "/");
         char was = *slash;
         *slash = '\0';
-        CHECK(mkdir(path, 0777) == 0 || errno == EEXIST, E_OUTPUT,
-              "cannot create the folder %s: %s", path, strerror(errno));
+        bool is_new = mkdir(path, 0777) == 0;
+        CHECK(is_new || errno == EEXIST, E_OUTPUT, "cannot create the folder %s: %s", path,
+              strerror(errno));
+        if (is_new) sync_parent(path); // what is saved in it shall not hang on a name that is lost
         *slash = was;
         if (!was) break;
     }
@@ -102,7 +122,10 @@ void ckdir_clean(const char *dir) {
         if (!is_left) continue;
         char path[CKDIR_PATH];
         snprintf(path, sizeof path, "%s/%s", dir, e->d_name);
-        if (ckdir_remove(path) == OK) continue;
+        if (ckdir_remove(path) == OK) {
+            log_line("removed    %s: left by a save or a removal that did not finish", path);
+            continue;
+        }
         log_warn("%s", fail_message());
         fail_clear();
     }

@@ -2,8 +2,8 @@
 // removal.
 //
 //     step_00000500/          complete, appeared by one rename
-//     step_00001000.partial/  being written or being removed: never looked at, removed at the next
-//     save latest -> step_00000500
+//     step_00001000.partial/  being written or being removed: never looked at, removed when a run starts
+//     latest -> step_00000500
 // Private to checkpoint*.c. Local: one rank calls.
 #pragma once
 #include "fail.h"
@@ -19,9 +19,11 @@ typedef struct CkEntry {
 // ckdir_list: the complete checkpoints of `dir`, the last written first; none if there is no such
 // folder. *list from malloc. Errors: E_INPUT if it cannot be read.
 Err ckdir_list(const char *dir, CkEntry **list, int *n) MUST_CHECK;
+// ckdir_expect_step: a folder that is named after a step holds that step, as its manifest says. Errors: E_INPUT.
+Err ckdir_expect_step(const char *path, int64_t step) MUST_CHECK;
 // ckdir_make: `dir` and the folders above it. Errors: E_OUTPUT.
 Err ckdir_make(const char *dir) MUST_CHECK;
-// ckdir_clean: remove what earlier runs left unfinished. Failures are only warned of.
+// ckdir_clean: remove what earlier runs left unfinished, with a line for each. Failures are only warned of.
 void ckdir_clean(const char *dir);
 // ckdir_commit: dir/name.partial becomes dir/name (one that is there already is replaced,
 // atomically where the kernel can exchange names), all synced to disk; then `latest` points at it.

@@ -1,10 +1,9 @@
 // checkpoint_read.c - finding, checking and loading checkpoints, in any layout of ranks.
 //
-// Rows are read through the virtual tensors of index.h5, so the layout of the writer does not
-// matter. Where this rank's rows are exactly a piece of the writer, the hash is taken of what was
-// loaded; all other pieces are shared out among the ranks and read once more. Two guards therefore
-// stand before a resume: checkpoint_find compares the bytes of files, checkpoint_load the values of
-// tensors.
+// Rows come from the pieces of whatever layout wrote them, and every value that is loaded is part of
+// something whose hash was compared after the read: a piece, or the blocks of it that this rank needs.
+// Two guards therefore stand before a resume: checkpoint_find compares the bytes of files,
+// checkpoint_load the values of tensors. index.h5 is for other programs; only its hash is checked.
 #include <errno.h>
 #include <limits.h>
 #include <stdlib.h>
@@ -85,6 +84,7 @@ static Err check_candidate(const char *dir, Comm *w) {
     Manifest *m = NULL;
     Err err = OK;
     TRY_OR(manifest_read(&m, dir), done);
+    TRY_OR(ckdir_expect_step(dir, m->step), done);
     if (w->rank == 0) TRY_OR(manifest_sizes(m, dir), done);
     TRY_OR(manifest_check_files(m, dir, w->rank, w->nranks), done);
 done:
@@ -180,7 +180,8 @@ Err checkpoint_verify(const char *dir) {
     Err err = OK;
     TRY_OR(manifest_read(&m, dir), done);
     TRY_OR(manifest_sizes(m, dir), done);
-    TRY_OR(manifest_check_pieces(m, dir, NULL, 0, 1), done); // first: it can name the tensor
+    TRY_OR(ckdir_expect_step(dir, m->step), done);
+    TRY_OR(manifest_check_pieces(m, dir, 0, 1), done); // first: it can name the tensor
     TRY_OR(manifest_check_files(m, dir, 0, 1), done);
 done:
     manifest_free(&m);
@@ -189,6 +190,11 @@ done:
 
 // ---- loading -----------------------------------------------------------------------------------
 
+// The rows of one piece that this rank holds of tensor `entry` of the table.
+typedef struct Part {
+    int64_t file, piece, entry, first, rows;
+} Part;
+
 typedef struct Load {
     const char *dir;
     Cx *cx;
@@ -196,8 +202,10 @@ typedef struct Load {
     Manifest *m;
     int64_t *tensor; // [table.n] index in the manifest
     int64_t *piece0; // [m->ntensors + 1] first piece of each tensor
-    bool *want;      // [npieces] not checked while loading
-    TensorFile *index;
+    Part *parts;     // what this rank loads, by file
+    int64_t nparts;
+    TensorFile *shard; // of the part at hand
+    int64_t shard_file;
     void *stage, *converted;
 } Load;
 
@@ -269,41 +277,6 @@ static Err match_extra(const Load *l, bool with_state) {
          l->dir, l->m->tensors[extra].name, shape);
 }
 
-// The piece of a tensor that is exactly these rows, -1 if none is.
-static int64_t exact_piece(const Load *l, int64_t tensor, int64_t first, int64_t rows) {
-    int64_t low = l->piece0[tensor], high = l->piece0[tensor + 1];
-    while (low < high) {
-        int64_t mid = (low + high) / 2;
-        if (l->m->pieces[mid].first == first) return l->m->pieces[mid].rows == rows ? mid : -1;
-        if (l->m->pieces[mid].first < first)
-            low = mid + 1;
-        else
-            high = mid;
-    }
-    return -1;
-}
-
-// Which pieces no rank will have loaded as a whole: the same answer on all ranks.
-static void mark_unchecked(Load *l) {
-    int64_t at = 0;
-    for (int64_t t = 0; t < l->m->ntensors; t++) {
-        l->piece0[t] = at;
-        while (at < l->m->npieces && l->m->pieces[at].tensor == t) at++;
-    }
-    l->piece0[l->m->ntensors] = at;
-    for (int64_t i = 0; i < l->table.n; i++) {
-        int64_t t = l->tensor[i];
-        if (t < 0) continue;
-        for (int64_t p = l->piece0[t]; p < l->piece0[t + 1]; p++) l->want[p] = true;
-        for (int r = 0; r < l->cx->mesh.world; r++) {
-            int64_t first, rows;
-            cktable_rows(&l->table.t[i], &l->cx->mesh, r, &first, &rows);
-            int64_t p = rows > 0 ? exact_piece(l, t, first, rows) : -1;
-            if (p >= 0) l->want[p] = false;
-        }
-    }
-}
-
 // Moments change their type with the precision mode.
 static const void *convert(Load *l, DType to, DType from, int64_t n) {
     if (to == from) return l->stage;
@@ -319,82 +292,127 @@ static const void *convert(Load *l, DType to, DType from, int64_t n) {
     return l->converted;
 }
 
-// Rows that cannot be read through index.h5: which shard is to blame? Its error if one is, else the
-// one at hand.
-static Err blame(const Load *l, int64_t tensor, int64_t first, int64_t rows, Err err) {
-    char why[1024];
-    snprintf(why, sizeof why, "%s", fail_message());
-    bool *want = NULL;
-    MEM_NEW(want, l->m->npieces);
-    for (int64_t p = l->piece0[tensor]; p < l->piece0[tensor + 1]; p++) {
-        const ManifestPiece *piece = &l->m->pieces[p];
-        want[p] = piece->first < first + rows && piece->first + piece->rows > first;
-    }
-    Err better = manifest_check_pieces(l->m, l->dir, want, 0, 1);
-    mem_free(want);
-    return better != OK ? better : fail_at(err, __FILE__, __LINE__, "%s", why);
+static int by_file(const void *a, const void *b) {
+    const Part *x = a, *y = b;
+    if (x->file != y->file) return x->file < y->file ? -1 : 1;
+    return x->piece < y->piece ? -1 : x->piece > y->piece;
 }
 
-static Err load_tensor(Load *l, int64_t i) {
-    const CkTensor *t = &l->table.t[i];
-    if (l->tensor[i] < 0) return OK;
-    const ManifestTensor *have = &l->m->tensors[l->tensor[i]];
-    int64_t first, rows;
-    cktable_rows(t, &l->cx->mesh, t->param ? l->cx->world->rank : 0, &first,
-                 &rows); // biases: all ranks, all rows
-    if (rows == 0) return OK;
-    CHECK(t->here.p && t->here.rows == rows && t->here.ld == t->cols, E_INTERNAL,
-          "checkpoint: %s has %lld rows here, %lld expected", t->is.name, (long long)t->here.rows,
-          (long long)rows);
-    int64_t n = rows * t->cols;
-    Err err = tensorfile_read_rows(l->index, have->name, have->dtype, first, rows, l->stage);
-    if (err != OK) return blame(l, l->tensor[i], first, rows, err);
-    int64_t piece = exact_piece(l, l->tensor[i], first, rows);
-    if (piece >= 0) {
-        Hash128 found = hash128(l->stage, (size_t)n * dtype_bytes(have->dtype));
-        TRY(manifest_piece_expect(l->m, l->dir, piece, found));
+// The first piece of tensor t that ends behind row `first`.
+static int64_t piece_at(const Load *l, int64_t t, int64_t first) {
+    int64_t low = l->piece0[t], high = l->piece0[t + 1];
+    while (low < high) {
+        int64_t mid = (low + high) / 2;
+        if (l->m->pieces[mid].first + l->m->pieces[mid].rows <= first)
+            low = mid + 1;
+        else
+            high = mid;
     }
-    const void *values = convert(l, t->is.dtype, have->dtype, n);
-    TRY(l->cx->dev->to_device(t->here.p, values, (size_t)n * dtype_bytes(t->is.dtype)));
+    return low;
+}
+
+// Every piece that holds rows of this rank, file by file, so that each file is opened once. out NULL: only counts.
+static Err list_parts(Load *l, Part *out) {
+    l->nparts = 0;
+    for (int64_t i = 0; i < l->table.n; i++) {
+        const CkTensor *t = &l->table.t[i];
+        int64_t first, rows, tensor = l->tensor[i];
+        // What all ranks have alike, all of them read.
+        cktable_rows(t, &l->cx->mesh, t->param ? l->cx->world->rank : 0, &first, &rows);
+        if (tensor < 0 || rows == 0) continue;
+        CHECK(t->here.p && t->here.rows == rows && t->here.ld == t->cols, E_INTERNAL,
+              "checkpoint: %s has %lld rows here, %lld expected", t->is.name, (long long)t->here.rows,
+              (long long)rows);
+        for (int64_t p = piece_at(l, tensor, first); p < l->piece0[tensor + 1]; p++) {
+            const ManifestPiece *piece = &l->m->pieces[p];
+            int64_t from = max_i64(first, piece->first), to = min_i64(first + rows, piece->first + piece->rows);
+            if (from >= to) break;
+            if (out) out[l->nparts] = (Part){piece->file, p, i, from, to - from};
+            l->nparts++;
+        }
+    }
+    if (out) qsort(out, (size_t)l->nparts, sizeof *out, by_file);
     return OK;
 }
 
-static Err load_local(Load *l, const Params *p, bool with_state) {
-    char path[CKDIR_PATH + 16];
-    Comm *w = l->cx->world;
+static Err open_shard(Load *l, int64_t file) {
+    char path[CKDIR_PATH + 80];
+    if (l->shard && l->shard_file == file) return OK;
+    tensorfile_drop(&l->shard);
+    snprintf(path, sizeof path, "%s/%s", l->dir, l->m->files[file].name);
+    TRY(tensorfile_open(&l->shard, path));
+    l->shard_file = file;
+    return OK;
+}
+
+static Err load_part(Load *l, const Part *part) {
+    const CkTensor *t = &l->table.t[part->entry];
+    const ManifestTensor *have = &l->m->tensors[l->tensor[part->entry]];
+    int64_t first, rows, n = part->rows * t->cols;
+    TRY(open_shard(l, part->file));
+    TRY(manifest_read_piece(l->m, l->dir, l->shard, part->piece, part->first, part->rows, l->stage));
+    const void *values = convert(l, t->is.dtype, have->dtype, n);
+    cktable_rows(t, &l->cx->mesh, t->param ? l->cx->world->rank : 0, &first, &rows);
+    size_t item = dtype_bytes(t->is.dtype), at = (size_t)((part->first - first) * t->cols) * item;
+    return l->cx->dev->to_device((char *)t->here.p + at, values, (size_t)n * item);
+}
+
+static Err prepare_load(Load *l, const Params *p, bool with_state) {
     TRY(manifest_read(&l->m, l->dir));
-    if (w->rank == 0) {
+    TRY(ckdir_expect_step(l->dir, l->m->step));
+    if (l->cx->world->rank == 0) {
         TRY(manifest_sizes(l->m, l->dir));
         TRY(check_named(l->m, l->dir, "index.h5"));
     }
     TRY(cktable_build(&l->table, p, l->cx->calibration, with_state));
     MEM_NEW(l->tensor, l->table.n);
     MEM_NEW(l->piece0, l->m->ntensors + 1);
-    MEM_NEW(l->want, l->m->npieces);
     TRY(match_model(l));
     TRY(match_extra(l, with_state));
-    mark_unchecked(l);
+    for (int64_t t = 0, at = 0; t < l->m->ntensors; t++) {
+        while (at < l->m->npieces && l->m->pieces[at].tensor == t) at++;
+        l->piece0[t + 1] = at;
+    }
+    TRY(list_parts(l, NULL));
+    MEM_NEW(l->parts, l->nparts);
+    TRY(list_parts(l, l->parts));
     // twice the room: the stored type may be the wider one
     TRY(mem_alloc(&l->stage, (size_t)l->table.stage_bytes * 2, "checkpoint staging"));
-    TRY(mem_alloc(&l->converted, (size_t)l->table.stage_bytes, "checkpoint conversion"));
-    snprintf(path, sizeof path, "%s/index.h5", l->dir);
-    TRY(tensorfile_open(&l->index, path));
-    for (int64_t i = 0; i < l->table.n; i++) TRY(load_tensor(l, i));
-    return manifest_check_pieces(l->m, l->dir, l->want, w->rank, w->nranks);
+    return mem_alloc(&l->converted, (size_t)l->table.stage_bytes, "checkpoint conversion");
+}
+
+static Err load_local(Load *l, const Params *p, bool with_state) {
+    TRY(prepare_load(l, p, with_state));
+    for (int64_t i = 0; i < l->nparts; i++) TRY(load_part(l, &l->parts[i]));
+    return OK;
+}
+
+// report: what a resumed run was given, for people.
+static void report(const Load *l) {
+    int64_t nparts = 0, nothers = 0;
+    for (int64_t i = 0; i < l->table.n; i++) {
+        if (l->tensor[i] < 0) continue;
+        if (l->table.t[i].param) nparts++;
+        else nothers++;
+    }
+    log_line("loaded     %lld parameters x {master, m, v} and %lld tables of biases and scales: 0 missing, 0 "
+             "unexpected, every value has the hash it had in memory",
+             (long long)(nparts / 3), (long long)nothers);
 }
 
 Err checkpoint_load(const char *dir, Params *p, Cx *cx, bool with_state) {
     Load l = {.dir = dir, .cx = cx};
     prof_enter(PROF_CHECKPOINT);
     Err err = load_local(&l, p, with_state);
-    tensorfile_drop(&l.index);
+    tensorfile_drop(&l.shard);
     err = comm_agree(cx->world, err);
+    if (err == OK && with_state) report(&l);
     prof_leave();
     manifest_free(&l.m);
     cktable_free(&l.table);
     mem_free(l.tensor);
     mem_free(l.piece0);
-    mem_free(l.want);
+    mem_free(l.parts);
     mem_free(l.stage);
     mem_free(l.converted);
     return err;

@@ -3,6 +3,7 @@
 
 #include <math.h>
 #include <string.h>
+#include <time.h>
 
 #include "gemm.h"
 #include "log.h"
@@ -37,6 +38,7 @@ static Err save(Run *r) {
     TRY(comm_agree(r->boot.world, err));
     r->saved_step = r->at.step;
     double s = now_seconds() - t0;
+    stop_note_save(&r->stop, s);
     log_line("saved      step %lld, verified, %.1f s", (long long)r->at.step, s);
     Err mine = r->metrics ? metrics_event(r->metrics, "save", "\"step\":%lld,\"seconds\":%.3f",
                                           (long long)r->at.step, s)
@@ -51,7 +53,11 @@ static Err evaluate(Run *r) {
     LedgerPhase was = ledger_phase(r->ledger, PHASE_EVAL);
     double t0 = now_seconds();
     TRY(evaluate_heldout(r->model, &r->cx, r->eval, r->eval_corpora, r->config->eval.max_sequences,
-                         &e));
+                         &r->stop, &e));
+    if (e.is_stopped) {
+        log_line("held-out   step %lld: given up", (long long)r->at.step);
+        return OK;
+    }
     double s = now_seconds() - t0;
     char bpb[48] = "";
     if (!isnan(e.bits_per_byte)) snprintf(bpb, sizeof bpb, ", %.4f bits per byte", e.bits_per_byte);
@@ -110,11 +116,13 @@ static Err record(Run *r, StepMetrics *m, double seconds, Pace *pace) {
 
 // stopped: the unfinished step was dropped; save the last finished one and say how to go on.
 static Err stopped(Run *r) {
+    const char *why = stop_reason(&r->stop);
     if (r->at.step > 0) TRY(save(r));
-    log_line("stopped by a signal after step %lld; continue with --run-dir %s --resume auto",
-             (long long)r->at.step, r->dir);
-    Err mine =
-        r->metrics ? metrics_event(r->metrics, "stop", "\"step\":%lld", (long long)r->at.step) : OK;
+    log_line("stopped by %s after step %lld; continue with --run-dir %s --resume auto", why, (long long)r->at.step,
+             r->dir);
+    Err mine = OK;
+    if (r->metrics)
+        mine = metrics_event(r->metrics, "stop", "\"step\":%lld,\"reason\":\"%s\"", (long long)r->at.step, why);
     TRY(comm_agree(r->boot.world, mine));
     return E_STOPPED;
 }
@@ -124,7 +132,8 @@ static Err after_step(Run *r) {
     const Config *c = r->config;
     bool is_last = r->at.step == r->last_step;
     if (r->eval && c->eval.every && (r->at.step % c->eval.every == 0 || is_last)) TRY(evaluate(r));
-    if (is_last || (c->checkpoint.every && r->at.step % c->checkpoint.every == 0)) TRY(save(r));
+    bool is_due = c->checkpoint.every && r->at.step % c->checkpoint.every == 0;
+    if (is_last || is_due || stop_wants_save(&r->stop)) TRY(save(r));
     return OK;
 }
 
@@ -139,7 +148,7 @@ Err run_loop(Run *r) {
                         .samples = r->at.samples,
                         .tokens = r->tokens,
                         .doc_start = r->doc_start,
-                        .stop_flag = boot_signalled,
+                        .stop = &r->stop,
                         .inject = r->inject.n > 0 ? &r->inject : NULL,
                         .shadow = r->shadow};
         StepOutput out;
@@ -148,6 +157,7 @@ Err run_loop(Run *r) {
         r->at.step++;
         r->at.samples = out.m.samples;
         r->at.tokens = out.m.tokens;
+        stop_note_step(&r->stop, now_seconds() - t0);
         TRY(record(r, &out.m, now_seconds() - t0, &pace));
         TRY(after_step(r));
     }
@@ -175,7 +185,6 @@ static Err train_on_ranks(Run *r) {
     bool is_done = false;
     TRY(run_setup(r, &is_done));
     if (is_done) return OK;
-    boot_signals();
     TRY(note_start(r));
     if (!staging_is_host(&r->cx)) return run_loop(r); // the peak of a GPU is not measured: there is no MFU
     GemmPeak peak = gemm_peak(r->cx.op.nthreads);
@@ -184,6 +193,15 @@ static Err train_on_ranks(Run *r) {
     log_line("peak       %.1f GFLOP/s measured, all ranks together: MFU is a fraction of it",
              r->peak_flops * 1e-9);
     return run_loop(r);
+}
+
+// start_stop: from here on a signal is a request.
+static void start_stop(Run *r) {
+    if (r->opt.is_dry_run) return;
+    boot_signals();
+    r->stop.signalled = boot_signalled;
+    r->stop.grace = r->opt.grace;
+    stop_limit(&r->stop, now_seconds(), r->opt.time_limit, boot_end_time(), (int64_t)time(NULL));
 }
 
 Err run_train(const TrainOptions *o) {
@@ -204,6 +222,7 @@ Err run_train(const TrainOptions *o) {
         config_free(r.config);
         return err;
     }
+    start_stop(&r);
     TRY(boot_init(&r.boot));
     log_init(r.boot.rank, r.boot.nranks);
     Err err = o->is_dry_run ? OK : train_on_ranks(&r);

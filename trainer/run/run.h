@@ -21,6 +21,8 @@ typedef struct TrainOptions {
     Inject inject;           // faults on demand, as inject_parse left them
     int64_t steps;           // stop here, 0 = train.steps
     const char *device;      // "auto", "cpu" or "cuda"; NULL: auto
+    double time_limit;       // seconds from the start, 0 = none
+    double grace;            // seconds between a signal and the end, 0 = not known
     int threads;             // per rank, 0 = cores / local ranks, or OMP_NUM_THREADS
     bool is_dry_run, is_print_config;
 } TrainOptions;
@@ -50,6 +52,7 @@ typedef struct Run {
     CheckpointInfo at;       // where the run stands
     int64_t saved_step;      // last step that is on disk, -1 none
     int64_t last_step;       // stop after this one
+    Stop stop;               // signals, the time limit
     int64_t crowded;         // ranks with more threads than cores of their own
     double peak_flops;       // of all ranks, measured at start; 0 = not known
     int32_t *tokens, *doc_start;

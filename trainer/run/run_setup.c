@@ -1,11 +1,13 @@
 // run_setup.c - from options to a run that can take its next step.
 //
 // Nothing is created on disk before the config is accepted and, on a resume, the checkpoint is
-// found and fits.
+// found and fits, but for the lock of a folder that exists: it is taken before anything in there is
+// looked at, so that no other run changes what this one chooses from.
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
 
+#include "checkpoint_dir.h"
 #include "log.h"
 #include "run.h"
 #include "schedule.h"
@@ -109,6 +111,9 @@ static Err choose_dir(Run *r, char *resume_path, size_t n, int64_t *resume_step)
     bool is_continued = resume && strcmp(resume, "auto") == 0;
     if (has_path) is_continued = resume_run[0] && same_folder(resume_run, r->dir);
     if (!is_continued && run_dir_is_occupied(r->dir)) return run_dir_refuse(r->dir);
+    if (r->boot.rank != 0 || !is_dir(r->dir)) return OK;
+    TRY(run_lock_take(&r->lock, r->dir));
+    ckdir_clean(r->checkpoints); // nobody else writes here any more
     return OK;
 }
 
@@ -264,7 +269,10 @@ static Err claim_dir(Run *r) {
     if (r->boot.rank != 0) return OK;
     char path[1200];
     TRY(run_dir_make(r->dir));
-    TRY(run_lock_take(&r->lock, r->dir));
+    if (!r->lock) { // the folder was not there when this run looked for a checkpoint in it
+        TRY(run_lock_take(&r->lock, r->dir));
+        if (run_dir_is_occupied(r->dir)) return run_dir_refuse(r->dir);
+    }
     TRY(run_dir_make(r->checkpoints));
     snprintf(path, sizeof path, "%s/train.log", r->dir);
     TRY(log_open(path));
@@ -308,26 +316,34 @@ static Err choose_backend(Run *r) {
     return OK;
 }
 
+// part: a part of the start is done: an error of one rank ends all, and so does a request to stop, with nothing made or
+// saved. Collective over world.
+static Err part(Run *r, Err mine) {
+    TRY(stop_agree(&r->stop, r->boot.world, mine));
+    if (!stop_is_due(&r->stop)) return OK;
+    log_line("stopped by %s during the start: nothing was trained or saved", stop_reason(&r->stop));
+    return E_STOPPED;
+}
+
 Err run_setup(Run *r, bool *is_done) {
     static const char *const comm_names[] = {"auto", "self", "mpi"};
     char resume_path[1024];
     int64_t resume_step = -1;
     *is_done = false;
-    TRY(comm_agree(r->boot.world, load_config(r)));
-    TRY(comm_agree(r->boot.world, check_config(r)));
-    TRY(comm_agree(r->boot.world,
-                   boot_groups(&r->boot, &r->mesh, comm_names[r->config->parallel.comm])));
+    TRY(part(r, load_config(r)));
+    TRY(part(r, check_config(r)));
+    TRY(part(r, boot_groups(&r->boot, &r->mesh, comm_names[r->config->parallel.comm])));
     TRY(run_watch_start(r));
     TRY(choose_backend(r));
-    TRY(comm_agree(r->boot.world, choose_dir(r, resume_path, sizeof resume_path, &resume_step)));
-    TRY(comm_agree(r->boot.world, open_data(r)));
-    TRY(comm_agree(r->boot.world, make_model(r)));
+    TRY(part(r, choose_dir(r, resume_path, sizeof resume_path, &resume_step)));
+    TRY(part(r, open_data(r)));
+    TRY(part(r, make_model(r)));
     r->crowded = r->cx.op.nthreads > r->boot.cores + 1e-6;
     TRY(comm_sum_i64(r->boot.world, &r->crowded, 1));
     TRY(find_start(r, resume_path, resume_step));
     r->saved_step = -1;
     if (r->resume_from[0]) {
-        TRY(comm_agree(r->boot.world, check_resume(r)));
+        TRY(part(r, check_resume(r)));
         char here[1200]; // a fork starts with no checkpoint of its own
         snprintf(here, sizeof here, "%s/step_%08lld", r->checkpoints, (long long)r->at.step);
         if (same_folder(r->resume_from, here)) r->saved_step = r->at.step;
@@ -340,7 +356,8 @@ Err run_setup(Run *r, bool *is_done) {
         return OK;
     }
     TRY(fill_model(r)); // before the folder is made: weights that do not fit leave nothing behind
-    TRY(comm_agree(r->boot.world, claim_dir(r)));
+    TRY(part(r, OK));
+    TRY(comm_agree(r->boot.world, claim_dir(r))); // a signal from here on: the first step sees it
     TRY(run_watch_files(r));
     log_origin(r);
     run_banner(r);

@@ -241,7 +241,7 @@ void ledger_describe(char *out, size_t n, const LedgerEntry *e, const LedgerGrou
     char block[32] = "";
     const LedgerGroup *g = &groups[e->group];
     // Only the exchange of experts belongs to the block that runs; gradients leave beside any of them.
-    bool has_block = e->layer >= 0 && strcmp(g->name, "ep") == 0;
+    bool has_block = e->layer >= 0 && (strcmp(g->name, "ep") == 0 || strcmp(g->name, "ep on device") == 0);
     if (has_block) snprintf(block, sizeof block, " of block %d", (int)e->layer);
     snprintf(out, n, "%s%s (%s%s%ssequence %lld of %s)", e->op < LEDGER_OPS ? ops[e->op] : "operation", block, e->what,
              e->what[0] ? ", " : "", has_block && e->pass < LEDGER_PASSES ? passes[e->pass] : "", (long long)e->seq,
@@ -328,7 +328,7 @@ Err ledger_watch(Ledger *l, Comm *c, int first, int stride) {
     w->group = h->ngroups;
     w->inner = *c;
     LedgerGroup g = {.first = first, .stride = stride, .n = c->nranks};
-    snprintf(g.name, sizeof g.name, "%s", c->name);
+    snprintf(g.name, sizeof g.name, "%s%s", c->name, c->is_device ? " on device" : "");
     h->group[h->ngroups] = g;
     h->ngroups++;
     c->watch = w;

@@ -10,7 +10,7 @@
 #include "comm.h"
 
 #define LEDGER_RING 512 // operations that are remembered
-enum { LEDGER_GROUPS = 4, LEDGER_VERSION = 1 };
+enum { LEDGER_GROUPS = 6, LEDGER_VERSION = 1 };
 
 // Where a run is. Each has a limit of its own (watchdog.h).
 typedef enum LedgerPhase {
@@ -46,7 +46,7 @@ typedef struct LedgerEntry {
 
 // Ranks first, first + stride, ... of the world.
 typedef struct LedgerGroup {
-    char name[8];
+    char name[16]; // "ep"; "ep on device": only issues work, nobody waits in it
     int32_t first, stride, n, unused;
     int64_t entered; // operations begun
 } LedgerGroup;

@@ -70,9 +70,11 @@ void run_close(Run *r);
 Err run_train(const TrainOptions *o) MUST_CHECK;
 
 // run_watch.c: the ledger and the watchdog of a run. run_watch_start: once config and groups are there.
-// run_watch_files: once the run directory is there; a ledger that cannot have a file stays in memory, with a warning.
-// Both Collective over world. run_watch_stop: before the groups go. Local.
+// run_watch_devices: once the groups have their tables for memory of devices. run_watch_files: once the run directory
+// is there; a ledger that cannot have a file stays in memory, with a warning. Collective over world.
+// run_watch_stop: before the groups go. Local.
 Err run_watch_start(Run *r) MUST_CHECK;
+Err run_watch_devices(Run *r) MUST_CHECK;
 Err run_watch_files(Run *r) MUST_CHECK;
 void run_watch_stop(Run *r);
 

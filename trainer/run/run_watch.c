@@ -65,6 +65,15 @@ Err run_watch_start(Run *r) {
     return watchdog_start(&r->watchdog, &spec, b->world);
 }
 
+Err run_watch_devices(Run *r) {
+    const Boot *b = &r->boot;
+    const Mesh *m = &r->mesh;
+    if (b->world->on_device) TRY(ledger_watch(r->ledger, b->world->on_device, 0, 1));
+    if (b->ep->on_device) TRY(ledger_watch(r->ledger, b->ep->on_device, m->dp_rank * m->ep, 1));
+    if (b->edp->on_device) TRY(ledger_watch(r->ledger, b->edp->on_device, m->ep_rank, m->ep));
+    return OK;
+}
+
 Err run_watch_files(Run *r) {
     char dir[1100];
     snprintf(dir, sizeof dir, "%s/ledger", r->dir);

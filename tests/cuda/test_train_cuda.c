@@ -5,6 +5,7 @@
 #include <math.h>
 #include <unistd.h>
 
+#include "blas_cuda.h"
 #include "checkpoint.h"
 #include "evaluate.h"
 #include "health.h"
@@ -209,8 +210,9 @@ static void check(const char *const *sets, int64_t steps, int ep, bool with_chec
     rig_open(&cuda, "cuda", sets);
     rig_open(&cpu, "cpu", sets);
     uint64_t launches = simt_launches();
+    int64_t products = blas_products();
     train(&cuda, &on_cuda);
-    EXPECT(simt_launches() > launches);
+    EXPECT(simt_launches() > launches && blas_products() > products);
     launches = simt_launches();
     train(&cpu, &on_cpu);
     EXPECT(simt_launches() == launches);

@@ -345,8 +345,10 @@ Err run_setup(Run *r, bool *is_done) {
     TRY(part(r, load_config(r)));
     TRY(part(r, check_config(r)));
     TRY(part(r, boot_groups(&r->boot, &r->mesh, comm_kind(r))));
+    TRY(run_watch_start(r));
     TRY(choose_backend(r));
     TRY(part(r, connect_devices(r)));
+    TRY(run_watch_devices(r));
     TRY(part(r, choose_dir(r, resume_path, sizeof resume_path, &resume_step)));
     TRY(part(r, open_data(r)));
     TRY(part(r, make_model(r)));
@@ -370,6 +372,7 @@ Err run_setup(Run *r, bool *is_done) {
     TRY(fill_model(r)); // before the folder is made: weights that do not fit leave nothing behind
     TRY(part(r, OK));
     TRY(comm_agree(r->boot.world, claim_dir(r))); // a signal from here on: the first step sees it
+    TRY(run_watch_files(r));
     log_origin(r);
     run_banner(r);
     TRY(inject_start(&r->inject, r->dir, r->boot.world));
@@ -377,6 +380,7 @@ Err run_setup(Run *r, bool *is_done) {
 }
 
 void run_close(Run *r) {
+    run_watch_stop(r);
     metrics_close(&r->metrics);
     log_close();
     run_lock_drop(&r->lock);

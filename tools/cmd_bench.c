@@ -70,7 +70,7 @@ static Err parse_shapes(Bench *b, const Args *a) {
         for (int k = 0; k < 4 && at; k++) {
             char *end = NULL;
             b->shapes[i][k] = strtoll(at, &end, 10);
-            bool is_number = end != at && b->shapes[i][k] > 0 && b->shapes[i][k] < ((int64_t)1 << 31);
+            bool is_number = *at >= '0' && *at <= '9' && b->shapes[i][k] > 0 && b->shapes[i][k] < ((int64_t)1 << 31);
             CHECK(is_number && (*end == '\0' || (*end == 'x' && k < 3)), E_USAGE,
                   "--shape %s: expected numbers above 0 with x between them, as in 4096x7168x2048", texts[i]);
             at = *end ? end + 1 : NULL;

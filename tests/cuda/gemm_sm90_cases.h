@@ -8,6 +8,21 @@
 #include "gemm_cuda_sm90.h"
 #include "gemm_reference.h"
 
+#ifdef ON_DEVICE // operands lie on the host (mirror.h)
+#define SM90(name, B)                                                                                                \
+    Err name##_sm90_mirror(OpCx *cx, Mat y, MatQ a, MatQ B, bool acc);                                               \
+    Err g##name##_sm90_mirror(OpCx *cx, Mat y, MatQ a, MatQ B, Groups g, bool acc);
+SM90(gemm_fp8_fprop, w)
+SM90(gemm_fp8_dgrad, w)
+SM90(gemm_fp8_wgrad, bt)
+#define gemm_fp8_fprop_sm90 gemm_fp8_fprop_sm90_mirror
+#define gemm_fp8_dgrad_sm90 gemm_fp8_dgrad_sm90_mirror
+#define gemm_fp8_wgrad_sm90 gemm_fp8_wgrad_sm90_mirror
+#define ggemm_fp8_fprop_sm90 ggemm_fp8_fprop_sm90_mirror
+#define ggemm_fp8_dgrad_sm90 ggemm_fp8_dgrad_sm90_mirror
+#define ggemm_fp8_wgrad_sm90 ggemm_fp8_wgrad_sm90_mirror
+#endif
+
 void tc_multiprocessors(int n);
 void tc_finish(void);
 void tc_sum_bits(int bits);

@@ -2,10 +2,17 @@
 //
 // To add an operation: its arguments as in ops.def, then each pointer among them with its size. ops.def's own list at
 // the end makes a forgotten one an error of the linker.
+#include "gemm_cuda_sm90.h"
 #include "mirror.h"
 
 #define OP(name, tolerance, args) Err name##_mirror args;
 #include "ops.def"
+OP(gemm_fp8_fprop_sm90, LOWP, (OpCx * cx, Mat y, MatQ a, MatQ w, bool acc))
+OP(gemm_fp8_dgrad_sm90, LOWP, (OpCx * cx, Mat y, MatQ a, MatQ w, bool acc))
+OP(gemm_fp8_wgrad_sm90, LOWP, (OpCx * cx, Mat y, MatQ at, MatQ bt, bool acc))
+OP(ggemm_fp8_fprop_sm90, LOWP, (OpCx * cx, Mat y, MatQ a, MatQ w, Groups g, bool acc))
+OP(ggemm_fp8_dgrad_sm90, LOWP, (OpCx * cx, Mat y, MatQ a, MatQ w, Groups g, bool acc))
+OP(ggemm_fp8_wgrad_sm90, LOWP, (OpCx * cx, Mat y, MatQ at, MatQ bt, Groups g, bool acc))
 #undef OP
 
 // An operation, its parameters, its arguments after cx, and what they span.
@@ -156,6 +163,20 @@ MIRROR(adam_step, (OpCx * cx, Mat master, Mat m_, Mat v, Mat grad, Mat copy, Ada
        (cx, master, m_, v, grad, copy, s), MAT(master), MAT(m_), MAT(v), MAT(grad), MAT(copy))
 MIRROR(sumsq_blocks, (OpCx * cx, double *out, int64_t *nonfinite, Mat x), (cx, out, nonfinite, x),
        BYTES(out, 8 * ceil_div(x.rows, 128)), BYTES(nonfinite, 8), MAT(x))
+
+// --- gemm_cuda_sm90.h: Hopper's kernels by their own names ---
+#define gemm_fp8_fprop_sm90_cuda gemm_fp8_fprop_sm90
+#define ggemm_fp8_fprop_sm90_cuda ggemm_fp8_fprop_sm90
+#define gemm_fp8_dgrad_sm90_cuda gemm_fp8_dgrad_sm90
+#define ggemm_fp8_dgrad_sm90_cuda ggemm_fp8_dgrad_sm90
+#define gemm_fp8_wgrad_sm90_cuda gemm_fp8_wgrad_sm90
+#define ggemm_fp8_wgrad_sm90_cuda ggemm_fp8_wgrad_sm90
+CODES(gemm_fp8_fprop_sm90)
+CODES(gemm_fp8_dgrad_sm90)
+MIRROR(gemm_fp8_wgrad_sm90, (OpCx * cx, Mat y, MatQ at, MatQ bt, bool acc), (cx, y, at, bt, acc), MAT(y), MATQ(at),
+       MATQ(bt))
+MIRROR(ggemm_fp8_wgrad_sm90, (OpCx * cx, Mat y, MatQ at, MatQ bt, Groups g, bool acc), (cx, y, at, bt, g, acc), MAT(y),
+       TURNED(at, g), TURNED(bt, g), GROUPS(g))
 
 // Every operation has its mirror.
 typedef void (*AnyOp)(void);

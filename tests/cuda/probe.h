@@ -76,8 +76,23 @@ typedef struct Probe {
     int main() {                                                                                                     \
         return probes_main(function);                                                                                \
     }
+// Is there a device? Asked in a process of its own, too: what forks must not have used the runtime.
+static bool has_device() {
+    fflush(stdout);
+    pid_t child = fork();
+    if (child == 0) {
+        int devices = 0;
+        cudaError_t e = cudaGetDeviceCount(&devices);
+        if (e != cudaSuccess) printf("SKIP: no CUDA device can be used here: %s\n", cudaGetErrorString(e));
+        fflush(stdout);
+        _exit(e == cudaSuccess && devices > 0 ? 0 : 77);
+    }
+    int status = 0;
+    return child < 0 || waitpid(child, &status, 0) < 0 || !WIFEXITED(status) || WEXITSTATUS(status) != 77;
+}
 static int probes_main(int (*probe)(int, const char **, const char **)) {
     int failed = 0, n = 0;
+    if (!has_device()) return 77;
     for (bool is_last = false; !is_last; n++) {
         fflush(stdout);
         pid_t child = fork();

@@ -137,6 +137,7 @@ static void test_hopper14(void **state) {
 }
 
 // A group outside of the matrix is read by nobody, and reported by the device.
+#ifndef ON_DEVICE
 static void test_bad_group(void **state) {
     (void)state;
     static const int counts[4] = {5, 0, 130, 1};
@@ -152,6 +153,7 @@ static void test_bad_group(void **state) {
     }
     device_cuda_close();
 }
+#endif
 
 // The operations of the backend: these kernels where they are chosen and scratch has room, else the plain ones.
 static void test_choice(void **state) {
@@ -162,7 +164,13 @@ static void test_choice(void **state) {
     MUST_OK(arena_create(&none, "scratch", 64, false));
     tc_sum_bits(14); // the plain kernels sum in FP32: other bits
     uint64_t hash[4];
-    for (int i = 0; i < 4; i++) { // 0: by hand, 1: chosen, 2: not chosen, 3: chosen, no room
+#ifdef ON_DEVICE
+    const int turns = 3; // scratch is the mirrors' own, and has room
+#else
+    const int turns = 4;
+#endif
+    hash[3] = 0;
+    for (int i = 0; i < turns; i++) { // 0: by hand, 1: chosen, 2: not chosen, 3: chosen, no room
         OpCx cx = {.scratch = i == 3 ? none : case_scratch()};
         Case c = case_dense(o, s);
         gemm_sm90_choose(i != 2);
@@ -171,7 +179,7 @@ static void test_choice(void **state) {
         hash[i] = case_hash(&c);
         case_free(&c);
     }
-    assert_true(hash[0] == hash[1] && hash[2] == hash[3] && hash[0] != hash[2]);
+    assert_true(hash[0] == hash[1] && (turns == 3 || hash[2] == hash[3]) && hash[0] != hash[2]);
     tc_sum_bits(0);
     gemm_sm90_choose(-1);
     arena_destroy(&none);
@@ -199,11 +207,22 @@ static void test_refused(void **state) {
 }
 
 int main(void) {
+#ifdef ON_DEVICE
+    DeviceInfo info;
+    device_cuda_info(&info);
+    if (info.major != 9) {
+        printf("SKIP: these kernels are Hopper's, %s is not one\n", info.name);
+        return 77;
+    }
+#endif
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_dense),     cmocka_unit_test(test_empty),    cmocka_unit_test(test_grouped),
         cmocka_unit_test(test_wide),
         cmocka_unit_test(test_schedules), cmocka_unit_test(test_hopper14), cmocka_unit_test(test_choice),
-        cmocka_unit_test(test_bad_group), cmocka_unit_test(test_refused),
+        cmocka_unit_test(test_refused),
+#ifndef ON_DEVICE // a mirror returns the fault itself, and copies nothing back
+        cmocka_unit_test(test_bad_group),
+#endif
     };
     return cmocka_run_group_tests(tests, case_setup, case_teardown);
 }

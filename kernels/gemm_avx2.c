@@ -145,7 +145,8 @@ INLINE void promote(const int h, const Scaling scaling, vf sums[STRIP][2], const
     }
 }
 
-// Where the sums of this strip go is written soon, and where the next one's come from is read.
+// Where the sums of this strip or a later one go is written soon, and where the next one's come
+// from is read.
 INLINE void ask_for_ends(const int h, const Job *t) {
     const char *to = t->to, *from = (const char *)(t->from + h * t->from_ld);
 #pragma GCC unroll 6
@@ -231,11 +232,19 @@ static int64_t columns_together(const GemmOperand *b) {
     return b->t == SRC_F32 ? 16 : b->t == SRC_BF16 ? 32 : 64;
 }
 
+// Where the columns at j are packed. Those that no other block of rows needs share a place, which
+// stays in cache.
+static float *panel_of(const Work *t, int64_t j) {
+    int64_t i = (j - t->n0) / COLUMNS;
+    if (t->strips.count <= BLOCK) i %= columns_together(&t->p->b) / COLUMNS;
+    return t->room->columns[i];
+}
+
 // n columns at j, for all rows of the tile.
 static void take_columns(const Work *t, int64_t j, int64_t n) {
     const GemmOperand *b = &t->p->b;
     int64_t at = j - t->n0;
-    pack_columns(b, j, n, t->k0, t->nk, t->room->columns[at / COLUMNS]);
+    pack_columns(b, j, n, t->k0, t->nk, panel_of(t, j));
     for (int64_t i = 0; i < slices_of(t) && gemm_is_fp8(b->t); i++)
         pack_scales(b, j, n, t->k0 + i * TILE, t->room->column_scales[i] + at);
 }
@@ -309,7 +318,7 @@ static void run_columns(Work *t, int64_t j, int64_t nj) {
     Job x = {.slices = slices,
              .last = ceil_div(t->nk - (slices - 1) * TILE, STEP) * STEP,
              .a = w->rows,
-             .b = w->columns[at / COLUMNS],
+             .b = panel_of(t, j),
              .sa = is_one ? w->products[0] : w->row_scales[0] + r,
              .sa_step = is_one ? BLOCK * STRIP : GEMM_WIDE_ROWS,
              .sb = w->column_scales[0] + at,

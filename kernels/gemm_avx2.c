@@ -90,11 +90,11 @@ INLINE __m256i round_bf16(vf x) {
     return _mm256_srli_epi32(u, 16);
 }
 
-// The same with NaN.
-static __attribute__((noinline)) void put_row_bf16(uint16_t *to, const vf x[2]) {
+// The same with NaN. (Vectors by value: an array whose address is known stays in memory.)
+static __attribute__((noinline)) void put_row_bf16(uint16_t *to, vf x, vf y) {
     float c[COLUMNS];
-    vstore(c, x[0]);
-    vstore(c + VW, x[1]);
+    vstore(c, x);
+    vstore(c + VW, y);
     for (int j = 0; j < COLUMNS; j++) to[j] = bf16_from_f32(c[j]);
 }
 
@@ -105,7 +105,9 @@ INLINE void put_bf16(const int h, vf x[STRIP][2], const Job *t) {
     for (int r = 1; r < h; r++)
         is_nan = _mm256_or_ps(is_nan, _mm256_cmp_ps(x[r][0], x[r][1], _CMP_UNORD_Q));
     if (__builtin_expect(_mm256_movemask_ps(is_nan), 0)) {
-        for (int r = 0; r < h; r++, to += t->to_step) put_row_bf16((uint16_t *)to, x[r]);
+#pragma GCC unroll 6
+        for (int r = 0; r < h; r++, to += t->to_step)
+            put_row_bf16((uint16_t *)to, x[r][0], x[r][1]);
         return;
     }
 #pragma GCC unroll 6

@@ -34,6 +34,7 @@ typedef struct Bench {
     int asked;                          // --threads, 0 if it was not given
     bool is_all;                        // --all: every shape, else those of doc/performance.md
     bool is_profile;                    // --profile: whole steps by region
+    bool is_busy;                       // --busy: processor time of one thread
     FILE *json;                         // NULL without --json, and on other ranks than the first
     const char *configs[BENCH_CONFIGS]; // --config, for whole steps
     int nconfigs;
@@ -55,15 +56,17 @@ double bench_median(double *values, int n);
 typedef Err (*BenchFn)(void *user);
 typedef struct BenchTime {
     double median;    // seconds of one call
+    double best;      // of the fastest one
     double spread;    // distance of the quartiles, as a fraction of the median
     double yard;      // median seconds of one call of the yardstick
     double best_yard; // its fastest: what a peak is
     int samples;      // of each
 } BenchTime;
 // bench_time: time fn and the yardstick in turn, after one call of each that does not count: at
-// least 5 samples of each and about a third of a second. Short calls are repeated within a sample.
-// Local.
-Err bench_time(BenchTime *out, BenchFn fn, void *user, BenchFn yard, void *yard_user) MUST_CHECK;
+// least 5 samples of each and about a third of a second (with --busy a whole one of processor
+// time). Short calls are repeated within a sample. Local.
+Err bench_time(const Bench *b, BenchTime *out, BenchFn fn, void *user, BenchFn yard,
+               void *yard_user) MUST_CHECK;
 
 // Multiply-adds in registers, as a yardstick: `flops` operations a call.
 typedef struct PeakYard {

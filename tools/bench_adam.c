@@ -57,7 +57,7 @@ static Err measure(Bench *b, AdamKind kind, int64_t rows, int64_t cols) {
     TRY(make_case(b, &c, rows, cols));
     TRY(bench_copy_yard(b, &copy, (int64_t)bytes));
     copy.is_plain = true;
-    TRY(bench_time(&t, run_adam, &c, bench_run_copy, &copy));
+    TRY(bench_time(b, &t, run_adam, &c, bench_run_copy, &copy));
     arena_release(b->arena, mark);
     log_line("%-18s %9lld %9.3f %9.2f %7.1f %7.3f %6.1f%%", names[kind], (long long)(rows * cols),
              t.median * 1e3, n / t.median * 1e-9, bytes / t.median * 1e-9, t.yard / t.median,

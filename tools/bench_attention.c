@@ -47,7 +47,7 @@ static Err measure(Bench *b, const char *name, AttnShape a, bool is_bwd) {
     BenchTime t;
     TRY(make_case(b, &c));
     PeakYard peak = bench_peak_yard(b, true);
-    TRY(bench_time(&t, run_attention, &c, bench_run_peak, &peak));
+    TRY(bench_time(b, &t, run_attention, &c, bench_run_peak, &peak));
     arena_release(b->arena, mark);
     double Dk = (double)(a.Dn + a.Dr), Dv = (double)a.Dv, S = (double)a.S;
     double flops = (double)(a.nseq * a.H) * S * S * (is_bwd ? 3 * Dk + 2 * Dv : Dk + Dv);

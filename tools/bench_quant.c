@@ -157,7 +157,7 @@ static Err measure_with(Bench *b, QuantCase *c) {
     TRY(make_case(b, c));
     TRY(bench_copy_yard(b, &copy, bytes * c->copies));
     copy.times = c->times;
-    TRY(bench_time(&t, run_quant, c, bench_run_copy, &copy));
+    TRY(bench_time(b, &t, run_quant, c, bench_run_copy, &copy));
     report_quant(b, c, bytes, &t);
     return OK;
 }

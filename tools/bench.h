@@ -68,6 +68,11 @@ typedef struct BenchTime {
 Err bench_time(const Bench *b, BenchTime *out, BenchFn fn, void *user, BenchFn yard,
                void *yard_user) MUST_CHECK;
 
+// bench_clock: what its times are, "wall" or "processor", for the records.
+static inline const char *bench_clock(const Bench *b) {
+    return b->is_busy ? "processor" : "wall";
+}
+
 // Multiply-adds in registers, as a yardstick: `flops` operations a call.
 typedef struct PeakYard {
     double (*fn)(int64_t n, float *sink);

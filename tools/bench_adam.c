@@ -46,8 +46,8 @@ static Err make_case(Bench *b, AdamCase *c, int64_t rows, int64_t cols) {
 
 static Err measure(Bench *b, AdamKind kind, int64_t rows, int64_t cols) {
     static const char *const names[] = {"adam_bf16_moments", "adam_f32_moments", "sumsq_blocks"};
-    // Bytes read and written for a parameter: weight, both moments, gradient, compute copy. Operations
-    // as in adam_core.h.
+    // Bytes read and written for a parameter: weight, both moments, gradient, compute copy.
+    // Operations as in adam_core.h.
     static const double bytes_of[] = {8 + 8 + 4 + 2, 8 + 16 + 4 + 4, 4}, flops_of[] = {17, 17, 2};
     AdamCase c = {.kind = kind, .cx = {b->scratch, b->threads}};
     CopyYard copy;
@@ -64,11 +64,13 @@ static Err measure(Bench *b, AdamKind kind, int64_t rows, int64_t cols) {
              t.spread * 100);
     if (b->json)
         fprintf(b->json,
-                "{\"op\":\"%s\",\"parameters\":%lld,\"isa\":\"%s\",\"threads\":%d,\"ms\":%.5f,"
+                "{\"op\":\"%s\",\"parameters\":%lld,\"isa\":\"%s\",\"threads\":%d,"
+                "\"clock\":\"%s\",\"ms\":%.5f,"
                 "\"spread\":%.4f,\"gparam_per_s\":%.3f,\"gb_per_s\":%.2f,"
                 "\"fraction_of_peak\":%.4f}\n",
-                names[kind], (long long)(rows * cols), gemm_isa(), b->threads, t.median * 1e3,
-                t.spread, n / t.median * 1e-9, bytes / t.median * 1e-9, t.yard / t.median);
+                names[kind], (long long)(rows * cols), gemm_isa(), b->threads, bench_clock(b),
+                t.median * 1e3, t.spread, n / t.median * 1e-9, bytes / t.median * 1e-9,
+                t.yard / t.median);
     bench_point(b, SERIES_ADAM,
                 kind == ADAM_BF16 ? "AdamW"
                 : kind == SUMSQ   ? "norm"

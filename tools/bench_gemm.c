@@ -154,8 +154,8 @@ static Err report_gemm(Bench *b, GemmKind kind, int64_t m, int64_t n, int64_t k,
                 "\"threads\":%d,\"clock\":\"%s\",\"ms\":%.5f,\"spread\":%.4f,\"gflops\":%.2f,"
                 "\"peak_gflops\":%.2f,\"fraction_of_peak\":%.4f,\"best_fraction\":%.4f}\n",
                 op, (long long)m, (long long)n, (long long)k, (long long)groups, gemm_isa(),
-                b->threads, b->is_busy ? "processor" : "wall", t.median * 1e3, t.spread,
-                rate * 1e-9, top * 1e-9, rate / top, best);
+                b->threads, bench_clock(b), t.median * 1e3, t.spread, rate * 1e-9, top * 1e-9,
+                rate / top, best);
     if (groups)
         snprintf(label, sizeof label, "%lld experts", (long long)groups);
     else

@@ -92,7 +92,8 @@ static Err make_one(Bench *b, const QuantCase *c, QuantOperands *o) {
         return OK;
     }
     if (c->kind >= PACK) {
-        TRY(arena_mat(b->arena, &o->packed, DT_U8, c->rows, e5m6_row_bytes(c->cols), "bench codes"));
+        TRY(arena_mat(b->arena, &o->packed, DT_U8, c->rows, e5m6_row_bytes(c->cols),
+                      "bench codes"));
         return quant_e5m6_cpu(&o->cx, o->packed, o->x, NULL);
     }
     if (c->kind != QUANT_TOKENS) {
@@ -138,12 +139,14 @@ static void report_quant(Bench *b, const QuantCase *c, int64_t bytes, const Benc
     if (b->json)
         fprintf(b->json,
                 "{\"op\":\"%s\",\"m\":%lld,\"n\":%lld,\"type\":\"%s\",\"scale\":\"%s\","
-                "\"where\":\"%s\",\"copies\":%d,\"isa\":\"%s\",\"threads\":%d,\"ms\":%.5f,"
+                "\"where\":\"%s\",\"copies\":%d,\"isa\":\"%s\",\"threads\":%d,"
+                "\"clock\":\"%s\",\"ms\":%.5f,"
                 "\"spread\":%.4f,\"gelem_per_s\":%.3f,\"gb_per_s\":%.2f,"
                 "\"fraction_of_peak\":%.4f}\n",
                 quant_names[c->kind], (long long)c->rows, (long long)c->cols, type, scale, where,
-                c->copies, gemm_isa(), b->threads, seconds * 1e3 / c->times, t->spread,
-                values / seconds * 1e-9, (double)bytes * calls / seconds * 1e-9, t->yard / seconds);
+                c->copies, gemm_isa(), b->threads, bench_clock(b), seconds * 1e3 / c->times,
+                t->spread, values / seconds * 1e-9, (double)bytes * calls / seconds * 1e-9,
+                t->yard / seconds);
     // Magnitude, multiplication, rounding: three operations a value.
     bench_point(b, SERIES_QUANT, "", 3 * values, (double)bytes * calls, seconds);
 }

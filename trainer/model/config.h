@@ -21,6 +21,7 @@ enum { CACHE_ATTN_OUT_E5M6, CACHE_ATTN_OUT_CODES };
 enum { CACHE_SWIGLU_FP8, CACHE_SWIGLU_BF16 };
 enum { COMM_AUTO, COMM_SELF, COMM_MPI };
 enum { BALANCE_BIAS, BALANCE_NONE };
+enum { ON_ERROR_STOP, ON_ERROR_CONTINUE };
 
 typedef struct PathList {
     int n;

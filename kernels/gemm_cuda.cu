@@ -5,6 +5,7 @@
 // (promotion). Each output is one sum over k in ascending order, whatever the grouping.
 #include "rows_cuda.h"
 extern "C" {
+#include "blas_cuda.h"
 #include "gemm_cuda.h"
 #include "gemm_cuda_sm90.h"
 }
@@ -176,19 +177,29 @@ static Err run_one(OpCx *cx, const char *op, GemmOperand a, GemmOperand b, Mat y
     return OK;
 }
 
+// Plain products: by cuBLASLt where it takes them, else by the kernel above.
 extern "C" Err gemm_nt_cuda(OpCx *cx, Mat y, Mat a, Mat b, bool acc) {
+    bool is_done = false;
+    TRY(blas_run(cx, &is_done, "gemm_nt", BLAS_NT, y, a, b, acc));
+    if (is_done) return OK;
     TRY(run_one(cx, "gemm_nt", gemm_operand_mat(a, true), gemm_operand_mat(b, true), y, a.cols, b.cols,
                 y.rows == a.rows && y.cols == b.rows, acc));
     return OK;
 }
 
 extern "C" Err gemm_nn_cuda(OpCx *cx, Mat y, Mat a, Mat b, bool acc) {
+    bool is_done = false;
+    TRY(blas_run(cx, &is_done, "gemm_nn", BLAS_NN, y, a, b, acc));
+    if (is_done) return OK;
     TRY(run_one(cx, "gemm_nn", gemm_operand_mat(a, true), gemm_operand_mat(b, false), y, a.cols, b.rows,
                 y.rows == a.rows && y.cols == b.cols, acc));
     return OK;
 }
 
 extern "C" Err gemm_tn_cuda(OpCx *cx, Mat y, Mat a, Mat b, bool acc) {
+    bool is_done = false;
+    TRY(blas_run(cx, &is_done, "gemm_tn", BLAS_TN, y, a, b, acc));
+    if (is_done) return OK;
     TRY(run_one(cx, "gemm_tn", gemm_operand_mat(a, false), gemm_operand_mat(b, false), y, a.rows, b.rows,
                 y.rows == a.cols && y.cols == b.cols, acc));
     return OK;

@@ -27,8 +27,10 @@ Err comm_new(Comm **out, const char *name, int rank, int nranks) {
 
 void comm_destroy(Comm **c) {
     if (!*c) return;
+    comm_destroy(&(*c)->on_device);
     if ((*c)->destroy) (*c)->destroy(*c);
     mem_free((*c)->scratch);
+    mem_free((*c)->watch);
     mem_free(*c);
     *c = NULL;
 }

@@ -93,6 +93,36 @@ static void test_refuses(void **state) {
     args_free(&a);
 }
 
+static double seconds_of(const char *text) {
+    Args a;
+    double s = -7.0;
+    char flag[64];
+    snprintf(flag, sizeof flag, "--steps=%s", text);
+    assert_int_equal(PARSE(&a, "x", "--config=f", flag), OK);
+    Err err = args_seconds(&a, "steps", 1, 1e6, &s);
+    assert_true(err == OK ? s >= 1 : s == -7.0);
+    args_free(&a);
+    fail_clear();
+    return err == OK ? s : -1.0;
+}
+
+static void test_durations(void **state) {
+    (void)state;
+    static const struct {
+        const char *text;
+        double seconds;
+    } good[] = {{"3600", 3600},   {"1.5", 1.5},      {"90m", 5400},   {"90.5s", 90.5},          {"1h30m", 5400},
+                {"2d", 172800},   {"1d2h3m4s", 93784}, {"1:30:00", 5400}, {"90:00", 5400},      {"0:02", 2},
+                {"1-12:00:00", 129600}, {"100:00:00", 360000}};
+    for (int i = 0; i < COUNT_OF(good); i++) assert_true(seconds_of(good[i].text) == good[i].seconds);
+    static const char *const bad[] = {"", "m", "0", "-5", "1:60", "1:2:3:4", "1h1", "1m1h", "5x", "1e9", "1-2",
+                                      "1-30:00", ":30", "30:", "1h 30m", "nan", "inf", "0x10",
+                                      "2m2m", "1:-5"};
+    for (int i = 0; i < COUNT_OF(bad); i++) {
+        if (seconds_of(bad[i]) >= 0) fail_msg("'%s' was taken for %g s", bad[i], seconds_of(bad[i]));
+    }
+}
+
 // Whatever the flags, no line of the help is wider than a terminal, and nothing is lost.
 static void test_help_fits(void **state) {
     (void)state;
@@ -130,6 +160,6 @@ static void test_help_fits(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_open_choice), cmocka_unit_test(test_accepts),
-        cmocka_unit_test(test_refuses), cmocka_unit_test(test_help_fits)};
+        cmocka_unit_test(test_refuses), cmocka_unit_test(test_durations), cmocka_unit_test(test_help_fits)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

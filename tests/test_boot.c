@@ -79,7 +79,10 @@ static void test_one_rank(void **state) {
     assert_int_equal(boot_groups(&b, &m, "mpi"), E_CONFIG);
     assert_non_null(strstr(fail_message(), "no launcher"));
     assert_int_equal(boot_groups(&b, &m, "nccl"), E_CONFIG);
-    assert_non_null(strstr(fail_message(), "\"nccl\"; it can be auto, self or mpi"));
+    assert_non_null(strstr(fail_message(), "parallel.comm is nccl, but no launcher started"));
+    fail_clear();
+    assert_int_equal(boot_groups(&b, &m, "tcp"), E_CONFIG);
+    assert_non_null(strstr(fail_message(), "\"tcp\"; it can be auto, self, mpi or nccl"));
     assert_int_equal(boot_groups(&b, &m, "self"), OK);
     assert_int_equal(boot_groups(&b, &m, "auto"), OK); // again: the old groups go
     assert_int_equal(b.ep->nranks, 1);
@@ -108,7 +111,7 @@ static void test_srun_without_pmi(void **state) {
     fail_clear();
 }
 
-// in_child: raise two signals (0 = none) in a child; its exit status: the flag, or 75.
+// in_child: raise two signals (0 = none) in a child; its exit status: the flag, or 128 + the signal.
 static int in_child(int first, int second) {
     pid_t pid = fork();
     if (pid == 0) {
@@ -126,14 +129,31 @@ static int in_child(int first, int second) {
 
 static void test_signals(void **state) {
     (void)state;
-    static const int all[] = {SIGUSR1, SIGTERM, SIGINT};
+    static const int all[] = {SIGUSR1, SIGUSR2, SIGTERM, SIGINT};
+    unsetenv("SLURM_JOB_ID");
     assert_int_equal(in_child(0, 0), 0);
-    for (int i = 0; i < 3; i++) {
+    for (int i = 0; i < 4; i++) {
         assert_int_equal(in_child(all[i], 0), all[i]);
-        assert_int_equal(in_child(all[i], all[i]), 75);
-        assert_int_equal(in_child(all[i], all[(i + 1) % 3]), all[i]); // another signal is no second
-                                                                      // one
+        assert_int_equal(in_child(all[i], all[i]), 128 + all[i]);
+        for (int k = 1; k < 4; k++) assert_int_equal(in_child(all[i], all[(i + k) % 4]), all[i]); // no second one
     }
+    setenv("SLURM_JOB_ID", "17", 1); // Slurm repeats SIGTERM
+    assert_int_equal(in_child(SIGTERM, SIGTERM), SIGTERM);
+    assert_int_equal(in_child(SIGUSR1, SIGUSR1), 128 + SIGUSR1);
+    assert_int_equal(in_child(SIGINT, SIGINT), 128 + SIGINT);
+    unsetenv("SLURM_JOB_ID");
+    assert_string_equal(boot_signal_name(SIGUSR2), "SIGUSR2");
+}
+
+static void test_end_time(void **state) {
+    (void)state;
+    unsetenv("SLURM_JOB_END_TIME");
+    assert_int_equal(boot_end_time(), 0);
+    setenv("SLURM_JOB_END_TIME", "1790000000", 1);
+    assert_int_equal(boot_end_time(), 1790000000);
+    setenv("SLURM_JOB_END_TIME", "soon", 1);
+    assert_int_equal(boot_end_time(), 0);
+    unsetenv("SLURM_JOB_END_TIME");
 }
 
 static void test_self(void **state) {
@@ -212,6 +232,7 @@ int main(void) {
         cmocka_unit_test(test_one_rank),
         cmocka_unit_test(test_srun_without_pmi),
         cmocka_unit_test(test_signals),
+        cmocka_unit_test(test_end_time),
         cmocka_unit_test(test_self),
         cmocka_unit_test(test_null),
     };

@@ -21,9 +21,11 @@ static void test_accepts(void **state) {
     const char *const texts[] = {"kill@step=30,rank=2",          "hang@rank=1,step=7,layer=12",
                                  "nan@step=3-9,rank=0",          "nan@step=3,rank=0,layer=2,in=gradient",
                                  "slow@step=5-2000,rank=1,factor=1.5", "slow@step=5,rank=1,seconds=0.25",
-                                 "diskfull@save=2",              "corrupt@save=3,rank=1"};
-    assert_int_equal(inject_parse(&in, texts, 8), OK);
-    assert_int_equal(in.n, 8);
+                                 "diskfull@save=2",              "corrupt@save=3,rank=1",
+                                 "slow@step=5,rank=1,seconds=0.25,in=data"};
+    assert_int_equal(inject_parse(&in, texts, 9), OK);
+    assert_int_equal(in.n, 9);
+    assert_true(in.fault[8].is_data && !in.fault[5].is_data);
     assert_int_equal(in.fault[0].kind, INJECT_KILL);
     assert_int_equal(in.fault[0].first, 30);
     assert_int_equal(in.fault[0].last, 30);
@@ -84,6 +86,8 @@ static const struct Wrong {
     {"slow@step=3,rank=0,factor=1", "factor is a number above 1"},
     {"slow@step=3,rank=0,factor=nan", "factor is a number"},
     {"slow@step=3,rank=0,seconds=-1", "seconds is a number above 0"},
+    {"slow@step=3,rank=0,factor=2,in=data", "late data have seconds"},
+    {"slow@step=3,rank=0,seconds=2,in=gradient", "in is pass or data"},
     {"slow@step=3,rank=0,seconds=1s", "seconds is a number"},
     {"diskfull@step=3", "diskfull has no step"},
     {"corrupt@save=two", "save is a number from 1 on"},

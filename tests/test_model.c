@@ -386,7 +386,7 @@ static uint64_t three_steps(const char *mode, int nthreads, bool is_poisoned, do
                         .doc_start = r.doc_start};
         StepOutput out;
         MUST_OK(step_train(r.model, &r.cx, &in, &out));
-        if (step > 1) MUST_OK(evaluate_heldout(r.model, &r.cx, heldout, 1, 5, &eval));
+        if (step > 1) MUST_OK(evaluate_heldout(r.model, &r.cx, heldout, 1, 5, NULL, &eval));
         assert_false(out.is_stopped);
         assert_true(isfinite(out.m.loss) && out.m.grad_norm > 0);
         assert_int_equal(out.m.samples, 4 * step);
@@ -483,12 +483,14 @@ static void stopped_step_changes_nothing(void **state) {
     rig_open(&r, step_sets, 1);
     Loader *train = open_loader(&r, TRAIN_SHARD, false);
     uint64_t before = 0, after = 0;
+    Stop stop = {.signalled = stop_now};
     MUST_OK(optimizer_hash(model_params(r.model), &r.cx, &before));
     StepInput in = {.config = r.config, .loader = train, .step = 1, .tokens = r.tokens, .doc_start = r.doc_start,
-                    .stop_flag = stop_now};
+                    .stop = &stop};
     StepOutput out;
     MUST_OK(step_train(r.model, &r.cx, &in, &out));
     assert_true(out.is_stopped);
+    assert_int_equal(stop.reason, 15);
     MUST_OK(optimizer_hash(model_params(r.model), &r.cx, &after));
     assert_true(before == after);
     loader_close(&train);
@@ -537,7 +539,7 @@ static void evaluates_alone(void **state) {
     MUST_OK(loader_open(&heldout, &spec));
     EvalResult e;
     CopyResult c;
-    MUST_OK(evaluate_heldout(solo.model, &solo.cx, heldout, 1, 5, &e));
+    MUST_OK(evaluate_heldout(solo.model, &solo.cx, heldout, 1, 5, NULL, &e));
     assert_int_equal(e.tokens, 5 * solo.shape.S);
     assert_true(fabs(e.loss - log(512.0)) < 0.3); // nothing was learned
     assert_true(isnan(e.bits_per_byte));          // not all of the text

@@ -275,3 +275,63 @@ Err args_float(const Args *a, const char *name, double min, double max, double *
     *out = value;
     return OK;
 }
+
+// read_digits: a number of digits with at most one point, nothing else that strtod knows. *rest: behind it.
+static bool read_digits(const char *text, double *value, const char **rest) {
+    char *end = NULL;
+    size_t n = strspn(text, "0123456789.");
+    *value = n > 0 ? strtod(text, &end) : 0.0;
+    *rest = text + n;
+    return n > 0 && end == text + n;
+}
+
+// colon_seconds: "[D-]H:M:S" or "M:S". Returns -1 if the text is neither.
+static double colon_seconds(const char *text) {
+    double days = 0.0, part[3] = {0};
+    int n = 0;
+    bool has_days = strchr(text, '-') != NULL;
+    if (has_days) {
+        if (!read_digits(text, &days, &text) || *text != '-') return -1.0;
+        text++;
+    }
+    for (;; text++) {
+        if (n == 3 || !read_digits(text, &part[n], &text)) return -1.0;
+        n++;
+        if (*text != ':') break;
+    }
+    if (*text || n < 2 || (has_days && n < 3)) return -1.0;
+    double s = part[0];
+    for (int i = 1; i < n; i++) {
+        if (part[i] >= 60.0) return -1.0;
+        s = 60.0 * s + part[i];
+    }
+    return 86400.0 * days + s;
+}
+
+// unit_seconds: "3600", "90m", "1h30m", "2d". Returns -1 if the text is none of these.
+static double unit_seconds(const char *text) {
+    static const char units[] = "dhms";
+    static const double seconds[] = {86400.0, 3600.0, 60.0, 1.0};
+    double sum = 0.0, n = 0.0;
+    int next = 0; // units come in this order
+    if (read_digits(text, &n, &text) && !*text) return n;
+    for (;; next++) {
+        const char *unit = *text ? strchr(units + next, *text) : NULL;
+        if (!unit) return -1.0;
+        next = (int)(unit - units);
+        sum += n * seconds[next];
+        if (!*++text) return sum;
+        if (!read_digits(text, &n, &text)) return -1.0;
+    }
+}
+
+Err args_seconds(const Args *a, const char *name, double min, double max, double *out) {
+    const char *text = args_get(a, name);
+    if (!text) return OK;
+    double value = strchr(text, ':') ? colon_seconds(text) : unit_seconds(text);
+    CHECK(value >= min && value <= max, E_USAGE,
+          "%s: --%s must be a duration from %g to %g seconds, such as 3600, 90m or 1:30:00, found '%s'",
+          a->command->name, name, min, max, text);
+    *out = value;
+    return OK;
+}

@@ -82,6 +82,10 @@ Err args_all(const Args *a, const char *name, const char **out, int max, int *n)
 // Errors: E_USAGE if it is not a number in [min, max].
 Err args_int(const Args *a, const char *name, int64_t min, int64_t max, int64_t *out) MUST_CHECK;
 Err args_float(const Args *a, const char *name, double min, double max, double *out) MUST_CHECK;
+// args_seconds: the value as a duration in seconds: 3600 or 3600s, 90m, 1h30m, 2d, 1:30:00 (h:m:s), 90:00 (m:s),
+// 1-12:00:00 (days). *out is untouched if there is none. Errors: E_USAGE if it is none of these or not in
+// [min, max] seconds. Local.
+Err args_seconds(const Args *a, const char *name, double min, double max, double *out) MUST_CHECK;
 // args_nearest: the candidate most like `word` (edit distance, at most a third of its length and
 // 3), or NULL. For "did you mean".
 const char *args_nearest(const char *word, const char *const *candidates, int n);

@@ -57,7 +57,7 @@ static Err eval_data(Solo *s, const Config *c, const Args *a, FILE *json, double
     Loader *l = NULL;
     EvalResult r;
     TRY(loader_open(&l, &spec));
-    TRY(evaluate_heldout(s->model, &s->cx, l, n, 0, &r));
+    TRY(evaluate_heldout(s->model, &s->cx, l, n, 0, NULL, &r));
     loader_close(&l);
     *bpb = r.bits_per_byte;
     log_line("held-out loss %.6f nats per token, %.4f bits per byte, next token right %.1f %%, "

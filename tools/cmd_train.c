@@ -15,6 +15,11 @@ static const Flag flags[] = {
      "start a new run from a checkpoint's weights (with --resume auto: only if there is nothing to "
      "resume)"},
     {"steps", "N", NULL, 0, "stop at step N (the schedule's length stays train.steps)"},
+    {"time-limit", "TIME", NULL, 0,
+     "stop early enough to save before so much time has passed, with code 75: 3600, 90m, 1:30:00 (in a Slurm job its "
+     "end counts too: SLURM_JOB_END_TIME)"},
+    {"grace", "SECONDS", NULL, 0,
+     "what the batch system leaves between a signal and the end: warn if a save takes longer"},
     {"set", "SECTION.KEY=VALUE", NULL, FLAG_REPEAT, "override one setting"},
     {"inject", "FAULT", NULL, FLAG_REPEAT,
      "fail on purpose: kill|hang@step=N,rank=R[,layer=L], nan@step=N,rank=R[,layer=L][,in=output|gradient], "
@@ -53,6 +58,8 @@ Err cmd_train(int argc, char **argv) {
     o.init_from = args_get(&a, "init-from");
     TRY(args_int(&a, "steps", 1, INT64_MAX, &o.steps));
     TRY(args_int(&a, "threads", 1, 4096, &threads));
+    TRY(args_seconds(&a, "time-limit", 1, 366.0 * 86400.0, &o.time_limit));
+    TRY(args_seconds(&a, "grace", 1, 366.0 * 86400.0, &o.grace));
     o.threads = (int)threads;
     TRY(args_all(&a, "set", sets, COUNT_OF(sets), &o.nsets));
     o.sets = sets;

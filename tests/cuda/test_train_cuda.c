@@ -5,6 +5,7 @@
 #include <math.h>
 #include <unistd.h>
 
+#include "blas_cuda.h"
 #include "checkpoint.h"
 #include "evaluate.h"
 #include "health.h"
@@ -123,7 +124,7 @@ static void train(Rig *r, Seen *seen) {
         if (step == 1) blocks = mem_count();
         EXPECT(mem_count() == blocks);
     }
-    MUST(evaluate_heldout(r->model, &r->cx, r->heldout, 1, 2, &seen->eval));
+    MUST(evaluate_heldout(r->model, &r->cx, r->heldout, 1, 2, NULL, &seen->eval));
     EXPECT(arena_mark(r->cx.acts) == 0 && arena_mark(r->cx.host_acts) == 0);
     EXPECT(arena_mark(r->cx.scratch) == 0 && arena_mark(r->cx.host_scratch) == 0);
     Batch b = {.nseq = 1, .S = s->S, .ld = s->S + 1 + s->nmtp, .tokens = r->tokens, .doc_start = r->doc_start};
@@ -209,8 +210,9 @@ static void check(const char *const *sets, int64_t steps, int ep, bool with_chec
     rig_open(&cuda, "cuda", sets);
     rig_open(&cpu, "cpu", sets);
     uint64_t launches = simt_launches();
+    int64_t products = blas_products();
     train(&cuda, &on_cuda);
-    EXPECT(simt_launches() > launches);
+    EXPECT(simt_launches() > launches && blas_products() > products);
     launches = simt_launches();
     train(&cpu, &on_cpu);
     EXPECT(simt_launches() == launches);

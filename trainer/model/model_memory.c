@@ -24,8 +24,12 @@ static void measure_ops(MemoryPlan *out, const Shape *s) {
     out->op_thread += sizeof(float) * ((size_t)s->V + 16); // the terms of one row's loss
 }
 
-// measure_device_ops: the same for the CUDA backend, which keeps whole matrices: the parts of the fused operations,
-// codes with rows of a multiple of 16 bytes, codes of a weight turned for Dgrad.
+// What cuBLASLt may use beside its operands (blas_cuda.h), for two alignments.
+#define LIBRARY_SPACE (((size_t)32 << 20) + 512)
+
+// measure_device_ops: the same for the CUDA backend, which keeps whole matrices: the parts of the fused operations, the
+// router's input in FP32, codes with rows of a multiple of 16 bytes, codes of a weight turned for Dgrad; and the
+// workspace of its library.
 static void measure_device_ops(MemoryPlan *out, const Shape *s, const Mesh *mesh) {
     int64_t T = s->B * s->S, pairs = T * mesh->ep * min_i64(s->K, s->L), blocks = (ceil_div(s->S, TILE) + 1) * s->B;
     int64_t wide = max_i64(s->Fd, s->Fs), latent = max_i64(s->Rq, s->Rkv);
@@ -35,7 +39,7 @@ static void measure_device_ops(MemoryPlan *out, const Shape *s, const Mesh *mesh
     weight = max_i64(weight, (heads + 16) * (max_i64(latent, s->D) + 16));
     int64_t rows = pairs * (max_i64(s->D, s->F) + 16) + T * (max_i64(max_i64(s->D, wide), heads) + 16);
     int64_t parts = blocks * (8 * s->D + 16 * s->E) + 4 * s->H * T;
-    out->op_device = (size_t)(fused + weight + rows + parts) + DEVICE_SLACK;
+    out->op_device = (size_t)(fused + weight + rows + parts) + LIBRARY_SPACE + DEVICE_SLACK;
 }
 
 static Err measure_cx(Cx *cx, const Mesh *mesh, bool is_balanced) {

@@ -49,7 +49,7 @@ static Err windows_load(const Shape *s, Loader *l, int64_t first, int64_t n, int
     return OK;
 }
 
-static Err heldout_passes(Model *m, Cx *cx, Loader *l, int64_t windows, LossSums *sums) {
+static Err heldout_passes(Model *m, Cx *cx, Loader *l, int64_t windows, Stop *stop, LossSums *sums) {
     const Shape *s = model_shape(m);
     int64_t ld = s->S + 1 + s->nmtp, per_pass = s->B * cx->world->nranks;
     int32_t *tokens = NULL, *targets = NULL, *valid = NULL, *doc_start = NULL;
@@ -60,7 +60,9 @@ static Err heldout_passes(Model *m, Cx *cx, Loader *l, int64_t windows, LossSums
     for (int64_t w = 0; w < windows; w += per_pass) {
         int64_t first = w + s->B * cx->world->rank;
         int64_t n = max_i64(0, min_i64(s->B, windows - first));
-        TRY(comm_agree(cx->world, windows_load(s, l, first, n, tokens, targets, valid, doc_start)));
+        Err mine = windows_load(s, l, first, n, tokens, targets, valid, doc_start);
+        TRY(stop_agree(stop, cx->world, mine));
+        if (stop_is_due(stop)) break;
         Batch b = {.nseq = s->B,
                    .S = s->S,
                    .ld = ld,
@@ -74,7 +76,8 @@ static Err heldout_passes(Model *m, Cx *cx, Loader *l, int64_t windows, LossSums
     return OK;
 }
 
-Err evaluate_heldout(Model *m, Cx *cx, Loader *l, int corpora, int64_t max_windows, EvalResult *r) {
+Err evaluate_heldout(Model *m, Cx *cx, Loader *l, int corpora, int64_t max_windows, Stop *stop,
+                     EvalResult *r) {
     const Shape *s = model_shape(m);
     int64_t all = loader_eval_windows(l),
             windows = max_windows > 0 ? min_i64(max_windows, all) : all;
@@ -82,13 +85,14 @@ Err evaluate_heldout(Model *m, Cx *cx, Loader *l, int corpora, int64_t max_windo
     Quiet q;
     TRY(quiet_begin(m, cx, &q));
     prof_enter(PROF_EVAL);
-    Err err = heldout_passes(m, cx, l, windows, &sums);
+    Err err = heldout_passes(m, cx, l, windows, stop, &sums);
     prof_leave();
     TRY(quiet_end(m, cx, &q, err));
     int64_t n[2] = {sums.lm_targets, sums.lm_correct};
     TRY(comm_sum(cx->world, &sums.lm, 1));
     TRY(comm_sum_i64(cx->world, n, 2));
     memset(r, 0, sizeof *r);
+    r->is_stopped = stop_is_due(stop);
     r->nats = sums.lm;
     r->tokens = n[0];
     r->correct = n[1];

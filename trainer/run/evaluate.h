@@ -4,6 +4,7 @@
 #pragma once
 #include "loader.h"
 #include "model.h"
+#include "stop.h"
 
 typedef struct EvalResult {
     double nats;          // sum over scored tokens
@@ -13,12 +14,13 @@ typedef struct EvalResult {
     int64_t text_bytes;   // of the whole held-out text
     double bits_per_byte; // all windows scored: (nats + ln V for each corpus' first token, which
                           // nothing predicts) / (ln 2 * text_bytes); else NAN
+    bool is_stopped;      // given up between two passes: the numbers are not of all windows
 } EvalResult;
 
 // evaluate_heldout: non-overlapping windows of seq_len, every token but the first scored once. At
-// most `max_windows` windows (0 = all). `corpora`: how many texts the loader holds. Collective over
-// world.
-Err evaluate_heldout(Model *m, Cx *cx, Loader *l, int corpora, int64_t max_windows,
+// most `max_windows` windows (0 = all). `corpora`: how many texts the loader holds. `stop` (NULL:
+// never) is looked at before every pass. Collective over world.
+Err evaluate_heldout(Model *m, Cx *cx, Loader *l, int corpora, int64_t max_windows, Stop *stop,
                      EvalResult *r) MUST_CHECK;
 
 typedef struct CopyResult {

@@ -30,7 +30,7 @@ static const struct Kind {
     [INJECT_KILL] = {"kill", K(STEP) | K(RANK), K(LAYER), false},
     [INJECT_HANG] = {"hang", K(STEP) | K(RANK), K(LAYER), false},
     [INJECT_NAN] = {"nan", K(STEP) | K(RANK), K(LAYER) | K(IN), true},
-    [INJECT_SLOW] = {"slow", K(STEP) | K(RANK), K(FACTOR) | K(SECONDS), true},
+    [INJECT_SLOW] = {"slow", K(STEP) | K(RANK), K(FACTOR) | K(SECONDS) | K(IN), true},
     [INJECT_DISKFULL] = {"diskfull", K(SAVE), K(RANK), false},
     [INJECT_CORRUPT] = {"corrupt", K(SAVE), K(RANK), false},
 };
@@ -88,6 +88,11 @@ static Err set_key(Fault *f, Key key, const char *s) {
     if (key == KEY_STEP || key == KEY_SAVE) return set_range(f, s, name);
     if (key == KEY_FACTOR) return set_real(f, &f->factor, s, 1.0, name);
     if (key == KEY_SECONDS) return set_real(f, &f->seconds, s, 0.0, name);
+    if (key == KEY_IN && f->kind == INJECT_SLOW) {
+        f->is_data = strcmp(s, "data") == 0;
+        CHECK(f->is_data || strcmp(s, "pass") == 0, E_USAGE, "--inject %s: in is pass or data", f->text);
+        return OK;
+    }
     if (key == KEY_IN) {
         f->is_gradient = strcmp(s, "gradient") == 0;
         CHECK(f->is_gradient || strcmp(s, "output") == 0, E_USAGE, "--inject %s: in is output or gradient", f->text);
@@ -140,6 +145,7 @@ static Err parse_one(Fault *f, const char *text) {
     unsigned how = have & (K(FACTOR) | K(SECONDS));
     CHECK(f->kind != INJECT_SLOW || how == K(FACTOR) || how == K(SECONDS), E_USAGE,
           "--inject %s: give either factor or seconds", f->text);
+    CHECK(!f->is_data || how == K(SECONDS), E_USAGE, "--inject %s: late data have seconds, no factor", f->text);
     return OK;
 }
 
@@ -260,8 +266,15 @@ static void sleep_seconds(double s) {
 void inject_delay(const Inject *in, double seconds) {
     for (int i = 0; in && i < in->n; i++) {
         const Fault *f = &in->fault[i];
-        if (!f->is_due || f->kind != INJECT_SLOW) continue;
+        if (!f->is_due || f->kind != INJECT_SLOW || f->is_data) continue;
         sleep_seconds(f->factor > 1.0 ? (f->factor - 1.0) * seconds : f->seconds);
+    }
+}
+
+void inject_data(const Inject *in) {
+    for (int i = 0; in && i < in->n; i++) {
+        const Fault *f = &in->fault[i];
+        if (f->is_due && f->kind == INJECT_SLOW && f->is_data) sleep_seconds(f->seconds);
     }
 }
 

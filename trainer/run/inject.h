@@ -5,7 +5,8 @@
 //     nan@step=30[-34],rank=2[,layer=1][,in=output|gradient]
 //                                              one value of a block's output, or of its first gradient, is NaN
 //     slow@step=5[-20],rank=1,factor=1.5       every pass takes that many times as long, or so many seconds longer
-//     slow@step=5[-20],rank=1,seconds=0.2
+//     slow@step=5[-20],rank=1,seconds=0.2[,in=pass|data]
+//                                              in=data: its data come so many seconds late, before every pass
 //     diskfull@save=2[,rank=0]                 the second save of this start meets a full disk on that rank
 //     corrupt@save=3[,rank=0]                  a byte of the rank's shard is wrong on disk
 //
@@ -38,6 +39,7 @@ typedef struct Fault {
     int64_t rank, layer; // layer -1: none was given
     double factor, seconds;
     bool is_gradient;
+    bool is_data; // slow: before the pass, not after it
     bool is_due; // in the running step, on this rank
 } Fault;
 
@@ -78,6 +80,8 @@ const Taps *inject_taps(InjectPass *p, Inject *in, Params *params, Cx *cx, int64
 // inject_delay: after a pass that took this rank `seconds` of its own, waits for others not counted: sleeps if it is to
 // be slow. Local.
 void inject_delay(const Inject *in, double seconds);
+// inject_data: while the data of a pass are waited for: sleeps if they are to come late. Local.
+void inject_data(const Inject *in);
 
 // What is to go wrong in a save, on this rank.
 typedef struct InjectSave {

@@ -3,6 +3,7 @@
 
 #include <math.h>
 #include <string.h>
+#include <time.h>
 
 #include "gemm.h"
 #include "log.h"
@@ -41,9 +42,14 @@ static Err save(Run *r) {
 
 static Err evaluate(Run *r) {
     EvalResult e;
+    LedgerPhase was = ledger_phase(r->ledger, PHASE_EVAL);
     double t0 = now_seconds();
     TRY(evaluate_heldout(r->model, &r->cx, r->eval, r->eval_corpora, r->config->eval.max_sequences,
-                         &e));
+                         &r->stop, &e));
+    if (e.is_stopped) {
+        log_line("held-out   step %lld: given up", (long long)r->at.step);
+        return OK;
+    }
     double s = now_seconds() - t0;
     char bpb[48] = "";
     if (!isnan(e.bits_per_byte)) snprintf(bpb, sizeof bpb, ", %.4f bits per byte", e.bits_per_byte);
@@ -60,7 +66,9 @@ static Err evaluate(Run *r) {
                       "\"step\":%lld,\"loss\":%.9g,\"tokens\":%lld,\"bits_per_byte\":%.9g",
                       (long long)r->at.step, e.loss, (long long)e.tokens, e.bits_per_byte);
     }
-    return comm_agree(r->boot.world, mine);
+    mine = comm_agree(r->boot.world, mine);
+    ledger_phase(r->ledger, was);
+    return mine;
 }
 
 Err run_state_hash(Run *r, uint64_t *out) {
@@ -108,12 +116,14 @@ static Err record(Run *r, StepMetrics *m, double seconds, Pace *pace) {
 
 // stopped: the unfinished step was dropped; save the last finished one and say how to go on.
 static Err stopped(Run *r) {
+    const char *why = stop_reason(&r->stop);
     if (r->at.step > 0) TRY(save(r));
     TRY(saver_finish(r->saver));
-    log_line("stopped by a signal after step %lld; continue with --run-dir %s --resume auto",
-             (long long)r->at.step, r->dir);
-    Err mine =
-        r->metrics ? metrics_event(r->metrics, "stop", "\"step\":%lld", (long long)r->at.step) : OK;
+    log_line("stopped by %s after step %lld; continue with --run-dir %s --resume auto", why, (long long)r->at.step,
+             r->dir);
+    Err mine = OK;
+    if (r->metrics)
+        mine = metrics_event(r->metrics, "stop", "\"step\":%lld,\"reason\":\"%s\"", (long long)r->at.step, why);
     TRY(comm_agree(r->boot.world, mine));
     return E_STOPPED;
 }
@@ -124,7 +134,8 @@ static Err after_step(Run *r) {
     bool is_last = r->at.step == r->last_step;
     TRY(saver_poll(r->saver));
     if (r->eval && c->eval.every && (r->at.step % c->eval.every == 0 || is_last)) TRY(evaluate(r));
-    if (is_last || (c->checkpoint.every && r->at.step % c->checkpoint.every == 0)) TRY(save(r));
+    bool is_due = c->checkpoint.every && r->at.step % c->checkpoint.every == 0;
+    if (is_last || is_due || (stop_wants_save(&r->stop) && !saver_is_busy(r->saver))) TRY(save(r));
     return OK;
 }
 
@@ -132,13 +143,14 @@ static Err loop(Run *r) {
     Pace pace = {0};
     while (r->at.step < r->last_step) {
         double t0 = now_seconds();
+        ledger_step(r->ledger, r->at.step + 1);
         StepInput in = {.config = r->config,
                         .loader = r->loader,
                         .step = r->at.step + 1,
                         .samples = r->at.samples,
                         .tokens = r->tokens,
                         .doc_start = r->doc_start,
-                        .stop_flag = boot_signalled,
+                        .stop = &r->stop,
                         .inject = r->inject.n > 0 ? &r->inject : NULL,
                         .shadow = r->shadow};
         StepOutput out;
@@ -149,6 +161,7 @@ static Err loop(Run *r) {
         r->read.samples += out.read.samples;
         r->read.hash += out.read.hash;
         r->at.tokens = out.m.tokens;
+        stop_note_step(&r->stop, now_seconds() - t0);
         TRY(record(r, &out.m, now_seconds() - t0, &pace));
         TRY(after_step(r));
     }
@@ -183,7 +196,6 @@ static Err train_on_ranks(Run *r) {
     bool is_done = false;
     TRY(run_setup(r, &is_done));
     if (is_done) return OK;
-    boot_signals();
     TRY(note_start(r));
     if (!staging_is_host(&r->cx)) return run_loop(r); // the peak of a GPU is not measured: there is no MFU
     GemmPeak peak = gemm_peak(r->cx.op.nthreads);
@@ -192,6 +204,15 @@ static Err train_on_ranks(Run *r) {
     log_line("peak       %.1f GFLOP/s measured, all ranks together: MFU is a fraction of it",
              r->peak_flops * 1e-9);
     return run_loop(r);
+}
+
+// start_stop: from here on a signal is a request.
+static void start_stop(Run *r) {
+    if (r->opt.is_dry_run) return;
+    boot_signals();
+    r->stop.signalled = boot_signalled;
+    r->stop.grace = r->opt.grace;
+    stop_limit(&r->stop, now_seconds(), r->opt.time_limit, boot_end_time(), (int64_t)time(NULL));
 }
 
 Err run_train(const TrainOptions *o) {
@@ -212,6 +233,7 @@ Err run_train(const TrainOptions *o) {
         config_free(r.config);
         return err;
     }
+    start_stop(&r);
     TRY(boot_init(&r.boot));
     log_init(r.boot.rank, r.boot.nranks);
     Err err = o->is_dry_run ? OK : train_on_ranks(&r);

@@ -10,6 +10,7 @@
 #include "run_dir.h"
 #include "save.h"
 #include "step.h"
+#include "watchdog.h"
 
 typedef struct TrainOptions {
     const char *config_path;
@@ -21,6 +22,8 @@ typedef struct TrainOptions {
     Inject inject;           // faults on demand, as inject_parse left them
     int64_t steps;           // stop here, 0 = train.steps
     const char *device;      // "auto", "cpu" or "cuda"; NULL: auto
+    double time_limit;       // seconds from the start, 0 = none
+    double grace;            // seconds between a signal and the end, 0 = not known
     int threads;             // per rank, 0 = cores / local ranks, or OMP_NUM_THREADS
     bool is_dry_run, is_print_config;
 } TrainOptions;
@@ -38,6 +41,8 @@ typedef struct Run {
     Loader *loader, *eval;   // eval NULL without data.eval
     int eval_corpora;
     RunLock *lock;           // rank 0
+    Ledger *ledger;          // what this rank does with others (run_watch.c)
+    Watchdog *watchdog;      // NULL without limits
     Metrics *metrics;
     Health *health;          // FP8 counters, on every rank
     Inject inject;           // faults on demand
@@ -49,6 +54,7 @@ typedef struct Run {
     ReadProof read;          // by this rank since then
     Saver *saver;
     int64_t last_step;       // stop after this one
+    Stop stop;               // signals, the time limit
     int64_t crowded;         // ranks with more threads than cores of their own
     double peak_flops;       // of all ranks, measured at start; 0 = not known
     int32_t *tokens, *doc_start;
@@ -66,6 +72,15 @@ void run_close(Run *r);
 // run_train: all of it. Under a launcher on all ranks. On an error that only this rank knows the whole job is
 // aborted with its code; an agreed one is printed by the first rank and returned by all. Collective over world.
 Err run_train(const TrainOptions *o) MUST_CHECK;
+
+// run_watch.c: the ledger and the watchdog of a run. run_watch_start: once config and groups are there.
+// run_watch_devices: once the groups have their tables for memory of devices. run_watch_files: once the run directory
+// is there; a ledger that cannot have a file stays in memory, with a warning. Collective over world.
+// run_watch_stop: before the groups go. Local.
+Err run_watch_start(Run *r) MUST_CHECK;
+Err run_watch_devices(Run *r) MUST_CHECK;
+Err run_watch_files(Run *r) MUST_CHECK;
+void run_watch_stop(Run *r);
 
 // run_dry: print parameter counts and memory per rank, open nothing. Local.
 Err run_dry(const Config *c, int world) MUST_CHECK;

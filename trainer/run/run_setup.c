@@ -321,8 +321,13 @@ static Err make_saver(Run *r) {
     char here[1200]; // a fork starts with no checkpoint of its own
     snprintf(here, sizeof here, "%s/step_%08lld", r->checkpoints, (long long)r->at.step);
     bool is_here = r->resume_from[0] && same_folder(r->resume_from, here);
-    return saver_create(&r->saver, r->checkpoints, model_params(r->model), &r->cx, r->config, r->metrics,
-                        r->inject.n > 0 ? &r->inject : NULL, is_here ? r->at.step : -1);
+    SaverSpec spec = {.dir = r->checkpoints,
+                      .config = r->config,
+                      .metrics = r->metrics,
+                      .inject = r->inject.n > 0 ? &r->inject : NULL,
+                      .stop = &r->stop,
+                      .saved_step = is_here ? r->at.step : -1};
+    return saver_create(&r->saver, &spec, model_params(r->model), &r->cx);
 }
 
 // pick_backend: of this rank. Where it is left to the program, a GPU that is not there, or has not what the config asks
@@ -354,24 +359,47 @@ static Err choose_backend(Run *r) {
     return OK;
 }
 
+static const char *comm_kind(const Run *r) {
+    static const char *const names[] = {"auto", "self", "mpi", "nccl"};
+    return names[r->config->parallel.comm];
+}
+
+// connect_devices: whether GPUs exchange memory directly. Collective over world.
+static Err connect_devices(Run *r) {
+    char why[256] = "";
+    TRY(boot_devices(&r->boot, comm_kind(r), r->config->parallel.nccl_timeout, why, sizeof why));
+    if (why[0]) log_line("ranks      rows and gradients travel through memory of the host: %s", why);
+    return OK;
+}
+
+// part: a part of the start is done: an error of one rank ends all, and so does a request to stop, with nothing made or
+// saved. Collective over world.
+static Err part(Run *r, Err mine) {
+    TRY(stop_agree(&r->stop, r->boot.world, mine));
+    if (!stop_is_due(&r->stop)) return OK;
+    log_line("stopped by %s during the start: nothing was trained or saved", stop_reason(&r->stop));
+    return E_STOPPED;
+}
+
 Err run_setup(Run *r, bool *is_done) {
-    static const char *const comm_names[] = {"auto", "self", "mpi"};
     char resume_path[1024];
     int64_t resume_step = -1;
     *is_done = false;
-    TRY(comm_agree(r->boot.world, load_config(r)));
-    TRY(comm_agree(r->boot.world, check_config(r)));
-    TRY(comm_agree(r->boot.world,
-                   boot_groups(&r->boot, &r->mesh, comm_names[r->config->parallel.comm])));
+    TRY(part(r, load_config(r)));
+    TRY(part(r, check_config(r)));
+    TRY(part(r, boot_groups(&r->boot, &r->mesh, comm_kind(r))));
+    TRY(run_watch_start(r));
     TRY(choose_backend(r));
-    TRY(comm_agree(r->boot.world, choose_dir(r, resume_path, sizeof resume_path, &resume_step)));
-    TRY(comm_agree(r->boot.world, open_data(r)));
-    TRY(comm_agree(r->boot.world, make_model(r)));
+    TRY(part(r, connect_devices(r)));
+    TRY(run_watch_devices(r));
+    TRY(part(r, choose_dir(r, resume_path, sizeof resume_path, &resume_step)));
+    TRY(part(r, open_data(r)));
+    TRY(part(r, make_model(r)));
     r->crowded = r->cx.op.nthreads > r->boot.cores + 1e-6;
     TRY(comm_sum_i64(r->boot.world, &r->crowded, 1));
     TRY(find_start(r, resume_path, resume_step));
     if (r->resume_from[0]) {
-        TRY(comm_agree(r->boot.world, check_resume(r)));
+        TRY(part(r, check_resume(r)));
         TRY(check_read(r));
     }
     r->at.seed = r->config->train.seed;
@@ -383,8 +411,10 @@ Err run_setup(Run *r, bool *is_done) {
         return OK;
     }
     TRY(fill_model(r)); // before the folder is made: weights that do not fit leave nothing behind
-    TRY(comm_agree(r->boot.world, claim_dir(r)));
+    TRY(part(r, OK));
+    TRY(comm_agree(r->boot.world, claim_dir(r))); // a signal from here on: the first step sees it
     TRY(comm_agree(r->boot.world, make_saver(r)));
+    TRY(run_watch_files(r));
     log_origin(r);
     run_banner(r);
     TRY(inject_start(&r->inject, r->dir, r->boot.world));
@@ -393,6 +423,7 @@ Err run_setup(Run *r, bool *is_done) {
 
 void run_close(Run *r) {
     saver_free(&r->saver);
+    run_watch_stop(r);
     metrics_close(&r->metrics);
     log_close();
     run_lock_drop(&r->lock);
@@ -405,5 +436,6 @@ void run_close(Run *r) {
     mem_free(r->tokens);
     mem_free(r->doc_start);
     config_free(r->config);
+    boot_devices_finish(&r->boot);
     device_cuda_close();
 }

@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "checkpoint_write.h"
+#include "ledger.h"
 #include "log.h"
 #include "prof.h"
 
@@ -18,12 +19,15 @@ struct Saver {
     const Config *config;
     Metrics *metrics;
     Inject *inject;
+    Stop *stop;
     CheckpointInfo at;   // of the last save that was begun
     int64_t saved_step;  // last one that is on disk, -1 none
     int64_t failed_step; // last one that failed, -1 none
     char why_failed[1024];
     double begun, stall; // when the save at hand began; seconds that the training stood still for it,
     double since;        // until this moment, from which on it does again
+    LedgerPhase was;     // what the rank was in then
+    double work;         // seconds that this rank's parts took
     Part part;           // of the save at hand, done or being done
     // the thread and what it came to
     pthread_t thread;
@@ -33,21 +37,21 @@ struct Saver {
     char why[1024];
 };
 
-Err saver_create(Saver **out, const char *dir, const Params *p, Cx *cx, const Config *config, Metrics *metrics,
-                 Inject *inject, int64_t saved_step) {
+Err saver_create(Saver **out, const SaverSpec *spec, const Params *p, Cx *cx) {
+    const Config *c = spec->config;
     Saver *s = NULL;
     *out = NULL;
     MEM_NEW(s, 1);
     *out = s;
     s->cx = cx;
-    s->config = config;
-    s->metrics = metrics;
-    s->inject = inject;
-    s->saved_step = saved_step;
-    s->at.step = saved_step;
+    s->config = c;
+    s->metrics = spec->metrics;
+    s->inject = spec->inject;
+    s->stop = spec->stop;
+    s->saved_step = s->at.step = spec->saved_step;
     s->failed_step = -1;
-    TRY(ckwrite_create(&s->write, dir, p, cx, config, config->checkpoint.keep_last, config->checkpoint.keep_every,
-                       config->checkpoint.async));
+    TRY(ckwrite_create(&s->write, spec->dir, p, cx, c, c->checkpoint.keep_last, c->checkpoint.keep_every,
+                       c->checkpoint.async));
     return OK;
 }
 
@@ -59,12 +63,14 @@ int64_t saver_memory(const Saver *s) {
 
 static void run_part(Saver *s) {
     Err err = OK;
+    double t0 = now_seconds();
     switch (s->part) {
     case PART_SHARD: err = ckwrite_shard(s->write); break;
     case PART_CHECK: err = ckwrite_check(s->write); break;
     case PART_COMMIT: err = ckwrite_commit(s->write); break;
     case PART_NONE: break;
     }
+    s->work += now_seconds() - t0;
     s->err = err;
     snprintf(s->why, sizeof s->why, "%s", fail_message());
     fail_clear();
@@ -115,6 +121,7 @@ static Err saved(Saver *s) {
     s->stall += now - s->since;
     s->part = PART_NONE;
     s->saved_step = step;
+    if (s->stop) stop_note_save(s->stop, s->work);
     log_line("saved      step %lld, verified, %.1f s, %s; the training stood still for %.3f s", (long long)step,
              seconds, text_bytes((double)bytes).s, s->stall);
     Err mine = s->metrics ? metrics_event(s->metrics, "save",
@@ -130,6 +137,7 @@ static Err failed(Saver *s, Err err) {
     char text[1100];
     s->part = PART_NONE;
     s->failed_step = s->at.step;
+    if (s->stop) stop_note_save(s->stop, s->work); // what is known of how long one takes
     err = ckwrite_abandon(s->write, err);
     snprintf(s->why_failed, sizeof s->why_failed, "%s", fail_message());
     metrics_escape(text, sizeof text, s->why_failed);
@@ -162,9 +170,13 @@ static Err next_part(Saver *s) {
 // What follows holds up the training, until let_go.
 static void hold_up(Saver *s) {
     s->since = now_seconds();
+    s->was = ledger_phase(s->cx->world->ledger, PHASE_SAVE);
+    prof_enter(PROF_CHECKPOINT);
 }
 
 static void let_go(Saver *s) {
+    prof_leave();
+    ledger_phase(s->cx->world->ledger, s->was);
     s->stall += now_seconds() - s->since;
 }
 
@@ -177,39 +189,34 @@ static Err settle(Saver *s) {
 
 static Err begin(Saver *s, const CheckpointInfo *at) {
     InjectSave fault;
-    hold_up(s);
     TRY(settle(s));
     s->at = *at;
     s->begun = s->since = now_seconds();
-    s->stall = 0.0;
+    s->stall = s->work = 0.0;
     Err err = comm_agree(s->cx->world, inject_save(s->inject, &fault));
     if (err == OK) err = ckwrite_begin(s->write, at, fault);
     if (err != OK) return failed(s, err);
+    s->work = now_seconds() - s->begun;
     start_part(s, PART_SHARD);
-    if (!s->config->checkpoint.async) return settle(s);
-    let_go(s);
-    return OK;
+    return s->config->checkpoint.async ? OK : settle(s);
 }
 
 Err saver_save(Saver *s, const CheckpointInfo *at) {
     if (s->at.step == at->step && s->failed_step != at->step) return OK;
-    prof_enter(PROF_CHECKPOINT);
+    hold_up(s);
     Err err = begin(s, at);
-    prof_leave();
+    let_go(s);
     return err;
 }
 
 Err saver_poll(Saver *s) {
     if (s->part == PART_NONE) return OK;
-    prof_enter(PROF_CHECKPOINT);
     int64_t is_busy = s->has_thread && !atomic_load(&s->is_ready);
-    Err err = comm_max_i64(s->cx->world, &is_busy, 1);
-    if (err == OK && !is_busy) {
-        hold_up(s);
-        err = next_part(s);
-        let_go(s);
-    }
-    prof_leave();
+    TRY(comm_max_i64(s->cx->world, &is_busy, 1));
+    if (is_busy) return OK;
+    hold_up(s);
+    Err err = next_part(s);
+    let_go(s);
     return err;
 }
 
@@ -218,10 +225,9 @@ bool saver_is_busy(const Saver *s) {
 }
 
 Err saver_wait(Saver *s) {
-    prof_enter(PROF_CHECKPOINT);
     hold_up(s);
     Err err = settle(s);
-    prof_leave();
+    let_go(s);
     return err;
 }
 
@@ -237,8 +243,7 @@ void saver_drain(Saver *s) {
     if (!s || s->part == PART_NONE) return;
     snprintf(why, sizeof why, "%s", fail_message());
     fail_clear();
-    hold_up(s);
-    if (settle(s) != OK) log_warn("%s", fail_message());
+    if (saver_wait(s) != OK) log_warn("%s", fail_message());
     fail_clear();
     if (was != OK) fail_at(was, __FILE__, __LINE__, "%s", why);
 }

@@ -12,14 +12,22 @@
 #include "checkpoint.h"
 #include "inject.h"
 #include "metrics.h"
+#include "stop.h"
+
+typedef struct SaverSpec {
+    const char *dir;      // of the checkpoints
+    const Config *config; // section checkpoint
+    Metrics *metrics;     // of rank 0, else NULL
+    Inject *inject;       // NULL: no faults
+    Stop *stop;           // hears how long a save works; NULL: nobody
+    int64_t saved_step;   // a step that is on disk there already, -1 none
+} SaverSpec;
 
 typedef struct Saver Saver;
 
-// saver_create: saves of p into `dir` by config's section checkpoint, with all memory they need beside the
-// staging of reads. saved_step: a step that is on disk there already, -1 none. metrics: of rank 0, else NULL.
-// inject: NULL = no faults. All are borrowed. Local; errors: E_INTERNAL, E_OUTPUT.
-Err saver_create(Saver **out, const char *dir, const Params *p, Cx *cx, const Config *config, Metrics *metrics,
-                 Inject *inject, int64_t saved_step) MUST_CHECK;
+// saver_create: saves of p, with all memory they need beside the staging of reads. Everything is borrowed. Local;
+// errors: E_INTERNAL, E_OUTPUT.
+Err saver_create(Saver **out, const SaverSpec *spec, const Params *p, Cx *cx) MUST_CHECK;
 // saver_free: waits for what this rank's thread is doing; an unfinished save is given up. *s = NULL; accepts NULL.
 // Local.
 void saver_free(Saver **s);

@@ -38,13 +38,6 @@ static Err load_micro(const Shape *s, const StepInput *in, int64_t first, int64_
     return OK;
 }
 
-static Err poll_stop(Cx *cx, const StepInput *in, bool *is_stopped) {
-    int64_t flag = in->stop_flag ? in->stop_flag() : 0;
-    TRY(comm_max_i64(cx->world, &flag, 1));
-    *is_stopped = flag != 0;
-    return OK;
-}
-
 static LossScale loss_scale(const Config *c, const Shape *s, int64_t step, int64_t batch) {
     double targets = (double)(batch * s->S);
     LossScale r = {0};
@@ -196,22 +189,23 @@ Err step_train(Model *m, Cx *cx, const StepInput *in, StepOutput *out) {
     TRY(params_zero_grad(model_params(m), cx));
     for (int64_t i = 0; i < share.n; i += share.micro) {
         Batch b;
-        TRY(poll_stop(cx, in, &out->is_stopped));
-        if (!out->is_stopped) {
-            Err mine = load_micro(s, in, share.first + i, min_i64(share.micro, share.n - i), &b, &out->read);
-            TRY(comm_agree(cx->world, mine)); // a damaged shard on one rank stops all of them
-            cx->shadow = has_shadow && i == 0 ? in->shadow : NULL;
-            double t0 = own_seconds();
-            TRY(run_micro(m, cx, in, &b, &scale, &sums, i / share.micro, i + share.micro >= share.n));
-            inject_delay(in->inject, own_seconds() - t0);
-            cx->shadow = NULL;
-        }
-        if (out->is_stopped) break;
+        ledger_phase(cx->world->ledger, PHASE_DATA);
+        inject_data(in->inject);
+        Err mine = load_micro(s, in, share.first + i, min_i64(share.micro, share.n - i), &b, &out->read);
+        // A damaged shard on one rank stops all of them, and so does a signal, also one that came while data were
+        // waited for.
+        TRY(stop_agree(in->stop, cx->world, mine));
+        ledger_phase(cx->world->ledger, PHASE_STEP);
+        if (stop_is_due(in->stop)) break;
+        cx->shadow = has_shadow && i == 0 ? in->shadow : NULL;
+        double t0 = own_seconds();
+        TRY(run_micro(m, cx, in, &b, &scale, &sums, i / share.micro, i + share.micro >= share.n));
+        inject_delay(in->inject, own_seconds() - t0);
+        cx->shadow = NULL;
     }
-    if (!out->is_stopped) TRY(poll_stop(cx, in, &out->is_stopped));
-    if (out->is_stopped) {
-        return model_zero_counts(m, cx);
-    }
+    if (!stop_is_due(in->stop)) TRY(stop_agree(in->stop, cx->world, OK));
+    out->is_stopped = stop_is_due(in->stop);
+    if (out->is_stopped) return model_zero_counts(m, cx);
     StepMetrics *o = &out->m;
     TRY(sum_losses(cx, s, &scale, &sums, o));
     if (!isfinite(o->loss)) return explain_bad(m, cx, in, share, (double)o->loss);

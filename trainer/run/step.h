@@ -5,6 +5,7 @@
 #include "loader.h"
 #include "metrics.h"
 #include "optimizer.h"
+#include "stop.h"
 
 // What a step needs besides the model; borrowed.
 typedef struct StepInput {
@@ -14,7 +15,7 @@ typedef struct StepInput {
     int64_t samples;   // consumed before it
     int32_t *tokens;   // [micro_batch, seq_len+1+nmtp] host, room for one micro-batch
     int32_t *doc_start; // [micro_batch, seq_len] host, or NULL without a document mask
-    int (*stop_flag)(void); // signal number or 0; polled between micro-batches
+    Stop *stop;        // looked at before every micro-batch and before the update; NULL = never
     Inject *inject;    // faults on demand, NULL = none
     Shadow *shadow;    // on every fp8.shadow_every-th step its samples are taken; NULL = never
 } StepInput;

@@ -197,9 +197,10 @@ static Err train_on_ranks(Run *r) {
     TRY(run_setup(r, &is_done));
     if (is_done) return OK;
     TRY(note_start(r));
-    if (!staging_is_host(&r->cx)) return run_loop(r); // the peak of a GPU is not measured: there is no MFU
-    GemmPeak peak = gemm_peak(r->cx.op.nthreads);
-    r->peak_flops = r->shape.mode == MODE_FP32 ? peak.f32 : peak.half;
+    if (staging_is_host(&r->cx)) {
+        GemmPeak peak = gemm_peak(r->cx.op.nthreads);
+        r->peak_flops = r->shape.mode == MODE_FP32 ? peak.f32 : peak.half;
+    }
     TRY(comm_sum(r->boot.world, &r->peak_flops, 1));
     log_line("peak       %.1f GFLOP/s measured, all ranks together: MFU is a fraction of it",
              r->peak_flops * 1e-9);

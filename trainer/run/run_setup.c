@@ -8,6 +8,7 @@
 #include <sys/stat.h>
 
 #include "checkpoint_dir.h"
+#include "device_peak.h"
 #include "log.h"
 #include "run.h"
 #include "schedule.h"
@@ -235,9 +236,19 @@ static Err open_data(Run *r) {
     return OK;
 }
 
+// measure_peak: of a device, while its memory is still free. The processor's is measured when the run begins.
+static Err measure_peak(Run *r) {
+    if (!r->backend.dev->alloc) return OK;
+    DevicePeak peak;
+    TRY(device_peak(&peak, &r->backend, r->shape.mode == MODE_FP32 ? DT_F32 : DT_BF16));
+    r->peak_flops = peak.flops;
+    return OK;
+}
+
 static Err make_model(Run *r) {
     const Config *c = r->config;
     TRY(shape_from_config(&r->shape, c, &r->mesh));
+    TRY(measure_peak(r));
     TRY(memory_measure(&r->memory, &r->shape, &r->mesh, true, true));
     TRY(cx_create_on(&r->cx, &r->backend, &r->boot, &r->mesh, &r->shape, &r->memory,
                   boot_threads(&r->boot, r->opt.threads)));

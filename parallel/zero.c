@@ -261,6 +261,7 @@ static Err finish_bucket(Zero *z, ZeroBucket *b) {
 // bucket from the next, so there is one memory for all of them.
 static Err pass_bucket(Zero *z, ZeroBucket *b) {
     TRY(z->is_params ? pack_params(z, b) : pack_grads(z, b));
+    z->device->what = z->is_params ? "parameters" : "gradients";
     TRY(z->device->all_to_all_v(z->device, b->recv, b->rcount, b->roff, b->send, b->scount, b->soff, 1));
     return z->is_params ? place_params(z, b) : sum_grads(z, b);
 }
@@ -285,6 +286,7 @@ static Err send_run(Zero *z, const ZeroRun *run) {
     TRY(finish_bucket(z, b));
     b->run = *run;
     TRY(z->is_params ? pack_params(z, b) : pack_grads(z, b));
+    z->group->what = z->is_params ? "parameters" : "gradients";
     TRY(comm_start_all_to_all_v(z->group, &b->request, b->recv, b->rcount, b->roff, b->send,
                                 b->scount, b->soff, 1));
     z->tensor = run->to_tensor;

@@ -358,6 +358,7 @@ static Err pass(Model *m, Cx *cx, const Batch *b, const LossScale *scale, LossSu
     TRY(pass_fwd(m, cx, b, scale, taps, nstages));
     if (m->balance != &sums->balance) TRY(cx->dev->read(&sums->balance, m->balance, sizeof sums->balance));
     if (scale) TRY(pass_bwd(m, cx, nstages, ga, gb, taps));
+    cx_note_block(cx, -1, LEDGER_NO_PASS);
     cx_release_acts(cx, mark);
     TRY(cx->dev->sync()); // the one wait of a pass, beside those of the plans
     for (int64_t k = 0; k < nstages && !cx->is_measure; k++) TRY(stage_losses(&m->stage[k], k, sums, taps));

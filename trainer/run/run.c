@@ -29,6 +29,7 @@ static Err save(Run *r) {
     const Config *c = r->config;
     double t0 = now_seconds();
     prof_enter(PROF_CHECKPOINT);
+    LedgerPhase was = ledger_phase(r->ledger, PHASE_SAVE);
     r->at.world = r->mesh.world;
     r->at.ep = r->mesh.ep;
     Err err = checkpoint_save(r->checkpoints, model_params(r->model), &r->cx, &r->at, c,
@@ -42,11 +43,14 @@ static Err save(Run *r) {
     Err mine = r->metrics ? metrics_event(r->metrics, "save", "\"step\":%lld,\"seconds\":%.3f",
                                           (long long)r->at.step, s)
                           : OK;
-    return comm_agree(r->boot.world, mine);
+    mine = comm_agree(r->boot.world, mine);
+    ledger_phase(r->ledger, was);
+    return mine;
 }
 
 static Err evaluate(Run *r) {
     EvalResult e;
+    LedgerPhase was = ledger_phase(r->ledger, PHASE_EVAL);
     double t0 = now_seconds();
     TRY(evaluate_heldout(r->model, &r->cx, r->eval, r->eval_corpora, r->config->eval.max_sequences,
                          &r->stop, &e));
@@ -70,7 +74,9 @@ static Err evaluate(Run *r) {
                       "\"step\":%lld,\"loss\":%.9g,\"tokens\":%lld,\"bits_per_byte\":%.9g",
                       (long long)r->at.step, e.loss, (long long)e.tokens, e.bits_per_byte);
     }
-    return comm_agree(r->boot.world, mine);
+    mine = comm_agree(r->boot.world, mine);
+    ledger_phase(r->ledger, was);
+    return mine;
 }
 
 static Err hash_state(Run *r, StepMetrics *m) {
@@ -135,6 +141,7 @@ Err run_loop(Run *r) {
     Pace pace = {0};
     while (r->at.step < r->last_step) {
         double t0 = now_seconds();
+        ledger_step(r->ledger, r->at.step + 1);
         StepInput in = {.config = r->config,
                         .loader = r->loader,
                         .step = r->at.step + 1,
@@ -179,9 +186,10 @@ static Err train_on_ranks(Run *r) {
     TRY(run_setup(r, &is_done));
     if (is_done) return OK;
     TRY(note_start(r));
-    if (!staging_is_host(&r->cx)) return run_loop(r); // the peak of a GPU is not measured: there is no MFU
-    GemmPeak peak = gemm_peak(r->cx.op.nthreads);
-    r->peak_flops = r->shape.mode == MODE_FP32 ? peak.f32 : peak.half;
+    if (staging_is_host(&r->cx)) {
+        GemmPeak peak = gemm_peak(r->cx.op.nthreads);
+        r->peak_flops = r->shape.mode == MODE_FP32 ? peak.f32 : peak.half;
+    }
     TRY(comm_sum(r->boot.world, &r->peak_flops, 1));
     log_line("peak       %.1f GFLOP/s measured, all ranks together: MFU is a fraction of it",
              r->peak_flops * 1e-9);

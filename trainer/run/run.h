@@ -9,6 +9,7 @@
 #include "model_memory.h"
 #include "run_dir.h"
 #include "step.h"
+#include "watchdog.h"
 
 typedef struct TrainOptions {
     const char *config_path;
@@ -39,6 +40,8 @@ typedef struct Run {
     Loader *loader, *eval;   // eval NULL without data.eval
     int eval_corpora;
     RunLock *lock;           // rank 0
+    Ledger *ledger;          // what this rank does with others (run_watch.c)
+    Watchdog *watchdog;      // NULL without limits
     Metrics *metrics;
     Health *health;          // FP8 counters, on every rank
     Inject inject;           // faults on demand
@@ -65,6 +68,15 @@ void run_close(Run *r);
 // run_train: all of it. Under a launcher on all ranks. On an error that only this rank knows the whole job is
 // aborted with its code; an agreed one is printed by the first rank and returned by all. Collective over world.
 Err run_train(const TrainOptions *o) MUST_CHECK;
+
+// run_watch.c: the ledger and the watchdog of a run. run_watch_start: once config and groups are there.
+// run_watch_devices: once the groups have their tables for memory of devices. run_watch_files: once the run directory
+// is there; a ledger that cannot have a file stays in memory, with a warning. Collective over world.
+// run_watch_stop: before the groups go. Local.
+Err run_watch_start(Run *r) MUST_CHECK;
+Err run_watch_devices(Run *r) MUST_CHECK;
+Err run_watch_files(Run *r) MUST_CHECK;
+void run_watch_stop(Run *r);
 
 // run_dry: print parameter counts and memory per rank, open nothing. Local.
 Err run_dry(const Config *c, int world) MUST_CHECK;

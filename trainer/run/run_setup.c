@@ -8,6 +8,7 @@
 #include <sys/stat.h>
 
 #include "checkpoint_dir.h"
+#include "device_peak.h"
 #include "log.h"
 #include "run.h"
 #include "schedule.h"
@@ -210,9 +211,19 @@ static Err open_data(Run *r) {
     return OK;
 }
 
+// measure_peak: of a device, while its memory is still free. The processor's is measured when the run begins.
+static Err measure_peak(Run *r) {
+    if (!r->backend.dev->alloc) return OK;
+    DevicePeak peak;
+    TRY(device_peak(&peak, &r->backend, r->shape.mode == MODE_FP32 ? DT_F32 : DT_BF16));
+    r->peak_flops = peak.flops;
+    return OK;
+}
+
 static Err make_model(Run *r) {
     const Config *c = r->config;
     TRY(shape_from_config(&r->shape, c, &r->mesh));
+    TRY(measure_peak(r));
     TRY(memory_measure(&r->memory, &r->shape, &r->mesh, true, true));
     TRY(cx_create_on(&r->cx, &r->backend, &r->boot, &r->mesh, &r->shape, &r->memory,
                   boot_threads(&r->boot, r->opt.threads)));
@@ -345,8 +356,10 @@ Err run_setup(Run *r, bool *is_done) {
     TRY(part(r, load_config(r)));
     TRY(part(r, check_config(r)));
     TRY(part(r, boot_groups(&r->boot, &r->mesh, comm_kind(r))));
+    TRY(run_watch_start(r));
     TRY(choose_backend(r));
     TRY(part(r, connect_devices(r)));
+    TRY(run_watch_devices(r));
     TRY(part(r, choose_dir(r, resume_path, sizeof resume_path, &resume_step)));
     TRY(part(r, open_data(r)));
     TRY(part(r, make_model(r)));
@@ -370,6 +383,7 @@ Err run_setup(Run *r, bool *is_done) {
     TRY(fill_model(r)); // before the folder is made: weights that do not fit leave nothing behind
     TRY(part(r, OK));
     TRY(comm_agree(r->boot.world, claim_dir(r))); // a signal from here on: the first step sees it
+    TRY(run_watch_files(r));
     log_origin(r);
     run_banner(r);
     TRY(inject_start(&r->inject, r->dir, r->boot.world));
@@ -377,6 +391,7 @@ Err run_setup(Run *r, bool *is_done) {
 }
 
 void run_close(Run *r) {
+    run_watch_stop(r);
     metrics_close(&r->metrics);
     log_close();
     run_lock_drop(&r->lock);

@@ -189,11 +189,13 @@ Err step_train(Model *m, Cx *cx, const StepInput *in, StepOutput *out) {
     TRY(params_zero_grad(model_params(m), cx));
     for (int64_t i = 0; i < share.n; i += share.micro) {
         Batch b;
+        ledger_phase(cx->world->ledger, PHASE_DATA);
         inject_data(in->inject);
         Err mine = load_micro(s, in, share.first + i, min_i64(share.micro, share.n - i), &b);
         // A damaged shard on one rank stops all of them, and so does a signal, also one that came while data were
         // waited for.
         TRY(stop_agree(in->stop, cx->world, mine));
+        ledger_phase(cx->world->ledger, PHASE_STEP);
         if (stop_is_due(in->stop)) break;
         cx->shadow = has_shadow && i == 0 ? in->shadow : NULL;
         double t0 = own_seconds();

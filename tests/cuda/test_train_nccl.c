@@ -1,6 +1,6 @@
 // test_train_nccl.c - the trainer on devices that exchange their memory (parallel.comm nccl), over the NCCL on the CPU,
-// on real ranks: every step, evaluation, gradient and weight has the bits it has with memory that goes through the host,
-// and the host waits for the device as often as the plans of the expert layers need, no more.
+// on real ranks: every step, evaluation, gradient and weight has the bits it has with memory that goes through the
+// host, and the host waits for the device as often as the plans of the expert layers need, no more.
 //
 // With --break or --stop as its argument: a run whose second rank loses its link, noticed by NCCL or not.
 #include "hash.h"

@@ -135,6 +135,8 @@ static json_t *manifest_json(const Manifest *m) {
               set(root, "step", json_integer(m->step)) &&
               set(root, "samples", json_integer(m->samples)) &&
               set(root, "tokens", json_integer(m->tokens)) &&
+              (m->skipped == 0 || (set(root, "skipped", json_integer(m->skipped)) &&
+                                   set(root, "skipped_ranges", json_string(m->skipped_ranges)))) &&
               set(root, "world", json_integer(m->world)) && set(root, "ep", json_integer(m->ep)) &&
               set(root, "data_fingerprint", json_string(m->data_fingerprint)) &&
               set(root, "tokenizer_hash", json_string(m->tokenizer_hash)) &&
@@ -334,6 +336,13 @@ static Err read_head(const Reader *r) {
     return OK;
 }
 
+// What was skipped, if anything was.
+static Err read_skipped(const Reader *r, Manifest *m) {
+    if (!json_object_get(r->root, "skipped")) return OK;
+    TRY(get_int(r, r->root, "skipped", INT64_MAX, &m->skipped));
+    return get_text(r, r->root, "skipped_ranges", m->skipped_ranges, sizeof m->skipped_ranges);
+}
+
 static Err read_all(Reader *r, Manifest **out) {
     int64_t world = 0, ep = 0;
     TRY(read_head(r));
@@ -343,6 +352,7 @@ static Err read_all(Reader *r, Manifest **out) {
     TRY(get_int(r, r->root, "step", INT64_MAX, &m->step));
     TRY(get_int(r, r->root, "samples", INT64_MAX, &m->samples));
     TRY(get_int(r, r->root, "tokens", INT64_MAX, &m->tokens));
+    TRY(read_skipped(r, m));
     TRY(get_int(r, r->root, "world", INT32_MAX, &world));
     TRY(get_int(r, r->root, "ep", INT32_MAX, &ep));
     m->world = (int)world;

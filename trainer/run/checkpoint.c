@@ -231,6 +231,8 @@ static void manifest_head(const Save *s, Manifest *m, const CheckpointInfo *info
     m->step = info->step;
     m->samples = info->samples;
     m->tokens = info->tokens;
+    m->skipped = info->skipped;
+    snprintf(m->skipped_ranges, sizeof m->skipped_ranges, "%s", info->skipped_ranges);
     m->serial = s->serial;
     m->world = s->cx->mesh.world;
     m->ep = s->cx->mesh.ep;

@@ -14,6 +14,8 @@
 typedef struct CheckpointInfo {
     int64_t step;              // finished optimizer steps
     int64_t samples, tokens;   // consumed
+    int64_t skipped;           // of them: read, but dropped because they were not finite (run_recover.c)
+    char skipped_ranges[256];  // "[16, 24) [80, 88)": the last of them
     char data_fingerprint[40]; // of the training shards, "" if none
     char tokenizer_hash[40];
     int world, ep; // of the writer

@@ -142,6 +142,8 @@ Err checkpoint_read_info(const char *dir, CheckpointInfo *info) {
     info->step = m->step;
     info->samples = m->samples;
     info->tokens = m->tokens;
+    info->skipped = m->skipped;
+    memcpy(info->skipped_ranges, m->skipped_ranges, sizeof info->skipped_ranges);
     info->world = m->world;
     info->ep = m->ep;
     memcpy(info->data_fingerprint, m->data_fingerprint, sizeof info->data_fingerprint);

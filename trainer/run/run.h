@@ -8,6 +8,7 @@
 #include "evaluate.h"
 #include "model_memory.h"
 #include "run_dir.h"
+#include "save.h"
 #include "step.h"
 #include "watchdog.h"
 
@@ -49,8 +50,9 @@ typedef struct Run {
     char dir[1024], checkpoints[1100];
     char resume_from[1100];  // checkpoint to load, "" = none
     char init_from[1100];    // checkpoint whose weights start the run, "" = none
-    CheckpointInfo at;       // where the run stands
-    int64_t saved_step;      // last step that is on disk, -1 none
+    CheckpointInfo at;       // where the run stands; at.read is that of the checkpoint it resumed
+    ReadProof read;          // by this rank since then
+    Saver *saver;
     int64_t last_step;       // stop after this one
     int64_t bad_step;        // the furthest that was not finite
     int bad_in_row;          // batches that were not finite since it was passed last
@@ -64,6 +66,8 @@ typedef struct Run {
 Err run_setup(Run *r, bool *is_done) MUST_CHECK;
 // run_loop: steps, evaluations, saves. E_STOPPED after a signal and a verified save. Collective over world.
 Err run_loop(Run *r) MUST_CHECK;
+// run_state_hash: of masters, moments, biases and data position, in any layout the same. Collective over world.
+Err run_state_hash(Run *r, uint64_t *out) MUST_CHECK;
 // run_close: give everything back. Local.
 void run_close(Run *r);
 

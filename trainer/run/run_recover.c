@@ -69,13 +69,15 @@ static Err roll_back(Run *r, const BadStep *bad, int64_t end) {
     int64_t step = r->at.step + 1;
     CheckpointInfo info;
     LedgerPhase was = ledger_phase(r->ledger, PHASE_START);
+    TRY(saver_wait(r->saver)); // it may be the one to go back to
     TRY(find_last(r, &is_own));
     TRY(comm_agree(r->boot.world, checkpoint_read_info(r->resume_from, &info)));
     TRY(note_event(r, bad, "rollback", info.samples, end));
     TRY(run_fill(r));
+    info.read = r->at.read; // what was read since the start of the process goes on adding up
     r->at = info;
     note_skipped(&r->at, info.samples, end);
-    r->saved_step = is_own ? info.step : -1;
+    saver_rewind(r->saver, is_own ? info.step : -1);
     TRY(comm_agree(r->boot.world, reopen_metrics(r)));
     log_warn("step %lld: %s; back to step %lld, and on with sample %lld: %lld samples in all have left no trace",
              (long long)step, bad->text, (long long)info.step, (long long)end, (long long)r->at.skipped);

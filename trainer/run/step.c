@@ -19,9 +19,9 @@ static StepShare rank_share(const Cx *cx, const StepInput *in, int64_t batch) {
     return r;
 }
 
-static Err load_micro(const Shape *s, const StepInput *in, int64_t first, int64_t n, Batch *b) {
+static Err load_micro(const Shape *s, const StepInput *in, int64_t first, int64_t n, Batch *b, ReadProof *read) {
     prof_enter(PROF_DATA);
-    TRY(loader_batch(in->loader, first, n, in->tokens, in->doc_start));
+    TRY(loader_batch(in->loader, first, n, in->tokens, in->doc_start, read));
     prof_leave();
     Batch r = {.nseq = n,
                .S = s->S,
@@ -101,7 +101,7 @@ typedef struct Reload {
 
 static Err reload(void *user, int64_t first, int64_t n, Batch *b) {
     const Reload *r = user;
-    return load_micro(r->s, r->in, first, n, b);
+    return load_micro(r->s, r->in, first, n, b, NULL); // read once already
 }
 
 // drop: the step is bad: who made it so, and nothing that it counted stays. reduced: NULL where it is the loss.
@@ -158,7 +158,7 @@ Err step_train(Model *m, Cx *cx, const StepInput *in, StepOutput *out) {
         Batch b;
         ledger_phase(cx->world->ledger, PHASE_DATA);
         inject_data(in->inject);
-        Err mine = load_micro(s, in, share.first + i, min_i64(share.micro, share.n - i), &b);
+        Err mine = load_micro(s, in, share.first + i, min_i64(share.micro, share.n - i), &b, &out->read);
         // A damaged shard on one rank stops all of them, and so does a signal, also one that came while data were
         // waited for.
         TRY(stop_agree(in->stop, cx->world, mine));

@@ -73,9 +73,9 @@ static Err roll_back(Run *r, const BadStep *bad, int64_t end) {
     TRY(find_last(r, &is_own));
     TRY(comm_agree(r->boot.world, checkpoint_read_info(r->resume_from, &info)));
     TRY(note_event(r, bad, "rollback", info.samples, end));
-    TRY(run_fill(r));
     info.read = r->at.read; // what was read since the start of the process goes on adding up
     r->at = info;
+    TRY(run_fill(r));
     note_skipped(&r->at, info.samples, end);
     saver_rewind(r->saver, is_own ? info.step : -1);
     TRY(comm_agree(r->boot.world, reopen_metrics(r)));

@@ -7,6 +7,7 @@
 #include "checkpoint.h"
 #include "evaluate.h"
 #include "model_memory.h"
+#include "rank_map.h"
 #include "run_dir.h"
 #include "step.h"
 #include "watchdog.h"
@@ -53,6 +54,7 @@ typedef struct Run {
     int64_t saved_step;      // last step that is on disk, -1 none
     int64_t last_step;       // stop after this one
     Stop stop;               // signals, the time limit
+    RankPlace *places;       // [nranks] hosts, cores and GPUs of all ranks
     int64_t crowded;         // ranks with more threads than cores of their own
     double peak_flops;       // of all ranks, measured at start; 0 = not known
     int32_t *tokens, *doc_start;

@@ -150,9 +150,9 @@ Err comm_agree(Comm *c, Err mine) {
     for (int r = 1; r < c->nranks; r++) {
         if (codes[r] > codes[worst]) worst = r;
     }
-    if (codes[worst] == OK) return OK;
+    is_agreed = codes[worst] != OK;
+    if (!is_agreed) return OK;
     Err agreed = (Err)codes[worst];
-    is_agreed = true;
     c->what = "error text";
     TRY(c->broadcast(c, text, sizeof text, worst));
     text[sizeof text - 1] = '\0';

@@ -131,6 +131,7 @@ static const char every_key[] =
     "  batch_ramp_samples: 640, batch_quantum: 8, lr: 3.3e-4, warmup_steps: 10, constant_steps: "
     "20,\n"
     "  decay_steps: 30, min_lr: 1.1e-5, tail_steps: [40, 50], tail_lr: [1e-5, 0.1],\n"
+    "  on_nonfinite: rollback, nonfinite_limit: 9,\n"
     "  beta1: 0.8, beta2: 0.99, eps: 1e-9, weight_decay: 0.05, clip: 0.5, document_mask: true, "
     "seed: 7}\n"
     "balance: {method: none, gamma: 0.01, freeze_step: 900, seq_alpha: 1e-3}\n"
@@ -138,7 +139,7 @@ static const char every_key[] =
     "data: {train: [a.h5, 'b \"c\\d.h5'], weights: [0.3, 0.7], eval: /e/f.h5, tokenizer: "
     "../t.json}\n"
     "eval: {every: 100, max_sequences: 5}\n"
-    "checkpoint: {every: 200, keep_last: 3, keep_every: 400}\n"
+    "checkpoint: {every: 200, keep_last: 3, keep_every: 400, async: false, on_error: continue}\n"
     "watchdog: {start: 11, data: 12, step: 13, save: 14, eval: 0}\n"
     "log: {every: 5}\n"
     "debug: {state_hash: true, unfused: true}\n";

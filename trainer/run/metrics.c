@@ -28,6 +28,7 @@ struct Metrics {
     TbWriter *tb;
     char *text; // [ntext] the line of metrics.jsonl in the making
     size_t ntext;
+    int64_t last_step; // whose line is written
 };
 
 // One line in the making; a line that does not fit is a bug of the caller and reported by
@@ -265,6 +266,7 @@ static Err write_json(Metrics *m, const StepMetrics *s) {
     line_int(&l, "tokens", s->tokens);
     line_int(&l, "samples", s->samples);
     line_int(&l, "global_batch", s->global_batch);
+    if (s->skipped > 0) line_int(&l, "skipped_samples", s->skipped);
     line_real(&l, "loss", s->loss);
     line_real(&l, "lm_loss", s->lm_loss);
     line_real(&l, "mtp_loss", s->mtp_loss);
@@ -375,13 +377,15 @@ static void print_line(const StepMetrics *s, int64_t total_steps) {
     if (isfinite(s->mfu)) line_add(&l, " MFU %.1f%%", 100 * s->mfu);
     line_add(&l, " | MaxVio %.2f dead %.1f%%", s->maxvio, 100 * s->dead_experts);
     if (s->health) print_health(&l, s->health);
+    if (s->skipped > 0) line_add(&l, " | skipped %lld samples", (long long)s->skipped);
     line_add(&l, " | %.1f GiB", s->rss_bytes / (1024.0 * 1024.0 * 1024.0));
     log_line("%s", l.s);
 }
 
 Err metrics_step(Metrics *m, const StepMetrics *s, int64_t total_steps, bool print) {
     if (m->steps_fd < 0) return OK;
-    TRY(write_json(m, s));
+    if (m->last_step != s->step) TRY(write_json(m, s)); // not again if the rest is tried again
+    m->last_step = s->step;
     TRY(write_tensorboard(m->tb, s));
     if (print) print_line(s, total_steps);
     if (s->shadow) print_shadow(s);

@@ -9,6 +9,7 @@
 #include "model_memory.h"
 #include "rank_map.h"
 #include "run_dir.h"
+#include "save.h"
 #include "step.h"
 #include "watchdog.h"
 
@@ -50,9 +51,12 @@ typedef struct Run {
     char dir[1024], checkpoints[1100];
     char resume_from[1100];  // checkpoint to load, "" = none
     char init_from[1100];    // checkpoint whose weights start the run, "" = none
-    CheckpointInfo at;       // where the run stands
-    int64_t saved_step;      // last step that is on disk, -1 none
+    CheckpointInfo at;       // where the run stands; at.read is that of the checkpoint it resumed
+    ReadProof read;          // by this rank since then
+    Saver *saver;
     int64_t last_step;       // stop after this one
+    int64_t bad_step;        // the furthest that was not finite
+    int bad_in_row;          // batches that were not finite since it was passed last
     Stop stop;               // signals, the time limit
     RankPlace *places;       // [nranks] hosts, cores and GPUs of all ranks
     int64_t crowded;         // ranks with more threads than cores of their own
@@ -64,6 +68,8 @@ typedef struct Run {
 Err run_setup(Run *r, bool *is_done) MUST_CHECK;
 // run_loop: steps, evaluations, saves. E_STOPPED after a signal and a verified save. Collective over world.
 Err run_loop(Run *r) MUST_CHECK;
+// run_state_hash: of masters, moments, biases and data position, in any layout the same. Collective over world.
+Err run_state_hash(Run *r, uint64_t *out) MUST_CHECK;
 // run_close: give everything back. Local.
 void run_close(Run *r);
 
@@ -71,6 +77,13 @@ void run_close(Run *r);
 // aborted with its code; an agreed one is printed by the first rank and returned by all. Collective over world.
 Err run_train(const TrainOptions *o) MUST_CHECK;
 
+// run_fill: the state of resume_from, else of --init-from or the seed. Collective over world.
+Err run_fill(Run *r) MUST_CHECK;
+// run_bad_step: the next step was not finite, with so many sequences: train.on_nonfinite; what at.samples says
+// afterwards is where the next one begins. E_NUMERIC if the run has to end. run_good_step: a step was finished.
+// Collective over world.
+Err run_bad_step(Run *r, const BadStep *bad, int64_t batch) MUST_CHECK;
+void run_good_step(Run *r);
 // run_watch.c: the ledger and the watchdog of a run. run_watch_start: once config and groups are there.
 // run_watch_devices: once the groups have their tables for memory of devices. run_watch_files: once the run directory
 // is there; a ledger that cannot have a file stays in memory, with a warning. Collective over world.

@@ -67,6 +67,8 @@ static StepMetrics sample(int64_t step) {
     s.rss_bytes = 3.5e9;
     s.global_batch = 8;
     s.eta_s = 3700;
+    s.unsaved_steps = 3;
+    s.unsaved_s = 65.5;
     return s;
 }
 
@@ -87,6 +89,10 @@ static void test_keys(void **state) {
     s.route_hash = 0x12u;
     s.mfu = 0.455;
     s.loss = INFINITY;
+    s.skipped = 16;
+    s.has_slow = true;
+    s.slow_rank = 5;
+    s.slow_factor = 1.25;
     assert_int_equal(metrics_step(m, &s, 200, false), OK);
     metrics_close(&m);
     assert_null(m);
@@ -104,7 +110,7 @@ static void test_keys(void **state) {
         "\"dead_experts\":0.03125,\"a2a_dispatch_bytes\":9007199254740993,\"a2a_combine_bytes\":22,"
         "\"a2a_meta_bytes\":33,\"fp8_saturated\":0.0001,\"fp8_underflow\":0.0123,\"fp8_nonfinite_"
         "tiles\":0,"
-        "\"rss_bytes\":3.5e+09,\"eta_s\":3700}");
+        "\"rss_bytes\":3.5e+09,\"eta_s\":3700,\"unsaved_steps\":3,\"unsaved_s\":65.5}");
     assert_non_null(strstr(second, "\"loss\":null,"));
     assert_non_null(strstr(second, "\"mfu\":0.455,"));
     assert_non_null(strstr(second, ""

@@ -1,5 +1,5 @@
-// test_train_hangs.c - a rank that stops, or is slow, is named in one sentence, whichever it is and whatever stopped it, and the job
-// ends with code 69 and leaves no process; what only waits is left alone.
+// test_train_hangs.c - a rank that stops, or is slow, is named in one sentence, whichever it is and whatever did it;
+// the job with a stopped one ends with code 69 and leaves no process; what only waits is left alone.
 #include <ctype.h>
 #include <dirent.h>
 #include <signal.h>

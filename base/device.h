@@ -7,8 +7,10 @@
 
 typedef struct Device {
     const char *name; // "cpu", "cuda", "null"
-    // to_host / to_device: copy bytes, complete on return. Local.
+    // to_host: copy bytes to the host, complete on return: waits for all work issued so far. Local.
     Err (*to_host)(void *host, const void *dev, size_t bytes);
+    // to_device: copy bytes from the host, whose memory is free on return; work issued later sees them. Waits only
+    // while the pinned memory that bytes pass through is full of earlier ones. Local.
     Err (*to_device)(void *dev, const void *host, size_t bytes);
     // zero: set bytes to 0. Local.
     Err (*zero)(void *dev, size_t bytes);
@@ -18,6 +20,11 @@ typedef struct Device {
     // address space of the host. Errors: E_INTERNAL naming `what` and the sizes. release: accepts NULL. Local.
     Err (*alloc)(void **out, size_t bytes, const char *what);
     void (*release)(void *p);
+    // read: as to_host, but the bytes are only there after the next sync or to_host: many reads cost one wait. They
+    // are of the moment of the call, whatever is issued between. Local.
+    Err (*read)(void *host, const void *dev, size_t bytes);
+    // copy: within memory of the device, in the order of the work issued; does not wait. Local.
+    Err (*copy)(void *dst, const void *src, size_t bytes);
 } Device;
 
 const Device *device_cpu(void);
@@ -44,8 +51,26 @@ void device_cuda_info(DeviceInfo *out);
 Err device_cuda_open(const Device **out, int local_rank);
 // device_cuda_close: wait for the device and give stream and staging back. Harmless if none was opened. Local.
 void device_cuda_close(void);
-// device_cuda_stream: the stream (cudaStream_t) that all operations of the backend use; NULL before open.
+// device_cuda_stream: the stream (cudaStream_t) that operations and copies are issued on; NULL before open.
 void *device_cuda_stream(void);
+// device_cuda_use: from now on they are issued on another stream; returns the one before. What waits for the device
+// (sync, to_host, read, to_device) is only called on the device's own stream. Local.
+void *device_cuda_use(void *stream);
+// device_cuda_waits: how often this process has waited for the device so far. Local.
+int64_t device_cuda_waits(void);
+// device_cuda_place: which GPU of this node the device is, as text (its place on the bus); "" before open. Local.
+void device_cuda_place(char *out, size_t n);
+
+// Who must hear of long waits: the host looks after the groups of ranks whose messages it may be waiting for, so that
+// a lost rank is an error and not a hang.
+typedef struct DeviceWatch {
+    Err (*look)(void *user, double waited); // about once a millisecond; `waited` seconds so far; an error ends the wait
+    void (*drop)(void *user);               // give up what is under way: an error was found, here or by another
+    void *user;
+} DeviceWatch;
+// device_cuda_watch, device_cuda_unwatch: add one (E_INTERNAL beyond 8), take it away. Local.
+Err device_cuda_watch(DeviceWatch w) MUST_CHECK;
+void device_cuda_unwatch(const void *user);
 
 // What a kernel found wrong in values that only it can see. It lies in memory of the device; the next to_host,
 // to_device or sync returns it as an error, so that no operation has to wait for the device.

@@ -21,6 +21,28 @@ void *device_cuda_stream(void) {
     return NULL;
 }
 
+void *device_cuda_use(void *stream) {
+    (void)stream;
+    return NULL;
+}
+
+int64_t device_cuda_waits(void) {
+    return 0;
+}
+
+void device_cuda_place(char *out, size_t n) {
+    if (n) out[0] = '\0';
+}
+
+Err device_cuda_watch(DeviceWatch w) {
+    (void)w;
+    FAIL(E_PEER, "no CUDA device: this program was built without CUDA");
+}
+
+void device_cuda_unwatch(const void *user) {
+    (void)user;
+}
+
 DeviceFault *device_cuda_fault(void) {
     return NULL;
 }

@@ -1,14 +1,22 @@
 // device_cuda.c - one GPU as the device of this rank: its memory, its stream, and copies through pinned memory.
 //
-// Everything runs on one stream, so operations and copies follow each other in the order they were issued. Host
-// memory of callers is pageable: copies go piece by piece through two pinned buffers, one being filled while the
-// other is on its way.
+// Operations and copies follow each other on one stream in the order they were issued; the groups of ranks have streams
+// of their own (device_cuda_use). Host memory of callers is pageable: what goes to the device is first copied into one
+// of two pinned halves, which are filled in turn, so that the host needs to wait for the device only when both are full
+// of what has not left yet; what comes from it lies there until the host has waited.
+//
+// Every wait of the host for the device is await_event: one place, which counts, and looks after other ranks meanwhile.
 #include <cuda_runtime_api.h>
+#include <sched.h>
 #include <string.h>
+#include <time.h>
 
 #include "device.h"
 
-#define PIECE ((size_t)4 << 20) // bytes of one pinned buffer
+#define HALF ((size_t)4 << 20) // bytes of a pinned half
+#define ALIGN ((size_t)64)     // of what lies in it
+
+enum { READS = 64, WATCHES = 8 };
 
 #define TRY_CUDA(call)                                                                             \
     do {                                                                                           \
@@ -16,13 +24,29 @@
         CHECK(cuda_ == cudaSuccess, E_PEER, "%s: %s", #call, cudaGetErrorString(cuda_));           \
     } while (0)
 
+// What was read and waits in a half for the host to come for it.
+typedef struct Read {
+    void *host;
+    const char *pinned;
+    size_t bytes;
+} Read;
+
 static struct {
     bool is_open;
-    cudaStream_t stream;
+    int number; // of the device
+    cudaStream_t stream, current;
     char *pinned[2];
-    cudaEvent_t sent[2]; // the copy that last used the buffer
-    DeviceFault *fault;  // memory of the device
-    DeviceFault *seen;   // its copy, pinned
+    int half;            // the one that is being filled
+    size_t used;         // bytes of it
+    cudaEvent_t sent[2]; // everything that passed through the half
+    cudaEvent_t now;     // what a wait is for
+    Read read[READS];
+    int nreads;
+    int64_t waits;
+    DeviceWatch watch[WATCHES];
+    int nwatches;
+    DeviceFault *fault; // memory of the device
+    DeviceFault *seen;  // its copy, pinned
 } gpu;
 
 void device_cuda_info(DeviceInfo *out) {
@@ -51,10 +75,55 @@ void device_cuda_info(DeviceInfo *out) {
     out->memory = p.totalGlobalMem;
 }
 
-// Wait for the stream, and return what kernels have reported, once.
+// ---- waits ------------------------------------------------------------------------------------
+
+static double seconds(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+// look_after: what the watches have to say; an error is one for all of them.
+static Err look_after(double waited) {
+    Err err = OK;
+    for (int i = 0; i < gpu.nwatches && err == OK; i++) err = gpu.watch[i].look(gpu.watch[i].user, waited);
+    if (err == OK) return OK;
+    for (int i = 0; i < gpu.nwatches; i++) gpu.watch[i].drop(gpu.watch[i].user);
+    return err;
+}
+
+// await_event: until the device has come to the event. Without a watch nothing but the device's own work can be in
+// the way, which ends.
+static Err await_event(cudaEvent_t e) {
+    double start = seconds(), last = start;
+    gpu.waits++;
+    while (gpu.nwatches > 0) {
+        cudaError_t is = cudaEventQuery(e);
+        if (is != cudaErrorNotReady) break; // or an error, which the next call returns too
+        double now = seconds();
+        if (now - start > 2e-3) { // a short wait spins, a long one leaves the core to others
+            struct timespec pause = {0, 50000};
+            nanosleep(&pause, NULL);
+        } else {
+            sched_yield();
+        }
+        if (now - last < 1e-3) continue;
+        last = now;
+        TRY(look_after(now - start));
+    }
+    TRY_CUDA(cudaEventSynchronize(e));
+    return OK;
+}
+
+// settle: wait for the stream; hand out what was read; return what kernels have reported, once.
 static Err settle(void) {
+    CHECK(gpu.current == gpu.stream, E_INTERNAL, "the host waits for the device while a group's stream is in use");
     TRY_CUDA(cudaMemcpyAsync(gpu.seen, gpu.fault, sizeof *gpu.seen, cudaMemcpyDeviceToHost, gpu.stream));
-    TRY_CUDA(cudaStreamSynchronize(gpu.stream));
+    TRY_CUDA(cudaEventRecord(gpu.now, gpu.stream));
+    TRY(await_event(gpu.now));
+    for (int i = 0; i < gpu.nreads; i++) memcpy(gpu.read[i].host, gpu.read[i].pinned, gpu.read[i].bytes);
+    gpu.nreads = 0;
+    gpu.used = 0; // everything that passed through this half has arrived
     const DeviceFault *f = gpu.seen;
     if (f->code == FAULT_NONE) return OK;
     TRY_CUDA(cudaMemsetAsync(gpu.fault, 0, sizeof *gpu.fault, gpu.stream));
@@ -68,40 +137,82 @@ static Err settle(void) {
     FAIL(E_INTERNAL, "group %lld has rows up to %lld of %lld", at, value, limit);
 }
 
-static Err cuda_to_host(void *host, const void *dev, size_t bytes) {
-    size_t npieces = (bytes + PIECE - 1) / PIECE;
+// ---- copies -----------------------------------------------------------------------------------
+
+// half_room: room for `bytes`, at most HALF. Where this half has none left, the other one is taken as soon as what
+// passed through it is on its way no more; reads that still lie in it are handed out first.
+static Err half_room(char **out, size_t bytes) {
+    if (bytes > HALF - gpu.used) {
+        if (gpu.nreads > 0) {
+            TRY(settle());
+        } else {
+            TRY_CUDA(cudaEventRecord(gpu.sent[gpu.half], gpu.stream));
+            gpu.half = 1 - gpu.half;
+            gpu.used = 0;
+            cudaError_t is = cudaEventQuery(gpu.sent[gpu.half]);
+            if (is != cudaSuccess) TRY(await_event(gpu.sent[gpu.half]));
+        }
+    }
+    *out = gpu.pinned[gpu.half] + gpu.used;
+    gpu.used += (bytes + ALIGN - 1) / ALIGN * ALIGN;
+    return OK;
+}
+
+// read_long: more than a half holds: a piece is taken out of one half while the next one fills the other.
+static Err read_long(void *host, const void *dev, size_t bytes) {
+    TRY(settle()); // both halves are free then
+    size_t npieces = (bytes + HALF - 1) / HALF;
     for (size_t i = 0; i < npieces + 1; i++) {
-        // Piece i is sent while piece i-1 is taken out of its buffer.
         if (i < npieces) {
-            size_t n = bytes - i * PIECE < PIECE ? bytes - i * PIECE : PIECE;
-            TRY_CUDA(cudaMemcpyAsync(gpu.pinned[i % 2], (const char *)dev + i * PIECE, n, cudaMemcpyDeviceToHost,
+            size_t n = bytes - i * HALF < HALF ? bytes - i * HALF : HALF;
+            TRY_CUDA(cudaMemcpyAsync(gpu.pinned[i % 2], (const char *)dev + i * HALF, n, cudaMemcpyDeviceToHost,
                                      gpu.stream));
             TRY_CUDA(cudaEventRecord(gpu.sent[i % 2], gpu.stream));
         }
         if (i > 0) {
-            size_t at = (i - 1) * PIECE, n = bytes - at < PIECE ? bytes - at : PIECE;
-            TRY_CUDA(cudaEventSynchronize(gpu.sent[(i - 1) % 2]));
+            size_t at = (i - 1) * HALF, n = bytes - at < HALF ? bytes - at : HALF;
+            TRY(await_event(gpu.sent[(i - 1) % 2]));
             memcpy((char *)host + at, gpu.pinned[(i - 1) % 2], n);
         }
     }
+    return OK;
+}
+
+static Err cuda_read(void *host, const void *dev, size_t bytes) {
+    char *pinned = NULL;
+    if (bytes == 0) return OK;
+    if (bytes > HALF) return read_long(host, dev, bytes);
+    if (gpu.nreads == READS) TRY(settle());
+    TRY(half_room(&pinned, bytes));
+    TRY_CUDA(cudaMemcpyAsync(pinned, dev, bytes, cudaMemcpyDeviceToHost, gpu.stream));
+    gpu.read[gpu.nreads++] = (Read){host, pinned, bytes};
+    return OK;
+}
+
+static Err cuda_to_host(void *host, const void *dev, size_t bytes) {
+    TRY(cuda_read(host, dev, bytes));
     TRY(settle());
     return OK;
 }
 
 static Err cuda_to_device(void *dev, const void *host, size_t bytes) {
-    for (size_t i = 0, at = 0; at < bytes; i++, at += PIECE) {
-        size_t n = bytes - at < PIECE ? bytes - at : PIECE;
-        TRY_CUDA(cudaEventSynchronize(gpu.sent[i % 2]));
-        memcpy(gpu.pinned[i % 2], (const char *)host + at, n);
-        TRY_CUDA(cudaMemcpyAsync((char *)dev + at, gpu.pinned[i % 2], n, cudaMemcpyHostToDevice, gpu.stream));
-        TRY_CUDA(cudaEventRecord(gpu.sent[i % 2], gpu.stream));
+    for (size_t at = 0; at < bytes; at += HALF) {
+        size_t n = bytes - at < HALF ? bytes - at : HALF;
+        char *pinned = NULL;
+        TRY(half_room(&pinned, n));
+        memcpy(pinned, (const char *)host + at, n);
+        TRY_CUDA(cudaMemcpyAsync((char *)dev + at, pinned, n, cudaMemcpyHostToDevice, gpu.stream));
     }
-    TRY(settle());
+    return OK;
+}
+
+static Err cuda_copy(void *dst, const void *src, size_t bytes) {
+    if (bytes) TRY_CUDA(cudaMemcpyAsync(dst, src, bytes, cudaMemcpyDeviceToDevice, gpu.current));
     return OK;
 }
 
 static Err cuda_zero(void *dev, size_t bytes) {
-    if (bytes) TRY_CUDA(cudaMemsetAsync(dev, 0, bytes, gpu.stream));
+    if (bytes) TRY_CUDA(cudaMemsetAsync(dev, 0, bytes, gpu.current));
     return OK;
 }
 
@@ -125,20 +236,24 @@ static void cuda_release(void *p) {
     if (p) cudaFree(p);
 }
 
-static const Device device = {"cuda", cuda_to_host, cuda_to_device, cuda_zero, cuda_sync, cuda_alloc, cuda_release};
+static const Device device = {"cuda",     cuda_to_host, cuda_to_device, cuda_zero, cuda_sync,
+                              cuda_alloc, cuda_release, cuda_read,      cuda_copy};
 
 static Err open_gpu(int local_rank) {
     DeviceInfo info;
     device_cuda_info(&info);
     CHECK(info.count > 0, E_PEER, "no CUDA device can be used here: %s; --device cpu computes on the processor",
           info.why);
-    TRY_CUDA(cudaSetDevice(local_rank % info.count));
+    gpu.number = local_rank % info.count;
+    TRY_CUDA(cudaSetDevice(gpu.number));
     TRY_CUDA(cudaStreamCreateWithFlags(&gpu.stream, cudaStreamNonBlocking));
+    gpu.current = gpu.stream;
+    TRY_CUDA(cudaEventCreateWithFlags(&gpu.now, cudaEventDisableTiming));
     TRY_CUDA(cudaMalloc((void **)&gpu.fault, sizeof *gpu.fault));
     TRY_CUDA(cudaMemsetAsync(gpu.fault, 0, sizeof *gpu.fault, gpu.stream));
     TRY_CUDA(cudaMallocHost((void **)&gpu.seen, sizeof *gpu.seen));
     for (int i = 0; i < 2; i++) {
-        TRY_CUDA(cudaMallocHost((void **)&gpu.pinned[i], PIECE));
+        TRY_CUDA(cudaMallocHost((void **)&gpu.pinned[i], HALF));
         TRY_CUDA(cudaEventCreateWithFlags(&gpu.sent[i], cudaEventDisableTiming));
     }
     return OK;
@@ -164,6 +279,7 @@ void device_cuda_close(void) {
         if (gpu.sent[i]) cudaEventDestroy(gpu.sent[i]);
         if (gpu.pinned[i]) cudaFreeHost(gpu.pinned[i]);
     }
+    if (gpu.now) cudaEventDestroy(gpu.now);
     if (gpu.fault) cudaFree(gpu.fault);
     if (gpu.seen) cudaFreeHost(gpu.seen);
     if (gpu.stream) cudaStreamDestroy(gpu.stream);
@@ -171,7 +287,36 @@ void device_cuda_close(void) {
 }
 
 void *device_cuda_stream(void) {
-    return gpu.stream;
+    return gpu.current;
+}
+
+void *device_cuda_use(void *stream) {
+    void *before = gpu.current;
+    gpu.current = stream;
+    return before;
+}
+
+int64_t device_cuda_waits(void) {
+    return gpu.waits;
+}
+
+void device_cuda_place(char *out, size_t n) {
+    if (n) out[0] = '\0';
+    if (gpu.is_open && cudaDeviceGetPCIBusId(out, (int)n, gpu.number) != cudaSuccess)
+        snprintf(out, n, "device %d", gpu.number);
+}
+
+Err device_cuda_watch(DeviceWatch w) {
+    CHECK(gpu.nwatches < WATCHES, E_INTERNAL, "%d watches look after waits already", WATCHES);
+    gpu.watch[gpu.nwatches++] = w;
+    return OK;
+}
+
+void device_cuda_unwatch(const void *user) {
+    int n = 0;
+    for (int i = 0; i < gpu.nwatches; i++)
+        if (gpu.watch[i].user != user) gpu.watch[n++] = gpu.watch[i];
+    gpu.nwatches = n;
 }
 
 DeviceFault *device_cuda_fault(void) {

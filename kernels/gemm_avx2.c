@@ -1,4 +1,12 @@
 // gemm_avx2.c - output tiles with AVX2 and FMA: FP32 multiply-adds, 6 x 16.
+//
+// The contraction goes in parts of 256: the columns of the tile are packed once for each, 16 at a
+// time, 16 KiB, just before the first rows need them; the rows in blocks of up to 120, 124 KiB, a
+// quarter of a second-level cache of 512 KiB. Rows are split into strips of 6 or less, a kernel for
+// each height. A plain product's sums stay in registers for a part and wait in memory for the next
+// one; an FP8 product's start from zero every 128 and are promoted to totals in memory. So an
+// element's sum is the same operations in the same order wherever it lies.
+//
 // Compiled with its own flags and called only where the processor has them; without the flags
 // (another architecture) only names that are never called are left.
 #include "gemm_engine.h"
@@ -6,53 +14,351 @@
 #if defined(__AVX2__) && defined(__FMA__)
 #include <immintrin.h>
 
-#include "gemm_lanes256.h"
+#include "gemm_avx2_pack.h"
+#include "gemm_ends.h"
 
-#define MR_SCALED 6
-#define IS_HELD 0
-#define GEMM_TILE gemm_tile_avx2
-#define GEMM_PEAK gemm_peak_avx2
+enum {
+    BLOCK = 20,                           // strips of a block of rows
+    SLICES = PANEL_DEPTH / TILE,          // of a part of the contraction
+    SUMS_LD = GEMM_WIDE_COLUMNS + COLUMNS // row stride of the sums that wait: no power of two
+};
 
-static inline vf vlanes_f32(const void *p) {
-    return _mm256_loadu_ps(p);
-}
-static inline vf vlanes_bf16(const void *p) {
-    __m256i x = _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)p));
-    return _mm256_castsi256_ps(_mm256_slli_epi32(x, 16));
-}
-// Exact, NaN included; the values below 2^-6 come from a table (subnormals are slow on some
-// processors).
-static inline vf vlanes_e4m3(const void *p) {
-    const __m256 low =
-        _mm256_setr_ps(0.0f, 0x1p-9f, 0x2p-9f, 0x3p-9f, 0x4p-9f, 0x5p-9f, 0x6p-9f, 0x7p-9f);
-    __m256i x = _mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)p));
-    __m256i mag = _mm256_and_si256(x, _mm256_set1_epi32(0x7F));
-    __m256i bits = _mm256_add_epi32(_mm256_slli_epi32(mag, 20), _mm256_set1_epi32(120 << 23));
-    __m256 is_low = _mm256_castsi256_ps(_mm256_cmpgt_epi32(_mm256_set1_epi32(8), mag));
-    __m256 is_nan = _mm256_castsi256_ps(_mm256_cmpeq_epi32(mag, _mm256_set1_epi32(0x7F)));
-    __m256 v =
-        _mm256_blendv_ps(_mm256_castsi256_ps(bits), _mm256_permutevar8x32_ps(low, mag), is_low);
-    v = _mm256_blendv_ps(v, _mm256_set1_ps(__builtin_nanf("")), is_nan);
-    __m256i sign = _mm256_and_si256(x, _mm256_set1_epi32((int)0x80000000u));
-    return _mm256_or_ps(v, _mm256_castsi256_ps(sign));
-}
-// Exact, infinity and NaN included, as above; exponent 31 becomes 255.
-static inline vf vlanes_e5m2(const void *p) {
-    const __m256 low = _mm256_setr_ps(0.0f, 0x1p-16f, 0x2p-16f, 0x3p-16f, 0, 0, 0, 0);
-    __m256i x = _mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)p));
-    __m256i mag = _mm256_and_si256(x, _mm256_set1_epi32(0x7F));
-    __m256i bits = _mm256_add_epi32(_mm256_slli_epi32(mag, 21), _mm256_set1_epi32(112 << 23));
-    __m256 is_low = _mm256_castsi256_ps(_mm256_cmpgt_epi32(_mm256_set1_epi32(4), mag));
-    __m256i is_end = _mm256_cmpgt_epi32(mag, _mm256_set1_epi32(0x7B));
-    bits = _mm256_or_si256(bits, _mm256_and_si256(is_end, _mm256_set1_epi32(255 << 23)));
-    __m256 v =
-        _mm256_blendv_ps(_mm256_castsi256_ps(bits), _mm256_permutevar8x32_ps(low, mag), is_low);
-    __m256i sign = _mm256_and_si256(x, _mm256_set1_epi32((int)0x80000000u));
-    return _mm256_or_ps(v, _mm256_castsi256_ps(sign));
+// What one thread works in: GemmWork.wide.
+typedef struct Room {
+    float rows[BLOCK * PANEL];
+    float columns[GEMM_WIDE_COLUMNS / COLUMNS][PANEL_DEPTH * COLUMNS];
+    float sums[GEMM_WIDE_ROWS * SUMS_LD];
+    float row_scales[SLICES][GEMM_WIDE_ROWS];
+    float column_scales[SLICES][GEMM_WIDE_COLUMNS];
+    float products[SLICES][BLOCK * STRIP]; // scales of the rows times that of the columns
+    float between[STRIP * COLUMNS];
+    float last[STRIP * COLUMNS]; // sums of less than 16 columns
+} Room;
+_Static_assert(sizeof(Room) <= GEMM_WIDE_BYTES, "the room of a thread");
+
+// How a strip's sums are added up: as they are, times a scale for each row, or times the scales of
+// row and column.
+typedef enum Scaling { UNSCALED, ROWS_SCALED, BOTH_SCALED, SCALINGS } Scaling;
+
+// Where a strip's sums go: into memory as they are, added to what is there, or rounded to BF16.
+typedef enum End { END_F32, END_ADDED, END_BF16 } End;
+
+// One strip: h rows x 16 columns.
+typedef struct Job {
+    int64_t slices, last; // slices of 128 of the contraction, units of the last one
+    const float *a, *b;   // panels
+    const float *sa, *sb; // scales of rows (times that of the columns if they have one) and columns
+    int64_t sa_step, sb_step;
+    const float *from; // earlier sums
+    int64_t from_ld;
+    float *between; // memory for totals between two slices
+    char *to;
+    int64_t to_step; // bytes from row to row
+    int64_t touch;   // bytes from the first of a row to its last
+    End end;
+    Fetch *next;
+} Job;
+
+INLINE void load_sums(const int h, vf x[STRIP][2], const float *from, int64_t ld) {
+#pragma GCC unroll 6
+    for (int r = 0; r < h; r++, from += ld) {
+        x[r][0] = vload(from);
+        x[r][1] = vload(from + VW);
+    }
 }
 
-#include "gemm_pack_f32.h"
-#include "gemm_tile.h"
+// As bf16_from_f32.
+INLINE __m256i round_bf16(vf x) {
+    __m256i u = _mm256_castps_si256(x), high = _mm256_srli_epi32(u, 16);
+    __m256i odd = _mm256_and_si256(high, _mm256_set1_epi32(1));
+    __m256i y = _mm256_srli_epi32(
+        _mm256_add_epi32(_mm256_add_epi32(u, odd), _mm256_set1_epi32(0x7FFF)), 16);
+    __m256i quiet = _mm256_or_si256(high, _mm256_set1_epi32(0x40));
+    return _mm256_blendv_epi8(y, quiet, _mm256_castps_si256(_mm256_cmp_ps(x, x, _CMP_UNORD_Q)));
+}
+
+INLINE void put_sums(const int h, vf x[STRIP][2], const Job *t) {
+    char *to = t->to;
+#pragma GCC unroll 6
+    for (int r = 0; r < h; r++, to += t->to_step) {
+        if (t->end == END_BF16) {
+            __m256i both = _mm256_packus_epi32(round_bf16(x[r][0]), round_bf16(x[r][1]));
+            _mm256_storeu_si256((__m256i *)to, _mm256_permute4x64_epi64(both, 0xD8));
+            continue;
+        }
+        float *y = (float *)to;
+        if (t->end == END_ADDED) {
+            x[r][0] = vadd(vload(y), x[r][0]);
+            x[r][1] = vadd(vload(y + VW), x[r][1]);
+        }
+        vstore(y, x[r][0]);
+        vstore(y + VW, x[r][1]);
+    }
+}
+
+INLINE void promote(const int h, const Scaling scaling, vf totals[STRIP][2], vf sums[STRIP][2],
+                    const float *sa, const float *sb) {
+#pragma GCC unroll 6
+    for (int r = 0; r < h; r++) {
+        vf s = vset1(sa[r]);
+#pragma GCC unroll 2
+        for (int v = 0; v < 2; v++)
+            totals[r][v] = vfma(
+                sums[r][v], scaling == ROWS_SCALED ? s : vmul(s, vload(sb + v * VW)), totals[r][v]);
+    }
+}
+
+INLINE void ask_for_output(const int h, const Job *t) {
+    const char *to = t->to;
+    for (int r = 0; r < h; r++, to += t->to_step) {
+        __builtin_prefetch(to, 1);
+        __builtin_prefetch(to + t->touch, 1);
+    }
+}
+
+INLINE void kernel(const int h, const Scaling scaling, const Job *t) {
+    vf sums[STRIP][2], totals[STRIP][2];
+    const float *a = t->a, *b = t->b, *sa = t->sa, *sb = t->sb, *from = t->from;
+    int64_t ld = t->from_ld;
+    if (scaling == UNSCALED) load_sums(h, sums, from, ld);
+    int64_t i = t->slices;
+    do {
+        fetch_next(t->next);
+        if (i == 1) ask_for_output(h, t);
+        if (scaling != UNSCALED)
+#pragma GCC unroll 6
+            for (int r = 0; r < h; r++) sums[r][0] = sums[r][1] = vset1(0.0f);
+        multiply(h, sums, i > 1 ? TILE : t->last, a, b);
+        a += TILE * h;
+        b += TILE * COLUMNS;
+        if (scaling == UNSCALED) continue;
+        load_sums(h, totals, from, ld);
+        promote(h, scaling, totals, sums, sa, sb);
+#pragma GCC unroll 6
+        for (int r = 0; i > 1 && r < h; r++) {
+            vstore(t->between + r * COLUMNS, totals[r][0]);
+            vstore(t->between + r * COLUMNS + VW, totals[r][1]);
+        }
+        from = t->between;
+        ld = COLUMNS;
+        sa += t->sa_step;
+        sb += t->sb_step;
+    } while (--i > 0);
+    put_sums(h, scaling == UNSCALED ? sums : totals, t);
+}
+
+typedef void (*KernelFn)(const Job *t);
+#define KERNEL(h)                                                                                  \
+    static void kernel_plain_##h(const Job *t) {                                                   \
+        kernel(h, UNSCALED, t);                                                                    \
+    }                                                                                              \
+    static void kernel_rows_##h(const Job *t) {                                                    \
+        kernel(h, ROWS_SCALED, t);                                                                 \
+    }                                                                                              \
+    static void kernel_both_##h(const Job *t) {                                                    \
+        kernel(h, BOTH_SCALED, t);                                                                 \
+    }
+KERNEL(1)
+KERNEL(2)
+KERNEL(3)
+KERNEL(4)
+KERNEL(5)
+KERNEL(6)
+#define HEIGHTS(f)                                                                                 \
+    { NULL, f##1, f##2, f##3, f##4, f##5, f##6 }
+static const KernelFn kernels[SCALINGS][STRIP + 1] = {HEIGHTS(kernel_plain_), HEIGHTS(kernel_rows_),
+                                                      HEIGHTS(kernel_both_)};
+
+// One tile on its way: [m0, m0+mn) x [n0, n0+nn), a part of the contraction, a block of rows.
+typedef struct Work {
+    const GemmProblem *p;
+    int64_t m0, mn, n0, nn;
+    Strips strips;
+    int64_t k0, nk;         // the part
+    bool is_first, is_last; // of the parts
+    int64_t s0, s1;         // strips of the block
+    Room *room;
+} Work;
+
+static int64_t slices_of(const Work *t) {
+    return ceil_div(t->nk, TILE);
+}
+
+// nj columns at j, for all rows of the tile.
+static void take_columns(const Work *t, int64_t j, int64_t nj) {
+    const GemmOperand *b = &t->p->b;
+    int64_t at = j - t->n0;
+    pack_columns(b, j, nj, t->k0, t->nk, t->room->columns[at / COLUMNS]);
+    for (int64_t i = 0; i < slices_of(t) && gemm_is_fp8(b->t); i++)
+        pack_scales(b, j, nj, t->k0 + i * TILE, t->room->column_scales[i] + at);
+}
+
+static void take_rows(const Work *t) {
+    const GemmOperand *a = &t->p->a;
+    pack_strips(a, &t->strips, t->s0, t->s1, t->m0, t->p->m - t->m0, t->k0, t->nk, t->room->rows);
+    int64_t r0 = strip_start(&t->strips, t->s0), r1 = strip_start(&t->strips, t->s1);
+    for (int64_t i = 0; i < slices_of(t) && gemm_is_fp8(a->t); i++)
+        pack_scales(a, t->m0 + r0, r1 - r0, t->k0 + i * TILE, t->room->row_scales[i] + r0);
+}
+
+// The columns at j in the block of rows; if they have only one scale, the rows' times it.
+static Scaling scaling_of(const Work *t, int64_t j, int64_t nj) {
+    const GemmOperand *b = &t->p->b;
+    Room *w = t->room;
+    if (!gemm_is_fp8(b->t)) return UNSCALED;
+    if (b->s_tile == 1 || j / TILE != (j + nj - 1) / TILE) return BOTH_SCALED;
+    int64_t r0 = strip_start(&t->strips, t->s0), r1 = strip_start(&t->strips, t->s1);
+    for (int64_t i = 0; i < slices_of(t); i++) {
+        const float *sa = w->row_scales[i] + r0;
+        float sb = w->column_scales[i][j - t->n0];
+        for (int64_t r = 0; r < r1 - r0; r++) w->products[i][r] = sa[r] * sb;
+    }
+    return ROWS_SCALED;
+}
+
+// What is packed after the columns at j: the next ones, or the first ones of the next part of the
+// contraction. Across codes, two times 16 of them and more share a cache line: the lines after it
+// are fetched in two halves.
+static Fetch columns_ahead(const Work *t, int64_t j, int64_t parts) {
+    const GemmOperand *b = &t->p->b;
+    int64_t k0 = t->k0, nk = t->nk, n = COLUMNS;
+    int64_t end = t->n0 + t->nn, next = j + COLUMNS;
+    if (next >= end) {
+        next = t->n0;
+        k0 += nk;
+        nk = min_i64(PANEL_DEPTH, t->p->k - k0); // 0 in the last part
+    } else if (!b->is_k_contig && gemm_is_fp8(b->t)) {
+        int64_t half = nk / 2, pair = j / (2 * COLUMNS) * (2 * COLUMNS);
+        next = pair + 2 * COLUMNS;
+        n = 2 * COLUMNS;
+        k0 += j == pair ? 0 : half;
+        nk = j == pair ? half : nk - half;
+    }
+    return piece_of(b, next, nk > 0 ? min_i64(n, end - next) : 0, k0, nk, parts);
+}
+
+// Where the sums of a strip go: r rows into the tile, nj columns at j.
+static void set_end(const Work *t, Job *x, int64_t r, int64_t j, int64_t nj) {
+    const Mat *y = &t->p->y;
+    int64_t size = y->t == DT_F32 ? 4 : 2;
+    float *sums = t->room->sums + r * SUMS_LD + (j - t->n0);
+    x->from = sums;
+    x->from_ld = SUMS_LD;
+    x->to = (char *)sums;
+    x->to_step = SUMS_LD * (int64_t)sizeof *sums;
+    x->end = END_F32;
+    x->touch = COLUMNS * 4 - 1;
+    if (!t->is_last) return;
+    if (nj < COLUMNS) {
+        x->to = (char *)t->room->last;
+        x->to_step = COLUMNS * (int64_t)sizeof(float);
+        return;
+    }
+    x->to = (char *)y->p + ((t->m0 + r) * y->ld + j) * size;
+    x->to_step = y->ld * size;
+    x->touch = COLUMNS * size - 1;
+    x->end = y->t == DT_BF16 ? END_BF16 : t->p->acc ? END_ADDED : END_F32;
+}
+
+// The rows of the block x nj columns at j.
+static void run_columns(const Work *t, int64_t j, int64_t nj) {
+    static const float zeros[COLUMNS];
+    Room *w = t->room;
+    int64_t at = j - t->n0, slices = slices_of(t), r0 = strip_start(&t->strips, t->s0);
+    Scaling scaling = scaling_of(t, j, nj);
+    Fetch next = {0};
+    if (t->s0 == 0) next = columns_ahead(t, j, (t->s1 - t->s0) * slices);
+    for (int64_t s = t->s0; s < t->s1; s++) {
+        int64_t r = strip_start(&t->strips, s), h = strip_rows(&t->strips, s);
+        Job x = {.slices = slices,
+                 .last = ceil_div(t->nk - (slices - 1) * TILE, STEP) * STEP,
+                 .a = w->rows + (s - t->s0) * PANEL,
+                 .b = w->columns[at / COLUMNS],
+                 .sa = scaling == ROWS_SCALED ? w->products[0] + (r - r0) : w->row_scales[0] + r,
+                 .sa_step = scaling == ROWS_SCALED ? BLOCK * STRIP : GEMM_WIDE_ROWS,
+                 .sb = w->column_scales[0] + at,
+                 .sb_step = GEMM_WIDE_COLUMNS,
+                 .between = w->between,
+                 .next = &next};
+        set_end(t, &x, r, j, nj);
+        if (t->is_first) {
+            x.from = zeros;
+            x.from_ld = 0;
+        }
+        kernels[scaling][h](&x);
+        for (int64_t i = 0; i < h && t->is_last && nj < COLUMNS; i++)
+            store_row(t->p, t->m0 + r + i, j, nj, w->last + i * COLUMNS);
+    }
+}
+
+// The contraction of p, in parts. begins: no sums wait; ends: none will.
+static void run_contraction(Work *t, bool begins, bool ends) {
+    int64_t blocks = ceil_div(t->strips.count, BLOCK), end = t->n0 + t->nn;
+    for (t->k0 = 0; t->k0 < t->p->k; t->k0 += PANEL_DEPTH) {
+        t->nk = min_i64(PANEL_DEPTH, t->p->k - t->k0);
+        t->is_first = begins && t->k0 == 0;
+        t->is_last = ends && t->k0 + t->nk == t->p->k;
+        for (int64_t i = 0; i < blocks; i++) {
+            t->s0 = t->strips.count * i / blocks;
+            t->s1 = t->strips.count * (i + 1) / blocks;
+            take_rows(t);
+            for (int64_t j = t->n0; j < end; j += COLUMNS) {
+                int64_t nj = min_i64(COLUMNS, end - j);
+                if (i == 0) take_columns(t, j, nj);
+                run_columns(t, j, nj);
+            }
+        }
+    }
+}
+
+void gemm_tile_avx2(const GemmProblem *p, int64_t m0, int64_t mn, int64_t n0, int64_t nn,
+                    GemmWork *w) {
+    static const float zeros[GEMM_WIDE_COLUMNS];
+    if (p->k == 0)
+        for (int64_t r = 0; r < mn; r++) store_row(p, m0 + r, n0, nn, zeros);
+    int64_t strips = ceil_div(mn, STRIP);
+    Work t = {.p = p,
+              .m0 = m0,
+              .mn = mn,
+              .n0 = n0,
+              .nn = nn,
+              .strips = {strips, mn / strips, mn % strips},
+              .room = (Room *)(void *)w->wide};
+    run_contraction(&t, true, p->k2 == 0);
+    if (p->k2 == 0) return;
+    GemmProblem second = *p;
+    second.a = p->a2;
+    second.b = p->b2;
+    second.k = p->k2;
+    t.p = &second;
+    run_contraction(&t, false, true);
+}
+
+// Peak: as many independent accumulators as the micro-kernel has, nothing from memory.
+double gemm_peak_avx2(int64_t n, float *sink) {
+    vf acc[STRIP][2];
+    vf x = vset1(sink[0]), y = vset1(sink[1]);
+#pragma GCC unroll 6
+    for (int r = 0; r < STRIP; r++)
+#pragma GCC unroll 2
+        for (int v = 0; v < 2; v++)
+            acc[r][v] = vset1(sink[2] + (float)(r * 2 + v)); // all different
+    for (int64_t i = 0; i < n; i++) {
+#pragma GCC unroll 6
+        for (int r = 0; r < STRIP; r++)
+#pragma GCC unroll 2
+            for (int v = 0; v < 2; v++) acc[r][v] = vfma(x, y, acc[r][v]);
+    }
+    vf sum = vset1(0.0f);
+#pragma GCC unroll 6
+    for (int r = 0; r < STRIP; r++)
+#pragma GCC unroll 2
+        for (int v = 0; v < 2; v++) sum = vadd(sum, acc[r][v]);
+    float out[VW];
+    vstore(out, sum);
+    sink[7] = out[0];
+    return 2.0 * VW * 2 * STRIP * (double)n;
+}
 #else
 void gemm_tile_avx2(const GemmProblem *p, int64_t m0, int64_t mn, int64_t n0, int64_t nn,
                     GemmWork *w) {

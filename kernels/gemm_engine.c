@@ -9,18 +9,19 @@
 static const GemmTiles other_tiles = {GEMM_MB / 2, GEMM_NB, 48, 64, 4}; // of `sum`
 // Tile registers multiply so fast that packing decides: large tiles.
 static const GemmTiles register_tiles = {GEMM_AMX_MB, GEMM_AMX_NB, 64, 64, 2};
+static const GemmTiles wide_tiles = {GEMM_WIDE_ROWS, GEMM_WIDE_COLUMNS, 48, 64, 4};
 
 static const GemmIsa isas[] = {
     {"amx", gemm_tile_avx512, gemm_tile_amx, gemm_accumulate_avx512, gemm_peak_avx512,
-     gemm_peak_amx, 0, false},
+     gemm_peak_amx, 0, false, NULL},
     {"avx512-bf16", gemm_tile_avx512, gemm_tile_avx512bf16, gemm_accumulate_avx512,
-     gemm_peak_avx512, gemm_peak_avx512bf16, 2, true},
+     gemm_peak_avx512, gemm_peak_avx512bf16, 2, true, NULL},
     {"avx512", gemm_tile_avx512, gemm_tile_avx512, gemm_accumulate_avx512, gemm_peak_avx512,
-     gemm_peak_avx512, 1, true},
+     gemm_peak_avx512, 1, true, NULL},
     {"avx2", gemm_tile_avx2, gemm_tile_avx2, gemm_accumulate_avx2, gemm_peak_avx2, gemm_peak_avx2,
-     1, true},
+     1, true, &wide_tiles},
     {"portable", gemm_tile_portable, gemm_tile_portable, gemm_accumulate_portable,
-     gemm_peak_portable, gemm_peak_portable, 1, true},
+     gemm_peak_portable, gemm_peak_portable, 1, true, NULL},
 };
 enum { ISA_COUNT = sizeof isas / sizeof isas[0] };
 
@@ -126,6 +127,7 @@ static bool is_half(const GemmIsa *isa, const GemmProblem *p) {
 // The tiles of the function that computes this product.
 static GemmTiles tiles_of(const GemmIsa *isa, const GemmProblem *p, const Sum *sum) {
     if (gemm_is_fp8(p->a.t) && sum->is_other) return other_tiles;
+    if (isa->tiles) return *isa->tiles;
     int unit = is_half(isa, p) ? isa->unit_half : 1;
     if (!unit) return register_tiles;
     int64_t row = max_i64(ceil_div(p->k, TILE), 1) * TILE / unit; // units of the panel of a

@@ -49,9 +49,12 @@ enum {
     GEMM_DEPTH = 512,           // units of the contraction in the panels, at most
     GEMM_NR_MAX = 32,           // columns of the panel of b
     GEMM_CUT_EVERY = 32,        // products of one cut sum; promotion intervals are multiples
-    GEMM_AMX_MB = 256,          // the same for tile registers: rows,
-    GEMM_AMX_NB = 512,          // columns,
-    GEMM_AMX_KB = 256,          // elements of the contraction that are packed at a time
+    GEMM_WIDE_ROWS = 480,       // the same for AVX2: rows,
+    GEMM_WIDE_COLUMNS = 512,    // columns,
+    GEMM_WIDE_BYTES = 1750 << 10, // and what a thread works in
+    GEMM_AMX_MB = 256,            // the same for tile registers: rows,
+    GEMM_AMX_NB = 512,            // columns,
+    GEMM_AMX_KB = 256,            // elements of the contraction that are packed at a time
 };
 
 // What one thread works in; 64-byte aligned, contents undefined but for `packed`.
@@ -74,6 +77,7 @@ typedef struct GemmWork {
             float row_scales[GEMM_AMX_KB / TILE][GEMM_AMX_MB];
             float column_scales[GEMM_AMX_KB / TILE][GEMM_AMX_NB];
         } amx;
+        unsigned char wide[GEMM_WIDE_BYTES]; // gemm_avx2.c
     };
     const struct GemmProblem
         *packed; // whose rows are in a, all of the contraction; NULL = nobody's
@@ -137,6 +141,7 @@ typedef struct GemmIsa {
     GemmPeakFn peak_half; // of `tile_half`
     int unit_half;     // elements of a unit of 32 bits in the panels of `tile_half`; 0: other tiles
     bool is_half_e5m2; // `tile_half` takes E5M2 codes; else `tile` does
+    const GemmTiles *tiles; // of all products; NULL: by the panel of a, or of tile registers
 } GemmIsa;
 
 // gemm_run: compute np products; the sizes may differ. Uses cx->scratch for gemm_scratch_bytes().

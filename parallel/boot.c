@@ -13,6 +13,8 @@
 #include <unistd.h>
 
 #include "arena.h"
+#include "comm_nccl.h"
+#include "device.h"
 #include "mpi_try.h"
 
 // ---- launchers --------------------------------------------------------------------------------
@@ -160,21 +162,90 @@ static Err make_group(Boot *b, Comm **out, const char *name, int colour) {
 
 Err boot_groups(Boot *b, const Mesh *m, const char *kind) {
     bool is_self = strcmp(kind, "self") == 0;
-    bool is_mpi = strcmp(kind, "mpi") == 0;
+    bool is_mpi = strcmp(kind, "mpi") == 0 || strcmp(kind, "nccl") == 0;
     CHECK(is_self || is_mpi || strcmp(kind, "auto") == 0, E_CONFIG,
-          "parallel.comm is \"%s\"; it can be auto, self or mpi", kind);
+          "parallel.comm is \"%s\"; it can be auto, self, mpi or nccl", kind);
     CHECK(!is_self || b->nranks == 1, E_CONFIG,
           "parallel.comm is self, which is one rank, but %d ranks were started: use auto or mpi, "
           "or start one rank",
           b->nranks);
     CHECK(!is_mpi || b->is_mpi, E_CONFIG,
-          "parallel.comm is mpi, but no launcher started this program: use mpirun or srun, or "
-          "parallel.comm=auto");
+          "parallel.comm is %s, but no launcher started this program: use mpirun or srun, or "
+          "parallel.comm=auto",
+          kind);
     CHECK(m->world == b->nranks && m->rank == b->rank, E_INTERNAL,
           "mesh of rank %d of %d on rank %d of %d", m->rank, m->world, b->rank, b->nranks);
     TRY(make_group(b, &b->ep, "ep", m->dp_rank));
     TRY(make_group(b, &b->edp, "edp", m->ep_rank));
     return OK;
+}
+
+// ---- GPUs that exchange memory -----------------------------------------------------------------
+
+// Where a rank computes.
+typedef struct Seat {
+    char host[64], gpu[64]; // "" without an open device
+    int32_t nccl;           // version, 0: not built in
+} Seat;
+
+// find_obstacle: why these ranks cannot use NCCL; "" if they can.
+static void find_obstacle(char *why, size_t n, const Seat *seat, int nranks) {
+    why[0] = '\0';
+    for (int r = 0; r < nranks && !why[0]; r++) {
+        if (!seat[r].gpu[0]) snprintf(why, n, "rank %d has no CUDA device", r);
+        else if (!seat[r].nccl) snprintf(why, n, "this program was built without NCCL");
+        else if (seat[r].nccl != seat[0].nccl)
+            snprintf(why, n, "rank 0 has NCCL %d, rank %d has %d", seat[0].nccl, r, seat[r].nccl);
+        for (int q = 0; q < r && !why[0]; q++) {
+            if (strcmp(seat[q].host, seat[r].host) == 0 && strcmp(seat[q].gpu, seat[r].gpu) == 0)
+                snprintf(why, n, "ranks %d and %d share one GPU (%s on %s)", q, r, seat[r].gpu, seat[r].host);
+        }
+    }
+}
+
+// attach: all ranks of the world agree after each kind of group, so that none goes on to a group that another gave up.
+static Err attach(Boot *b, Comm *c, double limit_s) {
+    TRY(comm_agree(b->world, c->nranks > 1 ? comm_nccl_attach(c, limit_s) : OK));
+    return OK;
+}
+
+Err boot_devices(Boot *b, const char *kind, double limit_s, char *why, size_t n) {
+    Seat mine = {.nccl = comm_nccl_version()}, *all = NULL;
+    bool is_asked = strcmp(kind, "nccl") == 0;
+    why[0] = '\0';
+    boot_devices_finish(b);
+    if (b->nranks == 1 || (!is_asked && strcmp(kind, "auto") != 0)) return OK;
+    snprintf(mine.host, sizeof mine.host, "%s", b->host);
+    device_cuda_place(mine.gpu, sizeof mine.gpu);
+    MEM_NEW(all, b->nranks);
+    Err err = b->world->all_gather(b->world, all, &mine, sizeof mine);
+    bool any = false;
+    for (int r = 0; r < b->nranks; r++) any = any || all[r].gpu[0];
+    if (err == OK) find_obstacle(why, n, all, b->nranks);
+    mem_free(all);
+    TRY(err);
+    CHECK(!is_asked || !why[0], E_CONFIG,
+          "parallel.comm is nccl, which needs a GPU of its own for every rank, but %s: use parallel.comm=auto or mpi",
+          why);
+    if (!any) why[0] = '\0'; // nobody computes on a GPU
+    if (why[0] || !any) return OK;
+    TRY(attach(b, b->world, limit_s));
+    TRY(attach(b, b->ep, limit_s));
+    TRY(attach(b, b->edp, limit_s));
+    return OK;
+}
+
+void boot_devices_finish(Boot *b) {
+    if (b->edp) comm_destroy(&b->edp->on_device);
+    if (b->ep) comm_destroy(&b->ep->on_device);
+    if (b->world) comm_destroy(&b->world->on_device);
+}
+
+const char *boot_nccl_version(void) {
+    static char text[32];
+    int v = comm_nccl_version();
+    if (v) snprintf(text, sizeof text, "%d.%d.%d", v / 10000, v / 100 % 100, v % 100);
+    return text;
 }
 
 void boot_finish(Boot *b) {

@@ -22,10 +22,20 @@ bool boot_is_launched(void);
 // boot_init: start MPI if launched (MPI_THREAD_SERIALIZED, MPI_ERRORS_RETURN), fill everything but
 // the groups. Collective over the world. Errors: E_PEER.
 Err boot_init(Boot *b) MUST_CHECK;
-// boot_groups: split the world into expert groups and their copies. kind "auto"/"mpi"/"self":
-// E_CONFIG if it does not fit the launch (self with several ranks, mpi without launcher).
+// boot_groups: split the world into expert groups and their copies. kind "auto"/"self"/"mpi"/"nccl":
+// E_CONFIG if it does not fit the launch (self with several ranks, mpi and nccl without launcher).
 // Collective over the world.
 Err boot_groups(Boot *b, const Mesh *m, const char *kind) MUST_CHECK;
+// boot_devices: after boot_groups and after each rank has opened its CUDA device, if it has one: groups of
+// several ranks get their table for memory of devices (Comm.on_device, with limit_s of comm_nccl.h) where kind
+// is "nccl", or "auto" and it is possible: NCCL is built in, and every rank has a GPU that no other rank has.
+// why, for people: why not; "" where there is one or nobody could want it. Errors: E_CONFIG if kind is "nccl"
+// and it is not possible; E_PEER. Collective over the world.
+Err boot_devices(Boot *b, const char *kind, double limit_s, char *why, size_t n) MUST_CHECK;
+// boot_devices_finish: these tables go; before the device is closed. Collective over the world.
+void boot_devices_finish(Boot *b);
+// boot_nccl_version: the NCCL this program runs with ("2.28.9"), "" if it is not built in. Local.
+const char *boot_nccl_version(void);
 // boot_finish: finalise; every rank calls it with its result. Collective over the world.
 void boot_finish(Boot *b);
 // boot_abort: a one-sided error: end the whole job with this exit code. Local; does not return

@@ -80,6 +80,7 @@ static void fold_piece(Fold how, void *x, const void *all, int n, int nranks) {
 static Err fold(Comm *c, Fold how, void *x, int n) {
     CHECK(n >= 0 && n <= 65536, E_INTERNAL, "comm %s: a sum of %d numbers; the most is 65536",
           c->name, n);
+    CHECK(!c->is_device, E_INTERNAL, "comm %s: sums are for numbers of the host", c->name);
     if (c->is_null || c->nranks == 1) return OK;
     if (how != FOLD_SUM_F64 && c->reduce_i64) return c->reduce_i64(c, x, n, how == FOLD_MAX_I64);
     const int step = COMM_CHUNK / 8; // numbers are 8 bytes

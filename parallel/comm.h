@@ -9,6 +9,11 @@
 //
 // The functions of the table block. An all_to_all_v may also be started and waited for later, so that
 // rows travel while the rank computes: comm_start_all_to_all_v, comm_wait.
+//
+// These take memory of the host. A group may have a second table, `on_device`, for memory of a device
+// (comm_nccl.c): the same calls, but they only issue work, in the order of the device's own: what was issued before
+// is done before, what is issued after a call (after comm_wait, where a request was started) finds its result. None
+// of them waits on the host. Sums and agreement are the host's in either case.
 #pragma once
 #include "view.h"
 
@@ -27,6 +32,8 @@ struct Comm {
     void *scratch; // [nranks * COMM_CHUNK] bytes for the sums below
     bool is_started[COMM_REQUESTS]; // requests that nobody has waited for yet
     void *impl;    // backend state
+    Comm *on_device; // the same ranks for memory of the device; NULL: its bytes go through the host
+    bool is_device;  // this is such a table
     // barrier: everybody is here. Collective over the group.
     Err (*barrier)(Comm *c);
     // all_gather: dst [nranks][bytes] = every rank's src [bytes], in rank order. Collective over
@@ -53,6 +60,13 @@ struct Comm {
     // order of the ranks gives the same integers. NULL: the sums below gather instead. Collective
     // over the group.
     Err (*reduce_i64)(Comm *c, int64_t *x, int n, bool is_max);
+    // fork, unfork, join: of a table for memory of a device, else NULL. Between fork and unfork operations, copies and
+    // calls of this table are issued on the group's own stream, behind everything issued before, and run beside what
+    // the device does next; whose memory they use must stay until join, from which on the device waits for them. No
+    // call between may wait for the device. Local.
+    Err (*fork)(Comm *c);
+    Err (*unfork)(Comm *c);
+    Err (*join)(Comm *c);
     void (*destroy)(Comm *c);
 };
 
@@ -63,7 +77,11 @@ Err comm_self(Comm **out, const char *name) MUST_CHECK;
 // comm_null: the group of measure mode: pretends to be `rank` of `nranks`, does nothing, returns
 // OK. The sums below leave their values as they are and comm_agree returns its argument. Local.
 Err comm_null(Comm **out, const char *name, int rank, int nranks) MUST_CHECK;
-// comm_destroy: free it; *c = NULL. Accepts NULL. Collective over the group under MPI.
+// comm_rows: the table for rows in memory of the device: on_device, or the group itself, for memory of the host. Local.
+static inline Comm *comm_rows(Comm *c) {
+    return c->on_device ? c->on_device : c;
+}
+// comm_destroy: free it and its on_device; *c = NULL. Accepts NULL. Collective over the group under MPI.
 void comm_destroy(Comm **c);
 
 // comm_start_all_to_all_v: begin all_to_all_v and return; *request is what to wait for. Until then dst, src

@@ -27,6 +27,7 @@ Err comm_new(Comm **out, const char *name, int rank, int nranks) {
 
 void comm_destroy(Comm **c) {
     if (!*c) return;
+    comm_destroy(&(*c)->on_device);
     if ((*c)->destroy) (*c)->destroy(*c);
     mem_free((*c)->scratch);
     mem_free(*c);

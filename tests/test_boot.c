@@ -79,7 +79,10 @@ static void test_one_rank(void **state) {
     assert_int_equal(boot_groups(&b, &m, "mpi"), E_CONFIG);
     assert_non_null(strstr(fail_message(), "no launcher"));
     assert_int_equal(boot_groups(&b, &m, "nccl"), E_CONFIG);
-    assert_non_null(strstr(fail_message(), "\"nccl\"; it can be auto, self or mpi"));
+    assert_non_null(strstr(fail_message(), "parallel.comm is nccl, but no launcher started"));
+    fail_clear();
+    assert_int_equal(boot_groups(&b, &m, "tcp"), E_CONFIG);
+    assert_non_null(strstr(fail_message(), "\"tcp\"; it can be auto, self, mpi or nccl"));
     assert_int_equal(boot_groups(&b, &m, "self"), OK);
     assert_int_equal(boot_groups(&b, &m, "auto"), OK); // again: the old groups go
     assert_int_equal(b.ep->nranks, 1);

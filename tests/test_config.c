@@ -125,7 +125,7 @@ static const char every_key[] =
     "  grad_tile: 128x128, grad_format: e5m2, static_steps: 7, static_margin: 1.5, accumulate: hopper14,\n"
     "  cache_attn_out: codes, cache_swiglu: bf16, shadow_every: 50}\n"
     "recompute: {norm: false, mla_up: false, swiglu: false}\n"
-    "parallel: {ep: 2, comm: mpi}\n"
+    "parallel: {ep: 2, comm: nccl, nccl_timeout: 30}\n"
     "train:\n"
     "  {steps: 1000, seq_len: 64, global_batch: 48, micro_batch: 4, batch_start: 16,\n"
     "  batch_ramp_samples: 640, batch_quantum: 8, lr: 3.3e-4, warmup_steps: 10, constant_steps: "

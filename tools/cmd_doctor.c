@@ -83,6 +83,8 @@ static void report_machine(void) {
 static void report_cuda(void) {
     DeviceInfo d;
     device_cuda_info(&d);
+    const char *nccl = boot_nccl_version();
+    log_line("NCCL        %s", nccl[0] ? nccl : "not built in (-Dcuda=enabled builds it in where nccl.h is found)");
     if (!d.is_built) {
         log_line("CUDA        not built in (-Dcuda=enabled builds it in)");
         return;

@@ -258,10 +258,13 @@ cublasStatus_t cublasLtMatmul(cublasLtHandle_t h, cublasLtMatmulDesc_t product, 
                           !overlaps(workspace, bytes, d, span(g.d)),
                       "a workspace inside of a matrix");
     }
-    if (simt::device_memory) simt::device_memory(true);
-    if (g.workspace) memset(workspace, 0xEE, bytes);
-    multiply(g, factor, a, b, old, d);
-    if (simt::device_memory) simt::device_memory(false);
+    const Algo *chosen = &g;
+    simt::issue((void *)stream, [=] {
+        if (simt::device_memory) simt::device_memory(true);
+        if (chosen->workspace) memset(workspace, 0xEE, bytes);
+        multiply(*chosen, factor, a, b, old, d);
+        if (simt::device_memory) simt::device_memory(false);
+    });
     nproducts++;
     return CUBLAS_STATUS_SUCCESS;
 }

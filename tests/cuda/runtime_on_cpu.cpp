@@ -5,31 +5,52 @@
 // device's pointer ends with a segmentation fault, as it should. One device exists unless runtime_on_cpu_devices says
 // otherwise.
 #include "simt.h"
+#include "streams_on_cpu.h"
+#include <unistd.h>
 
 static int device_count = 1;
 static cudaError_t last_error = cudaSuccess;
 
-// Blocks of device memory, without access outside of launches and copies.
-enum { BLOCKS = 256 };
+// Blocks of device memory, without access outside of launches: the device's pointers. Copies, memset and messages
+// between ranks reach the same pages through a second mapping.
+enum { BLOCKS = 256, PINNED = 64 };
+static struct {
+    char *p, *alias;
+    size_t bytes;
+} blocks[BLOCKS];
 static struct {
     char *p;
     size_t bytes;
-} blocks[BLOCKS];
+} pinned[PINNED];
 static void device_memory(bool is_open) {
     for (auto &b : blocks)
         if (b.p) mprotect(b.p, b.bytes, is_open ? PROT_READ | PROT_WRITE : PROT_NONE);
 }
-namespace {
-struct Open { // for the length of a copy
-    Open() { device_memory(true); }
-    ~Open() { device_memory(false); }
-};
+char *runtime_alias(const void *p, size_t bytes) {
+    for (auto &b : blocks)
+        if (b.p && (char *)p >= b.p && (char *)p + bytes <= b.p + b.bytes) return b.alias + ((char *)p - b.p);
+    return nullptr;
 }
+// Memory as the runtime reaches it; other pointers are the host's, or end the program as they should.
+static void *reach(const void *p, size_t bytes) {
+    char *alias = runtime_alias(p, bytes);
+    return alias ? alias : (void *)p;
+}
+static bool is_pinned(const void *p, size_t bytes) {
+    for (auto &b : pinned)
+        if (b.p && (char *)p >= b.p && (char *)p + bytes <= b.p + b.bytes) return true;
+    return false;
+}
+static void on_stream(void *stream, const std::function<void()> &f) {
+    streams::run((cudaStream_t)stream, f);
+}
+static char place[32];
 
 // Programs that never choose a schedule run their launches in turn under all four.
 __attribute__((constructor)) static void rotate() {
     simt::schedule(-1, 1);
     simt::device_memory = device_memory;
+    simt::on_stream = on_stream;
 }
 
 extern "C" {
@@ -43,6 +64,14 @@ void simt_schedule(int order, uint64_t seed) {
 }
 uint64_t simt_launches(void) {
     return simt::launches;
+}
+// runtime_on_cpu_place: the GPU of this process, for cudaDeviceGetPCIBusId; "": one that no other process has.
+void runtime_on_cpu_place(const char *name) {
+    snprintf(place, sizeof place, "%s", name);
+}
+// runtime_on_cpu_blocks: calls so far in which the host waited for the device, however short.
+uint64_t runtime_on_cpu_blocks(void) {
+    return streams::blocking_calls;
 }
 
 cudaError_t cudaGetDeviceCount(int *n) {
@@ -73,73 +102,69 @@ cudaError_t cudaMemGetInfo(size_t *free_bytes, size_t *total) {
     *free_bytes = *total = (size_t)1 << 32;
     return cudaSuccess;
 }
+cudaError_t cudaDeviceGetPCIBusId(char *text, int n, int device) {
+    // Processes have a GPU each unless runtime_on_cpu_place says otherwise.
+    if (place[0]) snprintf(text, (size_t)n, "%s:%d", place, device);
+    else snprintf(text, (size_t)n, "%d:%d", (int)getpid(), device);
+    return cudaSuccess;
+}
 cudaError_t cudaMalloc(void **p, size_t bytes) {
     for (auto &b : blocks) {
         if (b.p) continue;
         size_t size = (bytes + 4095) & ~(size_t)4095;
-        void *m = mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-        if (m == MAP_FAILED) return cudaErrorMemoryAllocation;
-        if (size < ((size_t)256 << 20)) memset(m, 0xFF, size); // large arenas are mostly never touched
+        int fd = memfd_create("device", MFD_CLOEXEC);
+        if (fd < 0 || ftruncate(fd, (off_t)size) != 0) return cudaErrorMemoryAllocation;
+        void *m = mmap(nullptr, size, PROT_NONE, MAP_SHARED | MAP_NORESERVE, fd, 0);
+        void *alias = mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, fd, 0);
+        close(fd);
+        if (m == MAP_FAILED || alias == MAP_FAILED) return cudaErrorMemoryAllocation;
+        if (size < ((size_t)256 << 20)) memset(alias, 0xFF, size); // large arenas are mostly never touched
         b.p = (char *)m;
+        b.alias = (char *)alias;
         b.bytes = size;
-        mprotect(m, size, PROT_NONE);
         *p = m;
         return cudaSuccess;
     }
     return cudaErrorMemoryAllocation;
 }
 cudaError_t cudaFree(void *p) {
+    streams::finish_all();
     for (auto &b : blocks)
         if (p && b.p == p) {
             munmap(b.p, b.bytes);
+            munmap(b.alias, b.bytes);
             b.p = nullptr;
         }
     return cudaSuccess;
 }
 cudaError_t cudaMallocHost(void **p, size_t bytes) {
-    *p = aligned_alloc(256, (bytes + 255) & ~(size_t)255);
-    return *p ? cudaSuccess : cudaErrorMemoryAllocation;
+    for (auto &b : pinned) {
+        if (b.p) continue;
+        *p = aligned_alloc(256, (bytes + 255) & ~(size_t)255);
+        b.p = (char *)*p;
+        b.bytes = bytes;
+        return *p ? cudaSuccess : cudaErrorMemoryAllocation;
+    }
+    return cudaErrorMemoryAllocation;
 }
 cudaError_t cudaFreeHost(void *p) {
+    for (auto &b : pinned)
+        if (p && b.p == p) b.p = nullptr;
     free(p);
     return cudaSuccess;
 }
-cudaError_t cudaStreamCreateWithFlags(cudaStream_t *s, unsigned) {
-    static char stream;
-    *s = (cudaStream_t)&stream;
-    return cudaSuccess;
+cudaError_t cudaMemcpyAsync(void *dst, const void *src, size_t bytes, enum cudaMemcpyKind kind, cudaStream_t stream) {
+    const void *host = kind == cudaMemcpyDeviceToHost ? dst : kind == cudaMemcpyHostToDevice ? src : nullptr;
+    bool is_blocking = host && bytes && !is_pinned(host, bytes); // the host waits for copies of pageable memory
+    streams::run(stream, [=] {
+        if (bytes) memcpy(reach(dst, bytes), reach(src, bytes), bytes);
+    });
+    return is_blocking ? cudaStreamSynchronize(stream) : cudaSuccess;
 }
-cudaError_t cudaStreamDestroy(cudaStream_t) {
-    return cudaSuccess;
-}
-cudaError_t cudaStreamSynchronize(cudaStream_t) {
-    return cudaSuccess;
-}
-cudaError_t cudaEventCreateWithFlags(cudaEvent_t *e, unsigned) {
-    static char event;
-    *e = (cudaEvent_t)&event;
-    return cudaSuccess;
-}
-cudaError_t cudaEventDestroy(cudaEvent_t) {
-    return cudaSuccess;
-}
-cudaError_t cudaEventRecord(cudaEvent_t, cudaStream_t) {
-    return cudaSuccess;
-}
-cudaError_t cudaEventSynchronize(cudaEvent_t) {
-    return cudaSuccess;
-}
-cudaError_t cudaDeviceSynchronize(void) {
-    return cudaSuccess;
-}
-cudaError_t cudaMemcpyAsync(void *dst, const void *src, size_t bytes, enum cudaMemcpyKind, cudaStream_t) {
-    Open open;
-    if (bytes) memcpy(dst, src, bytes);
-    return cudaSuccess;
-}
-cudaError_t cudaMemsetAsync(void *p, int value, size_t bytes, cudaStream_t) {
-    Open open;
-    if (bytes) memset(p, value, bytes);
+cudaError_t cudaMemsetAsync(void *p, int value, size_t bytes, cudaStream_t stream) {
+    streams::run(stream, [=] {
+        if (bytes) memset(reach(p, bytes), value, bytes);
+    });
     return cudaSuccess;
 }
 cudaError_t cudaFuncSetAttribute(const void *, enum cudaFuncAttribute, int) {
@@ -157,6 +182,7 @@ const char *cudaGetErrorString(cudaError_t e) {
     switch (e) {
     case cudaSuccess: return "no error";
     case cudaErrorInsufficientDriver: return "CUDA driver version is insufficient for CUDA runtime version";
+    case cudaErrorNotReady: return "device not ready";
     case cudaErrorNoDevice: return "no CUDA-capable device is detected";
     default: return "an error of the CUDA runtime";
     }

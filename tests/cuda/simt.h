@@ -13,6 +13,7 @@
 // warps, so that some starve until the others wait. Run every kernel test under all four and several seeds.
 #pragma once
 #include <cuda_runtime_api.h>
+#include <functional>
 #include <math.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -41,7 +42,7 @@
 #define warpSize 32
 // LAUNCH(kernel, grid, block, bytes of dynamic shared memory, stream, arguments...)
 #define LAUNCH(k, grid, block, smem, stream, ...)                                                  \
-    ((void)(stream), simt::launch(#k, grid, block, smem, [&] { k(__VA_ARGS__); }))
+    simt::issue((void *)(stream), [=] { simt::launch(#k, grid, block, smem, [&] { k(__VA_ARGS__); }); })
 // DYN_SMEM(T, name): the dynamic shared memory as a pointer to T, aligned to 1024 bytes.
 #define DYN_SMEM(T, name) T *name = reinterpret_cast<T *>(simt::blk.dyn)
 // SMEM(T, name, dims): `__shared__ T name dims`, dims may be empty.
@@ -397,6 +398,13 @@ template <class F> void launch(const char *name, dim3 grid, dim3 block, size_t s
     if (device_memory) device_memory(false);
     free(blk.dyn);
     blk.dyn = nullptr;
+}
+
+// issue: run f now, or leave it to what keeps the order of the streams (streams_on_cpu.h), where that is linked.
+inline void (*on_stream)(void *stream, const std::function<void()> &f) = nullptr;
+template <class F> void issue(void *stream, F &&f) {
+    if (on_stream && stream) on_stream(stream, f);
+    else f();
 }
 
 // shared: the variable of one SMEM declaration. The first thread of a block that comes by fills it with 0xFF.

@@ -316,6 +316,19 @@ static Err choose_backend(Run *r) {
     return OK;
 }
 
+static const char *comm_kind(const Run *r) {
+    static const char *const names[] = {"auto", "self", "mpi", "nccl"};
+    return names[r->config->parallel.comm];
+}
+
+// connect_devices: whether GPUs exchange memory directly. Collective over world.
+static Err connect_devices(Run *r) {
+    char why[256] = "";
+    TRY(boot_devices(&r->boot, comm_kind(r), r->config->parallel.nccl_timeout, why, sizeof why));
+    if (why[0]) log_line("ranks      rows and gradients travel through memory of the host: %s", why);
+    return OK;
+}
+
 // part: a part of the start is done: an error of one rank ends all, and so does a request to stop, with nothing made or
 // saved. Collective over world.
 static Err part(Run *r, Err mine) {
@@ -326,14 +339,14 @@ static Err part(Run *r, Err mine) {
 }
 
 Err run_setup(Run *r, bool *is_done) {
-    static const char *const comm_names[] = {"auto", "self", "mpi"};
     char resume_path[1024];
     int64_t resume_step = -1;
     *is_done = false;
     TRY(part(r, load_config(r)));
     TRY(part(r, check_config(r)));
-    TRY(part(r, boot_groups(&r->boot, &r->mesh, comm_names[r->config->parallel.comm])));
+    TRY(part(r, boot_groups(&r->boot, &r->mesh, comm_kind(r))));
     TRY(choose_backend(r));
+    TRY(part(r, connect_devices(r)));
     TRY(part(r, choose_dir(r, resume_path, sizeof resume_path, &resume_step)));
     TRY(part(r, open_data(r)));
     TRY(part(r, make_model(r)));
@@ -376,5 +389,6 @@ void run_close(Run *r) {
     mem_free(r->tokens);
     mem_free(r->doc_start);
     config_free(r->config);
+    boot_devices_finish(&r->boot);
     device_cuda_close();
 }

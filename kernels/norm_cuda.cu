@@ -126,23 +126,8 @@ extern "C" Err norm_rms_bwd_cuda(OpCx *cx, Mat dx, float *dw, Mat dy, Mat x, con
     return OK;
 }
 
-// 16 neighbouring elements per thread of a block's loop; f(row, column, how many).
-template <class F> DEV void each16(Mat m, F f) {
-    uint32_t per_row = (uint32_t)((m.cols + 15) / 16), all = (uint32_t)m.rows * per_row;
-    for (uint32_t i = blockIdx.x * ROW_THREADS + threadIdx.x; i < all; i += gridDim.x * ROW_THREADS) {
-        int64_t r = i / per_row, c = i % per_row * 16;
-        f(r, c, (int)(m.cols - c < 16 ? m.cols - c : 16));
-    }
-}
-static Err each16_blocks(const char *op, Mat m, dim3 *blocks) {
-    int64_t n = m.rows * ceil_div(m.cols, 16);
-    CHECK(n < INT32_MAX - 65536, E_INTERNAL, "%s: [%lld, %lld] elements", op, (long long)m.rows, (long long)m.cols);
-    *blocks = blocks_at_once(ceil_div(n, ROW_THREADS), 2048 / ROW_THREADS);
-    return OK;
-}
-
 static __global__ void __launch_bounds__(ROW_THREADS) add_kernel(Mat y, Mat a, Mat b) {
-    each16(y, [=](int64_t r, int64_t c, int n) {
+    each16(y.rows, y.cols, [=](int64_t r, int64_t c, int n) {
         float v[16], w[16];
         rows16(v, a, r, c, n);
         rows16(w, b, r, c, n);
@@ -159,14 +144,14 @@ extern "C" Err add_cuda(OpCx *cx, Mat y, Mat a, Mat b) {
     CUDA_MAT(a, y.rows, y.cols);
     CUDA_MAT(b, y.rows, y.cols);
     if (y.rows * y.cols == 0) return OK;
-    TRY(each16_blocks("add", y, &blocks));
+    TRY(each16_blocks("add", y.rows, y.cols, &blocks));
     LAUNCH(add_kernel, blocks, dim3(ROW_THREADS), 0, STREAM, y, a, b);
     CHECK_LAUNCH("add");
     return OK;
 }
 
 static __global__ void __launch_bounds__(ROW_THREADS) cast_kernel(Mat y, Mat x) {
-    each16(y, [=](int64_t r, int64_t c, int n) {
+    each16(y.rows, y.cols, [=](int64_t r, int64_t c, int n) {
         if (x.t == y.t) { // bits are copied, so that even NaN payloads stay
             size_t each = x.t == DT_F32 ? 4 : 2;
             const char *from = (const char *)x.p + (r * x.ld + c) * each;
@@ -189,7 +174,7 @@ extern "C" Err cast_cuda(OpCx *cx, Mat y, Mat x) {
     CUDA_MAT(y, y.rows, y.cols);
     CUDA_MAT(x, y.rows, y.cols);
     if (y.rows * y.cols == 0) return OK;
-    TRY(each16_blocks("cast", y, &blocks));
+    TRY(each16_blocks("cast", y.rows, y.cols, &blocks));
     LAUNCH(cast_kernel, blocks, dim3(ROW_THREADS), 0, STREAM, y, x);
     CHECK_LAUNCH("cast");
     return OK;

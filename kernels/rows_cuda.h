@@ -109,6 +109,22 @@ DEV void row_store(Mat m, int64_t r, int64_t c, float v) {
         ((uint16_t *)m.p)[r * m.ld + c] = bf16_from_f32(v);
 }
 
+// each16: f(row, column, how many) for 16 neighbouring elements at a time, by a loop of all threads of all blocks;
+// each16_blocks: as many blocks as run at once. Errors: E_INTERNAL for more than 2^31 pieces.
+template <class F> DEV void each16(int64_t rows, int64_t cols, F f) {
+    uint32_t per_row = (uint32_t)((cols + 15) / 16), all = (uint32_t)rows * per_row;
+    for (uint32_t i = blockIdx.x * ROW_THREADS + threadIdx.x; i < all; i += gridDim.x * ROW_THREADS) {
+        int64_t r = i / per_row, c = i % per_row * 16;
+        f(r, c, (int)(cols - c < 16 ? cols - c : 16));
+    }
+}
+static inline Err each16_blocks(const char *op, int64_t rows, int64_t cols, dim3 *blocks) {
+    int64_t n = rows * ceil_div(cols, 16);
+    CHECK(n < INT32_MAX - 65536, E_INTERNAL, "%s: [%lld, %lld] elements", op, (long long)rows, (long long)cols);
+    *blocks = blocks_at_once(ceil_div(n, ROW_THREADS), 2048 / ROW_THREADS);
+    return OK;
+}
+
 // warp_sum / warp_max: over the 32 lanes, by halves; every lane gets the result.
 template <class T> DEV T warp_sum(T v) {
     for (int d = 16; d > 0; d /= 2) v += __shfl_xor_sync(WARP_ALL, v, d);

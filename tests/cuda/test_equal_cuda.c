@@ -2,6 +2,7 @@
 // schedule; and every operation gives the same bits under every schedule.
 #include "on_cpu.h"
 #include "e5m6.h"
+#include "gemm_cuda_mma.h"
 #include "gemm_cuda_sm90.h"
 
 static const Device *dev;
@@ -398,6 +399,40 @@ static void test_gated(void **state) {
     free(dh.p), free(gu.p), free(gate.p), free(a.p), free(b.p), free_codes(kept);
 }
 
+// Products of BF16 and of codes on the tensor cores of any GPU: the same bits under every schedule. Their distance from
+// double is what the unit tests measure.
+static void test_mma(void **state) {
+    (void)state;
+    int64_t start[] = {0, 70, 70, 80}, count[] = {66, 0, 9, 60};
+    Groups g = {start, count, 4};
+    Mat x = values(DT_BF16, 150, 200, 0, false), w = values(DT_BF16, 4 * 72, 200, 0, false), first[4];
+    Mat d = values(DT_BF16, 150, 72, 0, false);
+    Codes qx = codes(SCALE_E8M0, 150, 200, 2, 1, 1), qw = codes(SCALE_F32, 72, 200, 2, TILE, 4);
+    int64_t products = gemm_mma_products();
+    MUST_OK(quant_tile_cuda(&cx, qx.m, x, tiles_rule, NULL));
+    MUST_OK(weight_prepare_cuda(&cx, qw.m, w, tiles_rule, NULL));
+    gemm_sm90_choose(0);
+    FOR_SCHEDULES(i) {
+        Mat out[4] = {values(DT_F32, 150, 72, 0, false), values(DT_BF16, 150, 200, 0, false),
+                      values(DT_F32, 4 * 72, 200, 0, false), values(DT_F32, 150, 72, 0, false)};
+        for (int k = 0; k < 4; k++) memset(out[k].p, 0, (size_t)(out[k].rows * out[k].cols) * dtype_bytes(out[k].t));
+        MUST_OK(ggemm_nt_cuda(&cx, out[0], x, w, g, false));
+        MUST_OK(ggemm_nn_cuda(&cx, out[1], d, w, g, false));
+        MUST_OK(ggemm_tn_cuda(&cx, out[2], d, x, g, true));
+        MUST_OK(ggemm_fp8_fprop_cuda(&cx, out[3], qx.m, qw.m, g, true));
+        for (int k = 0; k < 4; k++) {
+            if (i == 0)
+                first[k] = out[k];
+            else
+                same(first[k], out[k], "tensor cores"), free(out[k].p);
+        }
+    }
+    gemm_sm90_choose(-1);
+    assert_int_equal(gemm_mma_products() - products, 4 * SCHEDULES);
+    for (int k = 0; k < 4; k++) free(first[k].p);
+    free(x.p), free(w.p), free(d.p), free_codes(qx), free_codes(qw);
+}
+
 // A row longer than a block takes at once.
 static void test_gated_wide(void **state) {
     (void)state;
@@ -442,7 +477,7 @@ int main(int argc, char **argv) {
         cmocka_unit_test(test_quant),    cmocka_unit_test(test_quant_tokens), cmocka_unit_test(test_weights),
         cmocka_unit_test(test_elements), cmocka_unit_test(test_rows),         cmocka_unit_test(test_route),
         cmocka_unit_test(test_steady),   cmocka_unit_test(test_xent),         cmocka_unit_test(test_gated),
-        cmocka_unit_test(test_refused),  cmocka_unit_test(test_gated_wide),
+        cmocka_unit_test(test_refused),  cmocka_unit_test(test_gated_wide),   cmocka_unit_test(test_mma),
     };
     int failed = cmocka_run_group_tests(tests, NULL, NULL);
     arena_destroy(&scratch);

@@ -8,6 +8,9 @@
 #include "blas_cuda.h"
 #include "checkpoint.h"
 #include "evaluate.h"
+#include "gemm_cuda.h"
+#include "gemm_cuda_mma.h"
+#include "gemm_cuda_sm90.h"
 #include "health.h"
 #include "model_memory.h"
 #include "rank_tests.h"
@@ -238,6 +241,42 @@ static void trains_fp8(void) {
     check(sets, STEPS, boot.nranks, true);
 }
 
+// Every FP8 product of training runs on tensor cores: on Hopper's kernels, which find all operands where they can read
+// them (once rows of codes are 16 bytes apart), or on those of any GPU. The widths are multiples of 16, the numbers of
+// tokens and pairs are not. The emulated tensor cores add in FP32, in another order than the CPU inside each 128; a
+// code that falls to the other side of a rounding for that moves a value by 2^-4 of itself, one of the some 10^4 that a
+// loss of this model depends on.
+static void reaches_tensor_cores(void) {
+    static const char *const sets[] = {"precision.mode=fp8", "model.hidden_size=48", "model.intermediate_size=64",
+                                       "model.moe_intermediate_size=32", "model.q_lora_rank=16",
+                                       "model.kv_lora_rank=16", "model.qk_nope_head_dim=16",
+                                       "model.qk_rope_head_dim=16", "model.v_head_dim=16", NULL};
+    Rig cpu;
+    Seen on_cpu = {.steps = 1};
+    groups(boot.nranks);
+    rig_open(&cpu, "cpu", sets);
+    train(&cpu, &on_cpu);
+    rig_close(&cpu);
+    for (int is_hopper = 0; is_hopper < 2; is_hopper++) {
+        Rig cuda;
+        Seen on_cuda = {.steps = 1};
+        int64_t plain = gemm_cuda_plain_codes(), mma = gemm_mma_products(), hopper[2], copies[2];
+        rig_open(&cuda, "cuda", sets);
+        gemm_sm90_choose(is_hopper);
+        gemm_mma_choose(1);
+        gemm_sm90_counts(&hopper[0], &copies[0]);
+        train(&cuda, &on_cuda);
+        gemm_sm90_counts(&hopper[1], &copies[1]);
+        gemm_sm90_choose(-1);
+        gemm_mma_choose(0);
+        EXPECT(gemm_cuda_plain_codes() == plain);
+        EXPECT((hopper[1] > hopper[0]) == is_hopper && (gemm_mma_products() > mma) == !is_hopper);
+        if (matq_row_bytes(SCALE_E8M0, TILE) % 16 == 0) EXPECT(copies[1] == copies[0]);
+        EXPECT(fabs(on_cuda.m[0].loss - on_cpu.m[0].loss) <= 1e-4 * on_cpu.m[0].loss);
+        rig_close(&cuda);
+    }
+}
+
 // Everything the other way round: operations one by one, nothing made again, everything kept as it is. One step: with
 // FP32 scales the last bit of a weight soon decides a code.
 static void trains_fp8_plain(void) {
@@ -355,6 +394,7 @@ int main(void) {
         {"trains_fp32", trains_fp32},
         {"trains_bf16", trains_bf16},
         {"trains_fp8", trains_fp8},
+        {"reaches_tensor_cores", reaches_tensor_cores},
         {"trains_fp8_plain", trains_fp8_plain},
         {"finds_what_is_not_finite", finds_what_is_not_finite},
         {"runs", runs},
@@ -362,6 +402,7 @@ int main(void) {
     };
     MUST(boot_init(&boot));
     MUST(ops_isa_select("portable")); // its products add in the order of the plain kernels
+    gemm_mma_choose(0);
     int failed = rank_tests_run(tests, (int)(sizeof tests / sizeof *tests));
     boot_finish(&boot);
     return failed;

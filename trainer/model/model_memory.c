@@ -38,7 +38,7 @@ static void measure_device_ops(MemoryPlan *out, const Shape *s, const Mesh *mesh
     int64_t weight = max_i64((wide + 16) * (s->D + 16), s->L * (s->F + 16) * (s->D + 16));
     weight = max_i64(weight, (heads + 16) * (max_i64(latent, s->D) + 16));
     int64_t rows = pairs * (max_i64(s->D, s->F) + 16) + T * (max_i64(max_i64(s->D, wide), heads) + 16);
-    int64_t parts = blocks * (32 * s->D + 16 * s->E) + 4 * s->H * T;
+    int64_t parts = blocks * (32 * s->D + 16 * s->E) + 4 * (s->H + s->K + 2) * T;
     out->op_device = (size_t)(fused + weight + rows + parts) + LIBRARY_SPACE + DEVICE_SLACK;
 }
 

@@ -52,16 +52,20 @@ const char *h5_error_text(void) {
 
 void h5_lock(void) {
     static bool is_ready = false;
+    static _Thread_local bool is_recorded = false;
     pthread_mutex_lock(&mutex);
     h5_error_clear();
-    if (is_ready) return;
-    // A file that could not be flushed (disk full) would be tried again at exit, endlessly: we
-    // close every file ourselves.
-    H5dont_atexit();
-    H5open();
-    H5Eset_auto2(H5E_DEFAULT, record, NULL);
-    H5Zregister(h5_zstd_class());
-    is_ready = true;
+    if (!is_ready) {
+        // A file that could not be flushed (disk full) would be tried again at exit, endlessly: we
+        // close every file ourselves.
+        H5dont_atexit();
+        H5open();
+        H5Zregister(h5_zstd_class());
+        is_ready = true;
+    }
+    if (is_recorded) return;
+    H5Eset_auto2(H5E_DEFAULT, record, NULL); // a thread-safe build of HDF5 has an error stack per thread
+    is_recorded = true;
 }
 
 void h5_unlock(void) {

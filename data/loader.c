@@ -135,17 +135,38 @@ static void doc_starts(const Loader *l, int k, int64_t at, int64_t real, int32_t
     }
 }
 
-Err loader_batch(Loader *l, int64_t first, int64_t n, int32_t *tokens, int32_t *doc_start) {
+static void proof_add(ReadProof *r, int64_t g, const Sample *s) {
+    int64_t what[3] = {g, s->corpus, s->window};
+    r->samples++;
+    r->hash += hash64_seeded(what, sizeof what, 0);
+}
+
+static Sample sample_at(Loader *l, int64_t g) {
+    pthread_mutex_lock(&l->mutex);
+    Sample s = sampler_at(&l->sampler, g);
+    pthread_mutex_unlock(&l->mutex);
+    return s;
+}
+
+ReadProof loader_proof(Loader *l, int64_t first, int64_t n) {
+    ReadProof r = {0, 0};
+    for (int64_t g = first; g < first + n; g++) {
+        Sample s = sample_at(l, g);
+        proof_add(&r, g, &s);
+    }
+    return r;
+}
+
+Err loader_batch(Loader *l, int64_t first, int64_t n, int32_t *tokens, int32_t *doc_start, ReadProof *read) {
     CHECK(!l->is_eval && first >= 0 && n >= 0, E_INTERNAL, "loader: batch %lld + %lld of %s data",
           (long long)first, (long long)n, l->is_eval ? "evaluation" : "training");
     int64_t width = l->seq_len + 1 + l->mtp_depth;
     for (int64_t i = 0; i < n; i++) {
-        pthread_mutex_lock(&l->mutex);
-        Sample s = sampler_at(&l->sampler, first + i);
-        pthread_mutex_unlock(&l->mutex);
+        Sample s = sample_at(l, first + i);
         int64_t at = s.window * l->seq_len;
         TRY(ids_read(l, s.corpus, at, width, tokens + i * width));
         if (doc_start) doc_starts(l, s.corpus, at, l->seq_len, doc_start + i * l->seq_len);
+        if (read) proof_add(read, first + i, &s);
     }
     return OK;
 }

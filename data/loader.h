@@ -28,14 +28,25 @@ typedef struct LoaderSpec {
 
 typedef struct Loader Loader;
 
+// What was read: how many samples, and the sum (modulo 2^64) over them of a 64-bit hash of (number, corpus,
+// window). Parts that different ranks read add up in any order, and the whole equals loader_proof(0, n) only if
+// exactly the samples 0 .. n-1 were read, each once, each where this data order has it.
+typedef struct ReadProof {
+    int64_t samples;
+    uint64_t hash;
+} ReadProof;
+
 Err loader_open(Loader **l, const LoaderSpec *spec) MUST_CHECK;
 // loader_close: *l = NULL; accepts NULL.
 void loader_close(Loader **l);
 
 // loader_batch: samples first .. first+n-1. tokens [n, seq_len+1+D] i32. doc_start [n, seq_len] i32
 // or NULL: for each position the first position, inside the window, of the document it belongs to.
-Err loader_batch(Loader *l, int64_t first, int64_t n, int32_t *tokens,
-                 int32_t *doc_start) MUST_CHECK;
+// read: what was read is added to it; NULL = not recorded.
+Err loader_batch(Loader *l, int64_t first, int64_t n, int32_t *tokens, int32_t *doc_start,
+                 ReadProof *read) MUST_CHECK;
+// loader_proof: what reading samples first .. first+n-1 adds, without reading them: some 100 ns each.
+ReadProof loader_proof(Loader *l, int64_t first, int64_t n);
 // loader_windows: windows of one epoch, all corpora. loader_epoch: passes over corpus k after
 // `samples` samples, as a fraction.
 int64_t loader_windows(const Loader *l);

@@ -125,7 +125,8 @@ static json_t *tensors_json(const Manifest *m) {
 
 static json_t *manifest_json(const Manifest *m) {
     json_t *root = json_object();
-    char libraries[256];
+    char libraries[256], read_hash[32];
+    snprintf(read_hash, sizeof read_hash, "%016llx", (unsigned long long)m->read_hash);
     data_versions(libraries, sizeof libraries);
     bool ok = root && set(root, "format", json_string(FORMAT)) &&
               set(root, "version", json_integer(VERSION)) &&
@@ -135,6 +136,9 @@ static json_t *manifest_json(const Manifest *m) {
               set(root, "step", json_integer(m->step)) &&
               set(root, "samples", json_integer(m->samples)) &&
               set(root, "tokens", json_integer(m->tokens)) &&
+              (m->read_samples < 0 || (set(root, "seed", json_integer(m->seed)) &&
+                                       set(root, "read_samples", json_integer(m->read_samples)) &&
+                                       set(root, "read_hash", json_string(read_hash)))) &&
               set(root, "world", json_integer(m->world)) && set(root, "ep", json_integer(m->ep)) &&
               set(root, "data_fingerprint", json_string(m->data_fingerprint)) &&
               set(root, "tokenizer_hash", json_string(m->tokenizer_hash)) &&
@@ -334,6 +338,19 @@ static Err read_head(const Reader *r) {
     return OK;
 }
 
+// What was read of the data; checkpoints of earlier versions do not say.
+static Err read_proof(const Reader *r, Manifest *m) {
+    char text[32], *end;
+    m->seed = m->read_samples = -1;
+    if (!json_object_get(r->root, "read_samples")) return OK;
+    TRY(get_int(r, r->root, "seed", INT64_MAX, &m->seed));
+    TRY(get_int(r, r->root, "read_samples", INT64_MAX, &m->read_samples));
+    TRY(get_text(r, r->root, "read_hash", text, sizeof text));
+    m->read_hash = strtoull(text, &end, 16);
+    CHECK(strlen(text) == 16 && *end == '\0', E_INPUT, "%s is damaged: 'read_hash' is '%s'", r->path, text);
+    return OK;
+}
+
 static Err read_all(Reader *r, Manifest **out) {
     int64_t world = 0, ep = 0;
     TRY(read_head(r));
@@ -343,6 +360,7 @@ static Err read_all(Reader *r, Manifest **out) {
     TRY(get_int(r, r->root, "step", INT64_MAX, &m->step));
     TRY(get_int(r, r->root, "samples", INT64_MAX, &m->samples));
     TRY(get_int(r, r->root, "tokens", INT64_MAX, &m->tokens));
+    TRY(read_proof(r, m));
     TRY(get_int(r, r->root, "world", INT32_MAX, &world));
     TRY(get_int(r, r->root, "ep", INT32_MAX, &ep));
     m->world = (int)world;
@@ -371,7 +389,16 @@ done:
     return err;
 }
 
-int64_t manifest_peek_serial(const char *dir) {
+// A whole number after `key` in the head of a manifest, -1 if there is none.
+static int64_t peek_int(const char *head, const char *key) {
+    const char *at = strstr(head, key);
+    if (!at) return -1;
+    char *end;
+    long long v = strtoll(at + strlen(key), &end, 10);
+    return *end == ',' && v >= 0 ? v : -1;
+}
+
+int64_t manifest_peek_serial(const char *dir, int64_t step) {
     char path[4096], head[1024];
     snprintf(path, sizeof path, "%s/%s", dir, MANIFEST_NAME);
     FILE *f = fopen(path, "re");
@@ -379,10 +406,5 @@ int64_t manifest_peek_serial(const char *dir) {
     size_t n = fread(head, 1, sizeof head - 1, f);
     fclose(f);
     head[n] = '\0';
-    static const char key[] = "\"serial\":";
-    const char *at = strstr(head, key);
-    if (!strstr(head, FORMAT) || !at) return -1;
-    char *end;
-    long long serial = strtoll(at + sizeof key - 1, &end, 10);
-    return *end == ',' && serial >= 0 ? serial : -1;
+    return strstr(head, FORMAT) && peek_int(head, "\"step\":") == step ? peek_int(head, "\"serial\":") : -1;
 }

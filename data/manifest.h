@@ -42,6 +42,9 @@ typedef struct ManifestPiece {
 typedef struct Manifest {
     int64_t step, samples, tokens;
     int64_t serial; // 1 + the largest serial beside it: which of two checkpoints was written later
+    int64_t seed;         // of the data order, -1: not known
+    int64_t read_samples; // read in all (loader.h, ReadProof), -1: not recorded
+    uint64_t read_hash;
     int world, ep;
     char data_fingerprint[40], tokenizer_hash[40]; // "" if none
     char created[32];                              // UTC, 2026-01-31T12:00:00Z
@@ -64,8 +67,8 @@ Err manifest_write(const char *path, const Manifest *m) MUST_CHECK;
 // E_INPUT naming file and reason.
 Err manifest_read(Manifest **m, const char *dir) MUST_CHECK;
 // manifest_peek_serial: the serial of dir/manifest.json from its first lines, without checking
-// anything else; -1 if it is not there or not ours.
-int64_t manifest_peek_serial(const char *dir);
+// anything else; -1 if it is not there, not ours or not of this step.
+int64_t manifest_peek_serial(const char *dir, int64_t step);
 // manifest_tensor: index of the tensor of this name, -1 if there is none. Local, pure.
 int64_t manifest_tensor(const Manifest *m, const char *name);
 // manifest_cols / manifest_rows: of the flat view of tensor i. Pure.

@@ -3,9 +3,9 @@
 // For each sequence and head: p = softmax_j(scale * q_i . k_j) over j <= i (and j >= doc_start[i] where a
 // document mask is given), o_i = sum_j p_ij v_j. The key of head h is [k_nope (Dn) ; k_rope (Dr, shared)].
 // BF16 or F32 in and out, FP32 inside (scores, softmax and sums). T = nseq * S.
-// On the CPU with AVX-512 BF16, where all inputs are BF16, p and the score gradients ds are rounded
-// to BF16 for their products (as FlashAttention does): every term of o, dv, dq and dk may be off by
-// half a unit of BF16 more. lse and the softmax's sum are of the unrounded p.
+// On the CPU with AVX-512 BF16 and on a GPU's tensor cores, where all inputs are BF16, p and the score gradients
+// ds are rounded to BF16 for their products (as FlashAttention does): every term of o, dv, dq and dk may be off
+// by half a unit of BF16 more. lse and the softmax's sum are of the unrounded p.
 //   o   [T, H*Dv]        out
 //   lse [H, T] f32       out: log of the softmax denominator, saved for bwd
 //   q   [T, H*(Dn+Dr)]   per head [nope | rope], already rotated

@@ -1,27 +1,13 @@
-// attn_cuda.cu - causal attention of MLA on the GPU in FP32 on the CUDA cores: the on-device reference. Contract:
-// attn.h.
+// attn_cuda.cu - causal attention of MLA on the GPU. Contract: attn.h. What the tensor cores take goes to
+// attn_cuda_mma.cu; here are the plain kernels for all else, in FP32 on the CUDA cores: the on-device reference.
 //
 // Forward: one block per (row, head) goes through the keys in panels of 128 with a running maximum. Backward: the
 // same for dq from the saved log-sums; dk and dv by one block per position, which takes all heads in order, so that
 // the gradient of the shared key is a sum in head order. No scores are kept; scratch: one float per (row, head).
-#include "rows_cuda.h"
-
-#include "attn_core.h"
+#include "attn_cuda.h"
 
 #define KEYS 128 // of a panel, and threads of a block
 
-// Matrices of one call. D = Dn + Dr.
-typedef struct AttnCall {
-    Mat q, kv, kr, o, dout, dq, dkv, dkr;
-    AttnShape a;
-    const int32_t *doc_start;
-    float *lse, *delta; // [H, T]
-} AttnCall;
-
-DEV int64_t first_key(const AttnCall &c, int64_t t) {
-    int64_t j = c.doc_start ? c.doc_start[t] : 0;
-    return j < 0 ? 0 : j;
-}
 // Element i of the key of row t and head h.
 DEV float key_at(const AttnCall &c, int64_t t, int64_t h, int64_t i) {
     return i < c.a.Dn ? row_value(c.kv, t, h * (c.a.Dn + c.a.Dv) + i) : row_value(c.kr, t, i - c.a.Dn);
@@ -51,7 +37,7 @@ static __global__ void attn_fwd_kernel(AttnCall c) {
     for (int64_t i = tid; i < D; i += KEYS) q[i] = row_value(c.q, t, h * D + i);
     for (int64_t i = tid; i < c.a.Dv; i += KEYS) out[i] = 0.0f;
     __syncthreads();
-    for (int64_t j0 = t0 + first_key(c, t); j0 <= t; j0 += KEYS) {
+    for (int64_t j0 = t0 + first_key(c, t, t - t0); j0 <= t; j0 += KEYS) {
         int64_t j = j0 + tid, n = t + 1 - j0 < KEYS ? t + 1 - j0 : KEYS;
         float score = j <= t ? key_dot(c, q, j, h) * c.a.scale : -INFINITY;
         float now = block_max(score, room);
@@ -92,7 +78,7 @@ static __global__ void attn_dq_kernel(AttnCall c) {
     }
     for (int64_t i = tid; i < c.a.Dv; i += KEYS) dout[i] = row_value(c.dout, t, h * c.a.Dv + i);
     __syncthreads();
-    for (int64_t j0 = t0 + first_key(c, t); j0 <= t; j0 += KEYS) {
+    for (int64_t j0 = t0 + first_key(c, t, t - t0); j0 <= t; j0 += KEYS) {
         int64_t j = j0 + tid, n = t + 1 - j0 < KEYS ? t + 1 - j0 : KEYS;
         if (j <= t) {
             float p = attn_prob(key_dot(c, q, j, h), c.a.scale, lse);
@@ -131,7 +117,7 @@ static __global__ void attn_dkv_kernel(AttnCall c) {
         for (int64_t i0 = j; i0 < end; i0 += KEYS) {
             int64_t t = i0 + tid, n = end - i0 < KEYS ? end - i0 : KEYS;
             p[tid] = ds[tid] = 0.0f;
-            if (t < end && t0 + first_key(c, t) <= j) {
+            if (t < end && t0 + first_key(c, t, t - t0) <= j) {
                 float score = 0.0f, dp = 0.0f;
                 for (int64_t i = 0; i < D; i++) score = fmaf(row_value(c.q, t, h * D + i), key[i], score);
                 for (int64_t i = 0; i < Dv; i++) dp = fmaf(row_value(c.dout, t, h * Dv + i), value[i], dp);
@@ -179,6 +165,7 @@ extern "C" Err attn_fwd_cuda(OpCx *cx, Mat o, float *lse, Mat q, Mat kv, Mat kr,
     c.a = a;
     c.doc_start = doc_start;
     c.lse = lse;
+    if (attn_mma_takes(&c)) return attn_mma_fwd(c);
     LAUNCH(attn_fwd_kernel, dim3((unsigned)q.rows, (unsigned)a.H), dim3(KEYS), (size_t)(a.Dn + a.Dr + a.Dv) * 4,
            STREAM, c);
     CHECK_LAUNCH("attn_fwd");
@@ -198,6 +185,11 @@ extern "C" Err attn_bwd_cuda(OpCx *cx, Mat dq, Mat dkv, Mat dkr, Mat dout, Mat o
     int64_t D = a.Dn + a.Dr;
     dim3 rows_heads((unsigned)q.rows, (unsigned)a.H);
     LAUNCH(attn_delta_kernel, rows_heads, dim3(32), 0, STREAM, c);
+    if (attn_mma_takes(&c)) {
+        TRY(attn_mma_bwd(cx, c));
+        arena_release(cx->scratch, mark);
+        return OK;
+    }
     LAUNCH(attn_dq_kernel, rows_heads, dim3(KEYS), (size_t)(2 * D + a.Dv) * 4, STREAM, c);
     LAUNCH(attn_dkv_kernel, dim3((unsigned)q.rows), dim3(KEYS), (size_t)(2 * D + 2 * a.Dv + a.Dr) * 4, STREAM, c);
     CHECK_LAUNCH("attn_bwd");

@@ -26,7 +26,7 @@ enum {
 // What one thread works in: GemmWork.wide.
 typedef struct Room {
     float rows[BLOCK * PANEL];
-    float columns[GEMM_WIDE_COLUMNS / COLUMNS][PANEL_DEPTH * COLUMNS];
+    float columns[GEMM_WIDE_COLUMNS / COLUMNS][COLUMN_PANEL];
     float sums[GEMM_WIDE_ROWS * SUMS_LD];
     float row_scales[SLICES][GEMM_WIDE_ROWS];
     float column_scales[SLICES][GEMM_WIDE_COLUMNS];
@@ -54,97 +54,137 @@ typedef struct Job {
     float *between; // memory for totals between two slices
     char *to;
     int64_t to_step; // bytes from row to row
-    int64_t touch;   // bytes from the first of a row to its last
     End end;
     Fetch *next;
 } Job;
 
+// p += ld, and the compiler must not make a register of each of the rows' addresses.
+#define STEP_POINTER(p, ld)                                                                        \
+    do {                                                                                           \
+        (p) += (ld);                                                                               \
+        __asm__("" : "+r"(p));                                                                     \
+    } while (0)
+
 INLINE void load_sums(const int h, vf x[STRIP][2], const float *from, int64_t ld) {
 #pragma GCC unroll 6
-    for (int r = 0; r < h; r++, from += ld) {
+    for (int r = 0; r < h; r++) {
         x[r][0] = vload(from);
         x[r][1] = vload(from + VW);
+        STEP_POINTER(from, ld);
+    }
+}
+INLINE void store_sums(const int h, vf x[STRIP][2], float *to, int64_t ld) {
+#pragma GCC unroll 6
+    for (int r = 0; r < h; r++) {
+        vstore(to, x[r][0]);
+        vstore(to + VW, x[r][1]);
+        STEP_POINTER(to, ld);
     }
 }
 
-// As bf16_from_f32.
+// 8 sums as BF16 in the lower halves of the lanes, as bf16_from_f32 but for NaN.
 INLINE __m256i round_bf16(vf x) {
-    __m256i u = _mm256_castps_si256(x), high = _mm256_srli_epi32(u, 16);
-    __m256i odd = _mm256_and_si256(high, _mm256_set1_epi32(1));
-    __m256i y = _mm256_srli_epi32(
-        _mm256_add_epi32(_mm256_add_epi32(u, odd), _mm256_set1_epi32(0x7FFF)), 16);
-    __m256i quiet = _mm256_or_si256(high, _mm256_set1_epi32(0x40));
-    return _mm256_blendv_epi8(y, quiet, _mm256_castps_si256(_mm256_cmp_ps(x, x, _CMP_UNORD_Q)));
+    __m256i u = _mm256_castps_si256(x);
+    __m256i odd = _mm256_and_si256(_mm256_srli_epi32(u, 16), _mm256_set1_epi32(1));
+    u = _mm256_add_epi32(_mm256_add_epi32(u, _mm256_set1_epi32(0x7FFF)), odd);
+    return _mm256_srli_epi32(u, 16);
+}
+
+// The same with NaN.
+static __attribute__((noinline)) void put_row_bf16(uint16_t *to, const vf x[2]) {
+    float c[COLUMNS];
+    vstore(c, x[0]);
+    vstore(c + VW, x[1]);
+    for (int j = 0; j < COLUMNS; j++) to[j] = bf16_from_f32(c[j]);
+}
+
+INLINE void put_bf16(const int h, vf x[STRIP][2], const Job *t) {
+    char *to = t->to;
+    vf is_nan = _mm256_cmp_ps(x[0][0], x[0][1], _CMP_UNORD_Q);
+#pragma GCC unroll 6
+    for (int r = 1; r < h; r++)
+        is_nan = _mm256_or_ps(is_nan, _mm256_cmp_ps(x[r][0], x[r][1], _CMP_UNORD_Q));
+    if (__builtin_expect(_mm256_movemask_ps(is_nan), 0)) {
+        for (int r = 0; r < h; r++, to += t->to_step) put_row_bf16((uint16_t *)to, x[r]);
+        return;
+    }
+#pragma GCC unroll 6
+    for (int r = 0; r < h; r++, to += t->to_step) {
+        __m256i both = _mm256_packus_epi32(round_bf16(x[r][0]), round_bf16(x[r][1]));
+        _mm256_storeu_si256((__m256i *)to, _mm256_permute4x64_epi64(both, 0xD8));
+    }
 }
 
 INLINE void put_sums(const int h, vf x[STRIP][2], const Job *t) {
-    char *to = t->to;
-#pragma GCC unroll 6
-    for (int r = 0; r < h; r++, to += t->to_step) {
-        if (t->end == END_BF16) {
-            __m256i both = _mm256_packus_epi32(round_bf16(x[r][0]), round_bf16(x[r][1]));
-            _mm256_storeu_si256((__m256i *)to, _mm256_permute4x64_epi64(both, 0xD8));
-            continue;
-        }
-        float *y = (float *)to;
-        if (t->end == END_ADDED) {
-            x[r][0] = vadd(vload(y), x[r][0]);
-            x[r][1] = vadd(vload(y + VW), x[r][1]);
-        }
-        vstore(y, x[r][0]);
-        vstore(y + VW, x[r][1]);
+    if (t->end == END_BF16) {
+        put_bf16(h, x, t);
+        return;
     }
+    const float *old = (const float *)t->to;
+    int64_t ld = t->to_step / (int64_t)sizeof *old;
+#pragma GCC unroll 6
+    for (int r = 0; r < h; r++) {
+        if (t->end != END_ADDED) break;
+        x[r][0] = vadd(vload(old), x[r][0]);
+        x[r][1] = vadd(vload(old + VW), x[r][1]);
+        STEP_POINTER(old, ld);
+    }
+    store_sums(h, x, (float *)t->to, ld);
 }
 
-INLINE void promote(const int h, const Scaling scaling, vf totals[STRIP][2], vf sums[STRIP][2],
-                    const float *sa, const float *sb) {
+// sums = sums times their scales + what lies at `from`.
+INLINE void promote(const int h, const Scaling scaling, vf sums[STRIP][2], const float *sa,
+                    const float *sb, const float *from, int64_t ld) {
 #pragma GCC unroll 6
     for (int r = 0; r < h; r++) {
         vf s = vset1(sa[r]);
-#pragma GCC unroll 2
-        for (int v = 0; v < 2; v++)
-            totals[r][v] = vfma(
-                sums[r][v], scaling == ROWS_SCALED ? s : vmul(s, vload(sb + v * VW)), totals[r][v]);
+        sums[r][0] = vfma(sums[r][0], scaling == ROWS_SCALED ? s : vmul(s, vload(sb)), vload(from));
+        sums[r][1] = vfma(sums[r][1], scaling == ROWS_SCALED ? s : vmul(s, vload(sb + VW)),
+                          vload(from + VW));
+        STEP_POINTER(from, ld);
     }
 }
 
-INLINE void ask_for_output(const int h, const Job *t) {
-    const char *to = t->to;
-    for (int r = 0; r < h; r++, to += t->to_step) {
+// Where the sums of this strip go is written soon, and where the next one's come from is read.
+INLINE void ask_for_ends(const int h, const Job *t) {
+    const char *to = t->to, *from = (const char *)(t->from + h * t->from_ld);
+#pragma GCC unroll 6
+    for (int r = 0; r < h; r++) {
         __builtin_prefetch(to, 1);
-        __builtin_prefetch(to + t->touch, 1);
+        STEP_POINTER(to, t->to_step);
+    }
+    if (t->from_ld == 0) return;
+#pragma GCC unroll 6
+    for (int r = 0; r < h; r++) {
+        __builtin_prefetch(from);
+        STEP_POINTER(from, t->from_ld * 4);
     }
 }
 
 INLINE void kernel(const int h, const Scaling scaling, const Job *t) {
-    vf sums[STRIP][2], totals[STRIP][2];
+    vf sums[STRIP][2];
     const float *a = t->a, *b = t->b, *sa = t->sa, *sb = t->sb, *from = t->from;
-    int64_t ld = t->from_ld;
+    int64_t ld = t->from_ld, i = t->slices;
+    ask_for_ends(h, t);
     if (scaling == UNSCALED) load_sums(h, sums, from, ld);
-    int64_t i = t->slices;
-    do {
+    while (true) {
         fetch_next(t->next);
-        if (i == 1) ask_for_output(h, t);
-        if (scaling != UNSCALED)
 #pragma GCC unroll 6
-            for (int r = 0; r < h; r++) sums[r][0] = sums[r][1] = vset1(0.0f);
+        for (int r = 0; r < h && scaling != UNSCALED; r++) sums[r][0] = sums[r][1] = vset1(0.0f);
         multiply(h, sums, i > 1 ? TILE : t->last, a, b);
+        if (scaling != UNSCALED) promote(h, scaling, sums, sa, sb, from, ld);
+        if (i == 1) break;
+        i--;
         a += TILE * h;
         b += TILE * COLUMNS;
         if (scaling == UNSCALED) continue;
-        load_sums(h, totals, from, ld);
-        promote(h, scaling, totals, sums, sa, sb);
-#pragma GCC unroll 6
-        for (int r = 0; i > 1 && r < h; r++) {
-            vstore(t->between + r * COLUMNS, totals[r][0]);
-            vstore(t->between + r * COLUMNS + VW, totals[r][1]);
-        }
+        store_sums(h, sums, t->between, COLUMNS);
         from = t->between;
         ld = COLUMNS;
         sa += t->sa_step;
         sb += t->sb_step;
-    } while (--i > 0);
-    put_sums(h, scaling == UNSCALED ? sums : totals, t);
+    }
+    put_sums(h, sums, t);
 }
 
 typedef void (*KernelFn)(const Job *t);
@@ -177,6 +217,7 @@ typedef struct Work {
     int64_t k0, nk;         // the part
     bool is_first, is_last; // of the parts
     int64_t s0, s1;         // strips of the block
+    Fetch next;             // of columns
     Room *room;
 } Work;
 
@@ -184,13 +225,19 @@ static int64_t slices_of(const Work *t) {
     return ceil_div(t->nk, TILE);
 }
 
-// nj columns at j, for all rows of the tile.
-static void take_columns(const Work *t, int64_t j, int64_t nj) {
+// Columns that are packed together: those of a cache line, if they lie beside each other.
+static int64_t columns_together(const GemmOperand *b) {
+    if (b->is_k_contig) return COLUMNS;
+    return b->t == SRC_F32 ? 16 : b->t == SRC_BF16 ? 32 : 64;
+}
+
+// n columns at j, for all rows of the tile.
+static void take_columns(const Work *t, int64_t j, int64_t n) {
     const GemmOperand *b = &t->p->b;
     int64_t at = j - t->n0;
-    pack_columns(b, j, nj, t->k0, t->nk, t->room->columns[at / COLUMNS]);
+    pack_columns(b, j, n, t->k0, t->nk, t->room->columns[at / COLUMNS]);
     for (int64_t i = 0; i < slices_of(t) && gemm_is_fp8(b->t); i++)
-        pack_scales(b, j, nj, t->k0 + i * TILE, t->room->column_scales[i] + at);
+        pack_scales(b, j, n, t->k0 + i * TILE, t->room->column_scales[i] + at);
 }
 
 static void take_rows(const Work *t) {
@@ -216,38 +263,32 @@ static Scaling scaling_of(const Work *t, int64_t j, int64_t nj) {
     return ROWS_SCALED;
 }
 
-// What is packed after the columns at j: the next ones, or the first ones of the next part of the
-// contraction. Across codes, two times 16 of them and more share a cache line: the lines after it
-// are fetched in two halves.
-static Fetch columns_ahead(const Work *t, int64_t j, int64_t parts) {
+// What is packed after the n columns at j: the next ones, or the first ones of the next part of the
+// contraction; a piece of it is fetched with every slice of every strip.
+static Fetch columns_ahead(const Work *t, int64_t j, int64_t n) {
     const GemmOperand *b = &t->p->b;
-    int64_t k0 = t->k0, nk = t->nk, n = COLUMNS;
-    int64_t end = t->n0 + t->nn, next = j + COLUMNS;
+    int64_t k0 = t->k0, nk = t->nk, end = t->n0 + t->nn, next = j + n;
+    int64_t parts = (t->s1 - t->s0) * slices_of(t) * ceil_div(n, COLUMNS);
     if (next >= end) {
         next = t->n0;
         k0 += nk;
         nk = min_i64(PANEL_DEPTH, t->p->k - k0); // 0 in the last part
-    } else if (!b->is_k_contig && gemm_is_fp8(b->t)) {
-        int64_t half = nk / 2, pair = j / (2 * COLUMNS) * (2 * COLUMNS);
-        next = pair + 2 * COLUMNS;
-        n = 2 * COLUMNS;
-        k0 += j == pair ? 0 : half;
-        nk = j == pair ? half : nk - half;
     }
-    return piece_of(b, next, nk > 0 ? min_i64(n, end - next) : 0, k0, nk, parts);
+    n = min_i64(columns_together(b), end - next);
+    return piece_of(b, next, nk > 0 ? n : 0, k0, nk, parts);
 }
 
-// Where the sums of a strip go: r rows into the tile, nj columns at j.
-static void set_end(const Work *t, Job *x, int64_t r, int64_t j, int64_t nj) {
+// Where the sums come from and go to: r rows into the tile, nj columns at j.
+static void set_ends(const Work *t, Job *x, int64_t r, int64_t j, int64_t nj) {
+    static const float zeros[COLUMNS];
     const Mat *y = &t->p->y;
     int64_t size = y->t == DT_F32 ? 4 : 2;
     float *sums = t->room->sums + r * SUMS_LD + (j - t->n0);
-    x->from = sums;
-    x->from_ld = SUMS_LD;
+    x->from = t->is_first ? zeros : sums;
+    x->from_ld = t->is_first ? 0 : SUMS_LD;
     x->to = (char *)sums;
     x->to_step = SUMS_LD * (int64_t)sizeof *sums;
     x->end = END_F32;
-    x->touch = COLUMNS * 4 - 1;
     if (!t->is_last) return;
     if (nj < COLUMNS) {
         x->to = (char *)t->room->last;
@@ -256,44 +297,43 @@ static void set_end(const Work *t, Job *x, int64_t r, int64_t j, int64_t nj) {
     }
     x->to = (char *)y->p + ((t->m0 + r) * y->ld + j) * size;
     x->to_step = y->ld * size;
-    x->touch = COLUMNS * size - 1;
     x->end = y->t == DT_BF16 ? END_BF16 : t->p->acc ? END_ADDED : END_F32;
 }
 
 // The rows of the block x nj columns at j.
-static void run_columns(const Work *t, int64_t j, int64_t nj) {
-    static const float zeros[COLUMNS];
+static void run_columns(Work *t, int64_t j, int64_t nj) {
     Room *w = t->room;
-    int64_t at = j - t->n0, slices = slices_of(t), r0 = strip_start(&t->strips, t->s0);
+    int64_t at = j - t->n0, slices = slices_of(t), r = strip_start(&t->strips, t->s0);
     Scaling scaling = scaling_of(t, j, nj);
-    Fetch next = {0};
-    if (t->s0 == 0) next = columns_ahead(t, j, (t->s1 - t->s0) * slices);
+    bool is_one = scaling == ROWS_SCALED, is_short = t->is_last && nj < COLUMNS;
+    Job x = {.slices = slices,
+             .last = ceil_div(t->nk - (slices - 1) * TILE, STEP) * STEP,
+             .a = w->rows,
+             .b = w->columns[at / COLUMNS],
+             .sa = is_one ? w->products[0] : w->row_scales[0] + r,
+             .sa_step = is_one ? BLOCK * STRIP : GEMM_WIDE_ROWS,
+             .sb = w->column_scales[0] + at,
+             .sb_step = GEMM_WIDE_COLUMNS,
+             .between = w->between,
+             .next = &t->next};
+    set_ends(t, &x, r, j, nj);
     for (int64_t s = t->s0; s < t->s1; s++) {
-        int64_t r = strip_start(&t->strips, s), h = strip_rows(&t->strips, s);
-        Job x = {.slices = slices,
-                 .last = ceil_div(t->nk - (slices - 1) * TILE, STEP) * STEP,
-                 .a = w->rows + (s - t->s0) * PANEL,
-                 .b = w->columns[at / COLUMNS],
-                 .sa = scaling == ROWS_SCALED ? w->products[0] + (r - r0) : w->row_scales[0] + r,
-                 .sa_step = scaling == ROWS_SCALED ? BLOCK * STRIP : GEMM_WIDE_ROWS,
-                 .sb = w->column_scales[0] + at,
-                 .sb_step = GEMM_WIDE_COLUMNS,
-                 .between = w->between,
-                 .next = &next};
-        set_end(t, &x, r, j, nj);
-        if (t->is_first) {
-            x.from = zeros;
-            x.from_ld = 0;
-        }
+        int64_t h = strip_rows(&t->strips, s);
         kernels[scaling][h](&x);
-        for (int64_t i = 0; i < h && t->is_last && nj < COLUMNS; i++)
+        for (int64_t i = 0; i < h && is_short; i++)
             store_row(t->p, t->m0 + r + i, j, nj, w->last + i * COLUMNS);
+        r += h;
+        x.a += PANEL;
+        x.sa += h;
+        x.from += h * x.from_ld;
+        if (!is_short) x.to += h * x.to_step;
     }
 }
 
 // The contraction of p, in parts. begins: no sums wait; ends: none will.
 static void run_contraction(Work *t, bool begins, bool ends) {
     int64_t blocks = ceil_div(t->strips.count, BLOCK), end = t->n0 + t->nn;
+    int64_t together = columns_together(&t->p->b);
     for (t->k0 = 0; t->k0 < t->p->k; t->k0 += PANEL_DEPTH) {
         t->nk = min_i64(PANEL_DEPTH, t->p->k - t->k0);
         t->is_first = begins && t->k0 == 0;
@@ -303,9 +343,12 @@ static void run_contraction(Work *t, bool begins, bool ends) {
             t->s1 = t->strips.count * (i + 1) / blocks;
             take_rows(t);
             for (int64_t j = t->n0; j < end; j += COLUMNS) {
-                int64_t nj = min_i64(COLUMNS, end - j);
-                if (i == 0) take_columns(t, j, nj);
-                run_columns(t, j, nj);
+                if (i == 0 && (j - t->n0) % together == 0) {
+                    int64_t n = min_i64(together, end - j);
+                    take_columns(t, j, n);
+                    t->next = columns_ahead(t, j, n);
+                }
+                run_columns(t, j, min_i64(COLUMNS, end - j));
             }
         }
     }

@@ -71,38 +71,125 @@ INLINE const char *element(const GemmOperand *o, GemmSrc t, bool is_k_contig, in
            (is_k_contig ? outer * o->ld + k : k * o->ld + outer) * src_bytes(t);
 }
 
-// 8 outer indices x 8 elements at k, of which n indices and nk elements exist; the others are zero.
-// Vector k goes to dst + k * step.
-INLINE void turn_block(GemmSrc t, const GemmOperand *o, int64_t outer, int64_t n, int64_t k,
-                       int64_t nk, float *dst, int64_t step) {
-    vf x[VW];
-#pragma GCC unroll 8
-    for (int j = 0; j < VW; j++)
-        x[j] = j < n ? load_lanes(t, element(o, t, true, outer + j, k), nk) : vset1(0.0f);
-    vtranspose(x);
-#pragma GCC unroll 8
-    for (int j = 0; j < VW; j++) vstore(dst + j * step, x[j]);
+// Rows i and i + 4, 16 bytes of each.
+INLINE __m256i load_pair(const char *const row[VW], int i, int64_t at) {
+    __m128i low = _mm_loadu_si128((const __m128i *)(row[i] + at));
+    return _mm256_inserti128_si256(_mm256_castsi128_si256(low),
+                                   _mm_loadu_si128((const __m128i *)(row[i + 4] + at)), 1);
 }
 
-// The same for nk elements at k0, and zeros up to a multiple of STEP.
-INLINE void turn_all(GemmSrc t, const GemmOperand *o, int64_t outer, int64_t n, int64_t k0,
-                     int64_t nk, float *dst, int64_t step) {
-    int64_t k = 0;
-    for (; k + VW <= nk; k += VW) turn_block(t, o, outer, n, k0 + k, VW, dst + k * step, step);
-    if (k < nk) turn_block(t, o, outer, n, k0 + k, nk - k, dst + k * step, step);
+// 32 codes as floats: lane by lane, the codes 0 to 3, 4 to 7, 8 to 11 and 12 to 15. A float has two
+// bytes that are not zero. Below 2^-5 a table has them, else they follow from the code by shifts.
+INLINE void decode_e4m3(__m256i x, vf out[4]) {
+    const __m256i low_high =
+        _mm256_broadcastsi128_si256(_mm_setr_epi8(0, 0x3B, 0x3B, 0x3B, 0x3C, 0x3C, 0x3C, 0x3C, 0x3C,
+                                                  0x3C, 0x3C, 0x3C, 0x3C, 0x3C, 0x3C, 0x3C));
+    const __m256i low_low = _mm256_broadcastsi128_si256(_mm_setr_epi8(
+        0, 0x00, (char)0x80, (char)0xC0, 0x00, 0x20, 0x40, 0x60, (char)0x80, (char)0x90, (char)0xA0,
+        (char)0xB0, (char)0xC0, (char)0xD0, (char)0xE0, (char)0xF0));
+    __m256i rest = _mm256_and_si256(x, _mm256_set1_epi8(15));
+    __m256i top = _mm256_and_si256(_mm256_srli_epi16(x, 4), _mm256_set1_epi8(7));
+    __m256i mag = _mm256_and_si256(x, _mm256_set1_epi8(0x7F));
+    __m256i is_low = _mm256_cmpeq_epi8(top, _mm256_setzero_si256());
+    __m256i is_nan = _mm256_cmpeq_epi8(mag, _mm256_set1_epi8(0x7F));
+    __m256i high = _mm256_add_epi8(top, _mm256_set1_epi8(60)), low = _mm256_slli_epi16(rest, 4);
+    high = _mm256_blendv_epi8(high, _mm256_shuffle_epi8(low_high, rest), is_low);
+    low = _mm256_blendv_epi8(low, _mm256_shuffle_epi8(low_low, rest), is_low);
+    high = _mm256_or_si256(high, _mm256_and_si256(is_nan, mag));
+    low = _mm256_andnot_si256(_mm256_and_si256(is_nan, _mm256_set1_epi8(0x30)), low);
+    high = _mm256_or_si256(high, _mm256_and_si256(x, _mm256_set1_epi8((char)0x80)));
+    __m256i zero = _mm256_setzero_si256();
+    __m256i first = _mm256_unpacklo_epi8(low, high), second = _mm256_unpackhi_epi8(low, high);
+    out[0] = _mm256_castsi256_ps(_mm256_unpacklo_epi16(zero, first));
+    out[1] = _mm256_castsi256_ps(_mm256_unpackhi_epi16(zero, first));
+    out[2] = _mm256_castsi256_ps(_mm256_unpacklo_epi16(zero, second));
+    out[3] = _mm256_castsi256_ps(_mm256_unpackhi_epi16(zero, second));
 }
 
-// Usual numbers of indices become constants.
+// 16 bytes of 8 rows each, at `at`, turned: vector k goes to dst + k * step. The lower half of a
+// register has rows 0 to 3, the upper one rows 4 to 7, so that nothing crosses.
+INLINE void turn_e4m3(const char *const row[VW], int64_t at, float *dst, int64_t step) {
+    __m256i r0 = load_pair(row, 0, at), r1 = load_pair(row, 1, at);
+    __m256i r2 = load_pair(row, 2, at), r3 = load_pair(row, 3, at);
+    __m256i a = _mm256_unpacklo_epi8(r0, r2), b = _mm256_unpacklo_epi8(r1, r3);
+    __m256i c = _mm256_unpackhi_epi8(r0, r2), d = _mm256_unpackhi_epi8(r1, r3);
+    __m256i q[4] = {_mm256_unpacklo_epi8(a, b), _mm256_unpackhi_epi8(a, b),
+                    _mm256_unpacklo_epi8(c, d), _mm256_unpackhi_epi8(c, d)};
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; i++) {
+        vf x[4];
+        decode_e4m3(q[i], x);
+#pragma GCC unroll 4
+        for (int j = 0; j < 4; j++) vstore(dst + (4 * i + j) * step, x[j]);
+    }
+}
+INLINE void turn_bf16(const char *const row[VW], int64_t at, float *dst, int64_t step) {
+    __m256i r0 = load_pair(row, 0, at), r1 = load_pair(row, 1, at);
+    __m256i r2 = load_pair(row, 2, at), r3 = load_pair(row, 3, at), zero = _mm256_setzero_si256();
+    __m256i a = _mm256_unpacklo_epi16(r0, r2), b = _mm256_unpacklo_epi16(r1, r3);
+    __m256i c = _mm256_unpackhi_epi16(r0, r2), d = _mm256_unpackhi_epi16(r1, r3);
+    __m256i q[4] = {_mm256_unpacklo_epi16(a, b), _mm256_unpackhi_epi16(a, b),
+                    _mm256_unpacklo_epi16(c, d), _mm256_unpackhi_epi16(c, d)};
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; i++) {
+        vstore(dst + 2 * i * step, _mm256_castsi256_ps(_mm256_unpacklo_epi16(zero, q[i])));
+        vstore(dst + (2 * i + 1) * step, _mm256_castsi256_ps(_mm256_unpackhi_epi16(zero, q[i])));
+    }
+}
+INLINE void turn_f32(const char *const row[VW], int64_t at, float *dst, int64_t step) {
+    vf r0 = _mm256_castsi256_ps(load_pair(row, 0, at));
+    vf r1 = _mm256_castsi256_ps(load_pair(row, 1, at));
+    vf r2 = _mm256_castsi256_ps(load_pair(row, 2, at));
+    vf r3 = _mm256_castsi256_ps(load_pair(row, 3, at));
+    vf a = _mm256_unpacklo_ps(r0, r1), b = _mm256_unpacklo_ps(r2, r3);
+    vf c = _mm256_unpackhi_ps(r0, r1), d = _mm256_unpackhi_ps(r2, r3);
+    vstore(dst, _mm256_shuffle_ps(a, b, 0x44));
+    vstore(dst + step, _mm256_shuffle_ps(a, b, 0xEE));
+    vstore(dst + 2 * step, _mm256_shuffle_ps(c, d, 0x44));
+    vstore(dst + 3 * step, _mm256_shuffle_ps(c, d, 0xEE));
+}
+INLINE void turn_e5m2(const char *const row[VW], int64_t at, float *dst, int64_t step) {
+#pragma GCC unroll 2
+    for (int i = 0; i < 16; i += VW) {
+        vf x[VW];
+#pragma GCC unroll 8
+        for (int j = 0; j < VW; j++) x[j] = vlanes_e5m2(row[j] + at + i);
+        vtranspose(x);
+#pragma GCC unroll 8
+        for (int j = 0; j < VW; j++) vstore(dst + (i + j) * step, x[j]);
+    }
+}
+INLINE void turn_16_bytes(GemmSrc t, const char *const row[VW], int64_t at, float *dst,
+                          int64_t step) {
+    if (t == SRC_E4M3)
+        turn_e4m3(row, at, dst, step);
+    else if (t == SRC_BF16)
+        turn_bf16(row, at, dst, step);
+    else if (t == SRC_F32)
+        turn_f32(row, at, dst, step);
+    else
+        turn_e5m2(row, at, dst, step);
+}
+
+// 8 outer indices, of which n > 0 exist (the last one stands for the others), x nk elements at k0:
+// vector k goes to dst + k * step, and zeros follow up to a multiple of 16 bytes and of STEP.
 INLINE void turn_lanes(GemmSrc t, const GemmOperand *o, int64_t outer, int64_t n, int64_t k0,
                        int64_t nk, float *dst, int64_t step) {
-    if (n >= VW)
-        turn_all(t, o, outer, VW, k0, nk, dst, step);
-    else if (n == STRIP)
-        turn_all(t, o, outer, STRIP, k0, nk, dst, step);
-    else if (n == STRIP - 1)
-        turn_all(t, o, outer, STRIP - 1, k0, nk, dst, step);
-    else
-        turn_all(t, o, outer, n, k0, nk, dst, step);
+    enum { SPAN = 32 };
+    const char *row[VW];
+    for (int j = 0; j < VW; j++) row[j] = element(o, t, true, outer + (j < n ? j : n - 1), k0);
+    const int64_t size = src_bytes(t), each = 16 / size;
+    int64_t k = 0;
+    for (; k + each <= nk; k += each) turn_16_bytes(t, row, k * size, dst + k * step, step);
+    if (k >= nk && k % STEP == 0) return;
+    char pad[VW][SPAN] = {{0}};
+    for (int j = 0; j < VW; j++) {
+        memcpy(pad[j], row[j] + k * size, (size_t)((nk - k) * size));
+        row[j] = pad[j];
+    }
+    turn_16_bytes(t, row, 0, dst + k * step, step);
+    k += each;
+    if (k % STEP) turn_16_bytes(t, row, 16, dst + k * step, step);
 }
 
 // The rows of a tile in strips: the first `high` have one row more than the others.
@@ -151,22 +238,54 @@ INLINE void pack_rows_as(GemmSrc t, bool is_k_contig, const GemmOperand *o, cons
             vstore(dst + (s - s0) * PANEL + k * strip_rows(strips, s), vset1(0.0f));
 }
 
-// n <= 16 columns x nk elements of an operand -> dst [unit][16]; columns past n are zero.
+// Two units of 16 codes: columns 0 to 7 and 8 to 15 of each.
+INLINE void widen_e4m3(const char *p, int64_t ld, float *dst) {
+    const __m256i order = _mm256_setr_epi32(0, 4, 2, 6, 1, 5, 3, 7);
+    __m128i one = _mm_loadu_si128((const __m128i *)p);
+    __m128i two = _mm_loadu_si128((const __m128i *)(p + ld));
+    __m256i both = _mm256_inserti128_si256(_mm256_castsi128_si256(one), two, 1);
+    vf x[4];
+    decode_e4m3(_mm256_permutevar8x32_epi32(both, order), x);
+    vstore(dst, x[0]);
+    vstore(dst + VW, x[2]);
+    vstore(dst + COLUMNS, x[1]);
+    vstore(dst + COLUMNS + VW, x[3]);
+}
+
+// n columns x nk elements of an operand -> panels dst [n / 16][PANEL_DEPTH][16] of units; what is
+// in columns past n is of no account.
+enum { COLUMN_PANEL = PANEL_DEPTH * COLUMNS };
 INLINE void pack_columns_as(GemmSrc t, bool is_k_contig, const GemmOperand *o, int64_t j0,
                             int64_t n, int64_t k0, int64_t nk, float *dst) {
     if (is_k_contig) {
-        for (int v = 0; v < COLUMNS; v += VW)
-            turn_lanes(t, o, j0 + v, n - v, k0, nk, dst + v, COLUMNS);
+        for (int64_t v = 0; v < n; v += VW)
+            turn_lanes(t, o, j0 + v, n - v, k0, nk, dst + v / COLUMNS * COLUMN_PANEL + v % COLUMNS,
+                       COLUMNS);
         return;
     }
-    for (int64_t k = 0; k < nk; k++) {
+    const int64_t size = src_bytes(t), units = t == SRC_E4M3 ? 2 : 1;
+    for (int64_t k = 0; k < nk; k += units) {
         const char *p = element(o, t, false, j0, k0 + k);
-        for (int v = 0; v < COLUMNS; v += VW)
-            vstore(dst + k * COLUMNS + v,
-                   n > v ? load_lanes(t, p + v * src_bytes(t), n - v) : vset1(0.0f));
+        float *to = dst + k * COLUMNS;
+        int64_t j = 0;
+        for (; j + COLUMNS <= n && k + units <= nk;
+             j += COLUMNS, p += COLUMNS * size, to += COLUMN_PANEL) {
+            if (t == SRC_E4M3) {
+                widen_e4m3(p, o->ld, to);
+            } else {
+                vstore(to, decode_lanes(t, p));
+                vstore(to + VW, decode_lanes(t, p + VW * size));
+            }
+        }
+        for (; j < n; j += COLUMNS, p += COLUMNS * size, to += COLUMN_PANEL)
+            for (int64_t u = 0; u < units && k + u < nk; u++)
+                for (int64_t v = 0; v < COLUMNS; v += VW)
+                    vstore(to + u * COLUMNS + v,
+                           load_lanes(t, p + u * o->ld + v * size, n - j - v));
     }
     for (int64_t k = nk; k % STEP; k++)
-        for (int v = 0; v < COLUMNS; v += VW) vstore(dst + k * COLUMNS + v, vset1(0.0f));
+        for (int64_t v = 0; v < n; v += VW)
+            vstore(dst + v / COLUMNS * COLUMN_PANEL + k * COLUMNS + v % COLUMNS, vset1(0.0f));
 }
 
 // The type and the orientation become constants, so that no decision is left in the loops.

@@ -26,7 +26,7 @@ BEGIN {
         home[name] = room_of(ARGV[i])
     }
     # Libraries and where alone they may be included.
-    only["cublasLt.h"] = "^(kernels/blas_cuda\\.|tests/cuda/)"
+    only["cublasLt.h"] = "^(kernels/blas_cuda(_fp8)?\\.|tests/cuda/)"
     only["mpi.h"] = "^parallel/"
     only["nccl.h"] = "^(parallel/comm_nccl\\.c|tests/cuda/nccl_on_cpu\\.(h|cpp))$"
     only["hdf5.h"] = only["zstd.h"] = only["pcre2.h"] = only["jansson.h"] = only["xxhash.h"] = "^(data|tests|tests/fuzz)/[^/]*\\.c$"

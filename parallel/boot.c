@@ -260,6 +260,10 @@ void boot_abort(Boot *b, int code) {
     if (b->is_mpi) MPI_Abort(MPI_COMM_WORLD, code);
 }
 
+void boot_end(int code) {
+    _exit(code);
+}
+
 // ---- signals ----------------------------------------------------------------------------------
 
 static volatile sig_atomic_t signalled;

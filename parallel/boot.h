@@ -42,6 +42,10 @@ void boot_finish(Boot *b);
 // under MPI.
 void boot_abort(Boot *b, int code);
 
+// boot_end: end this process at once with this code, from any thread: nothing is flushed or finalised. Local; does not
+// return.
+void boot_end(int code);
+
 // boot_signals: from now on SIGUSR1, SIGUSR2, SIGTERM and SIGINT only raise a flag. The same signal
 // once more ends this process at once with 128 + its number, unsaved: 75 would promise a save. Other
 // signals may follow the first (Slurm: the early warning, then SIGTERM at the end). Inside a Slurm job

@@ -82,11 +82,13 @@ static Err fold(Comm *c, Fold how, void *x, int n) {
           c->name, n);
     CHECK(!c->is_device, E_INTERNAL, "comm %s: sums are for numbers of the host", c->name);
     if (c->is_null || c->nranks == 1) return OK;
+    c->what = how == FOLD_MAX_I64 ? "maximum" : "sum";
     if (how != FOLD_SUM_F64 && c->reduce_i64) return c->reduce_i64(c, x, n, how == FOLD_MAX_I64);
     const int step = COMM_CHUNK / 8; // numbers are 8 bytes
     for (int i = 0; i < n; i += step) {
         int m = n - i < step ? n - i : step;
         char *piece = (char *)x + (size_t)i * 8;
+        c->what = "sum";
         TRY(c->all_gather(c, c->scratch, piece, (size_t)m * 8));
         fold_piece(how, piece, c->scratch, m, c->nranks);
     }
@@ -139,6 +141,7 @@ Err comm_agree(Comm *c, Err mine) {
     }
     int32_t code = (int32_t)mine;
     int32_t *codes = c->scratch;
+    c->what = "agreement";
     Err err = c->all_gather(c, codes, &code, sizeof code);
     if (err != OK && mine != OK)
         FAIL(mine, "%s", text); // the own error explains more than the lost group
@@ -147,9 +150,10 @@ Err comm_agree(Comm *c, Err mine) {
     for (int r = 1; r < c->nranks; r++) {
         if (codes[r] > codes[worst]) worst = r;
     }
-    if (codes[worst] == OK) return OK;
+    is_agreed = codes[worst] != OK;
+    if (!is_agreed) return OK;
     Err agreed = (Err)codes[worst];
-    is_agreed = true;
+    c->what = "error text";
     TRY(c->broadcast(c, text, sizeof text, worst));
     text[sizeof text - 1] = '\0';
     if (c->rank == worst) return agreed;

@@ -32,6 +32,9 @@ struct Comm {
     void *scratch; // [nranks * COMM_CHUNK] bytes for the sums below
     bool is_started[COMM_REQUESTS]; // requests that nobody has waited for yet
     void *impl;    // backend state
+    const char *what;        // what for is the next operation: a word for the ledger, which takes it; NULL = none
+    struct Ledger *ledger;   // who records (ledger.h), NULL = nobody
+    struct CommWatch *watch; // of ledger_watch
     Comm *on_device; // the same ranks for memory of the device; NULL: its bytes go through the host
     bool is_device;  // this is such a table
     // barrier: everybody is here. Collective over the group.

@@ -30,6 +30,7 @@ void comm_destroy(Comm **c) {
     comm_destroy(&(*c)->on_device);
     if ((*c)->destroy) (*c)->destroy(*c);
     mem_free((*c)->scratch);
+    mem_free((*c)->watch);
     mem_free(*c);
     *c = NULL;
 }

@@ -66,6 +66,7 @@ Err exchange_plan(Comm *ep, ExPlan *plan, ExFlight *meta, Arena *keep, Arena *sc
     TRY(plan_push_sources(p, keep));
 
     // The one thing to wait for before anything can be started: how many rows come from whom.
+    ep->what = "counts";
     TRY(ep->all_to_all(ep, p->recv_count, p->send_count, sizeof *p->send_count));
     p->nrecv = fill_offsets(p->recv_off, p->recv_count, p->P);
     TRY(plan_push_meta(p, keep));
@@ -82,6 +83,7 @@ Err exchange_plan(Comm *ep, ExPlan *plan, ExFlight *meta, Arena *keep, Arena *sc
     pack_meta(out, expert, gates, p->nsend, K);
     arena_release(scratch, mark);
     size_t row_bytes = (size_t)K * 8;
+    ep->what = "experts of rows";
     TRY(comm_start_all_to_all_v(ep, &meta->request, meta->in, p->recv_count, p->recv_off, out,
                                 p->send_count, p->send_off, row_bytes));
     if (bytes) bytes->meta += p->off_rank_send * (int64_t)row_bytes;
@@ -98,6 +100,7 @@ Err exchange_plan_end(Comm *ep, ExPlan *plan, ExFlight *meta, Arena *keep) {
 
 Err exchange_dispatch(Comm *ep, const ExPlan *plan, int *request, void *recv, const void *send,
                       int64_t row_bytes, ExBytes *bytes) {
+    ep->what = "dispatch";
     TRY(comm_start_all_to_all_v(ep, request, recv, plan->recv_count, plan->recv_off, send,
                                 plan->send_count, plan->send_off, (size_t)row_bytes));
     if (bytes) bytes->dispatch += plan->off_rank_send * row_bytes;
@@ -116,6 +119,7 @@ static Err send_back(Comm *ep, const ExPlan *plan, int *request, void *back, con
 Err exchange_combine(Comm *ep, const ExPlan *plan, int *request, void *back, const void *recv,
                      int64_t row_bytes, ExBytes *bytes) {
     int64_t sent = 0;
+    ep->what = "combine";
     TRY(send_back(ep, plan, request, back, recv, row_bytes, &sent));
     if (bytes) bytes->combine += sent;
     return OK;
@@ -135,6 +139,7 @@ Err exchange_gates(Comm *ep, const ExPlan *plan, ExFlight *gates, Arena *scratch
         }
     }
     int64_t sent = 0;
+    ep->what = "gates";
     TRY(send_back(ep, p, &gates->request, gates->in, here, K * 4, &sent));
     if (bytes) bytes->meta += sent;
     return OK;

@@ -226,6 +226,7 @@ static Err send_run(Zero *z, const ZeroRun *run) {
     TRY(finish_bucket(z, b));
     b->run = *run;
     TRY(z->is_params ? pack_params(z, b) : pack_grads(z, b));
+    z->group->what = z->is_params ? "parameters" : "gradients";
     TRY(comm_start_all_to_all_v(z->group, &b->request, b->recv, b->rcount, b->roff, b->send,
                                 b->scount, b->soff, 1));
     z->tensor = run->to_tensor;

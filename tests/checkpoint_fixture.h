@@ -19,9 +19,13 @@ typedef struct Fixture {
     Params *params;
 } Fixture;
 
+static int64_t fixture_experts = 4;
+static const char *fixture_more; // one more setting, section.key=value
+
 static inline Err fixture_config(Config **c, const char *mode, int64_t hidden,
                                  const char *tokenizer) {
     char sets[4][300];
+    snprintf(sets[3], sizeof sets[3], "model.n_routed_experts=%lld", (long long)fixture_experts);
     snprintf(sets[0], sizeof sets[0], "precision.mode=%s", mode);
     snprintf(sets[1], sizeof sets[1], "model.hidden_size=%lld", (long long)hidden);
     snprintf(sets[2], sizeof sets[2], "data.tokenizer=%s", tokenizer);
@@ -31,7 +35,8 @@ static inline Err fixture_config(Config **c, const char *mode, int64_t hidden,
                          "model.num_hidden_layers=2",
                          "model.num_nextn_predict_layers=1",
                          "model.num_attention_heads=2",
-                         "model.n_routed_experts=4",
+                         sets[3],
+                         fixture_more ? fixture_more : sets[3],
                          "model.num_experts_per_tok=2",
                          "model.kv_lora_rank=32",
                          "model.q_lora_rank=24",

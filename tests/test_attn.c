@@ -5,15 +5,24 @@
 #include "reference.h"
 
 #ifdef TESTS_CUDA
-static const char *const isas[] = {"portable"}; // the operations are those of the CUDA backend
+// The operations are those of the CUDA backend: on the tensor cores, where they take the call, and the plain ones.
+void attn_mma_choose(int is_on);
+static const char *const isas[] = {"tensor cores", "plain"};
+static bool select_isa(const char *name) {
+    attn_mma_choose(name ? !strcmp(name, isas[0]) : -1);
+    return true;
+}
 #else
 static const char *const isas[] = {"avx512-bf16", "avx512", "avx2", "portable"};
+static bool select_isa(const char *name) {
+    return attn_select(name);
+}
 #endif
 enum { ISAS = sizeof isas / sizeof isas[0] };
 
 // Does this instruction set round p and ds to BF16 for their products?
 static bool is_rounding(int isa, DType t) {
-    return t == DT_BF16 && !strcmp(isas[isa], "avx512-bf16");
+    return t == DT_BF16 && (!strcmp(isas[isa], "avx512-bf16") || !strcmp(isas[isa], "tensor cores"));
 }
 
 typedef struct Case {
@@ -42,6 +51,12 @@ static const Case cases[] = {
     // Uncut with one thread, cut into pieces of rows with more.
     {{1, 395, 5, 6, 2, 3, 0.3f}, DT_F32, 0, 1},
     {{1, 395, 5, 6, 2, 3, 0.3f}, DT_BF16, 0, 0},
+    // Widths and rows in eights, as the tensor cores of a GPU want them: each size of its tiles, full and padded.
+    {{2, 1, 2, 8, 0, 8, 1.0f}, DT_BF16, 0, 0},
+    {{1, 145, 1, 128, 64, 128, 0.0722f}, DT_BF16, 8, 1},
+    {{2, 65, 1, 96, 40, 72, 0.0858f}, DT_BF16, 16, 0},
+    {{1, 129, 2, 32, 32, 64, -0.1f}, DT_BF16, 0, 1},
+    {{1, 150, 2, 0, 64, 64, 0.125f}, DT_BF16, 8, 0},
 };
 
 typedef struct Problem {
@@ -211,7 +226,7 @@ static void run_case(const Case *k) {
                  ref_zeros(a.H * T),
                  ref_zeros(T * VH),
                  ref_zeros(T * VH)};
-    int64_t samples = T * a.S * a.H > 20000 ? 10 : SLOPES;
+    int64_t samples = T * a.S * a.H > 20000 || a.Dn > 64 ? 10 : SLOPES;
     Slopes dq, dkv, dkr;
     find_slopes(&dq, &p, p.q, r.dq, samples);
     find_slopes(&dkv, &p, p.kv, r.dkv, samples);
@@ -220,7 +235,7 @@ static void run_case(const Case *k) {
     // BF16: o enters the backward rounded, an error of one rounding of |dout . o| per score.
     double unit = k->t == DT_BF16 ? 4 * UBF : 512 * U32;
     for (int isa = 0; isa < ISAS; isa++) {
-        if (!attn_select(isas[isa])) continue;
+        if (!select_isa(isas[isa])) continue;
         compute(r, a, doc, 1);
         check_forward(&p, r, k->t, is_rounding(isa, k->t));
         check_gradient(&dq, r.dq, unit, "dq");
@@ -229,7 +244,7 @@ static void run_case(const Case *k) {
         ref_pads(r.o, "o"), ref_pads(r.dq, "dq"), ref_pads(r.dkv, "dkv"), ref_pads(r.dkr, "dkr");
         check_threads(k, r, doc);
     }
-    attn_select(NULL);
+    select_isa(NULL);
     free(p.q), free(p.kv), free(p.kr), free(p.cot), free(p.o), free(p.lse), free(p.mag),
         free(p.sum), free(doc);
     free_run(r);
@@ -289,17 +304,18 @@ static void one_extreme_scores(DType type, double size) {
 static void test_mask_hides(void **state) {
     (void)state;
     for (int isa = 0; isa < ISAS; isa++)
-        if (attn_select(isas[isa])) one_mask_hides();
-    attn_select(NULL);
+        if (select_isa(isas[isa])) one_mask_hides();
+    select_isa(NULL);
 }
 static void test_extreme_scores(void **state) {
     (void)state;
     for (int isa = 0; isa < ISAS; isa++)
-        for (int k = 0; k < 4 && attn_select(isas[isa]); k++)
+        for (int k = 0; k < 4 && select_isa(isas[isa]); k++)
             one_extreme_scores(k % 2 ? DT_BF16 : DT_F32, k < 2 ? 30.0 : 3e6);
-    attn_select(NULL);
+    select_isa(NULL);
 }
 
+#ifndef TESTS_CUDA
 // Names are those of the products; tile registers are not for attention, but their name is known.
 static void test_select(void **state) {
     (void)state;
@@ -311,13 +327,14 @@ static void test_select(void **state) {
     OpCx cx = ref_cx(1);
     MUST_OK(attn_fwd_cpu(&cx, a.o, a.lse.p, a.q, a.kv, a.kr, k.a, NULL));
     int isa = 0;
-    while (!attn_select(isas[isa])) isa++; // the best comes first
+    while (!select_isa(isas[isa])) isa++; // the best comes first
     MUST_OK(attn_fwd_cpu(&cx, b.o, b.lse.p, b.q, b.kv, b.kr, k.a, NULL));
     ref_same(a.o, b.o, "o, amx"), ref_same(a.lse, b.lse, "lse, amx");
-    assert_true(attn_select(NULL));
+    assert_true(select_isa(NULL));
     free(b.o.p), free(b.lse.p);
     free_run(a);
 }
+#endif
 
 static void test_wrong_shapes(void **state) {
     (void)state;
@@ -333,7 +350,10 @@ static void test_wrong_shapes(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_cases), cmocka_unit_test(test_mask_hides),
-        cmocka_unit_test(test_extreme_scores), cmocka_unit_test(test_select),
-        cmocka_unit_test(test_wrong_shapes)};
+        cmocka_unit_test(test_extreme_scores), cmocka_unit_test(test_wrong_shapes),
+#ifndef TESTS_CUDA
+        cmocka_unit_test(test_select),
+#endif
+    };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

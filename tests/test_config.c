@@ -138,7 +138,8 @@ static const char every_key[] =
     "data: {train: [a.h5, 'b \"c\\d.h5'], weights: [0.3, 0.7], eval: /e/f.h5, tokenizer: "
     "../t.json}\n"
     "eval: {every: 100, max_sequences: 5}\n"
-    "checkpoint: {every: 200, keep_last: 3, keep_every: 400}\n"
+    "checkpoint: {every: 200, keep_last: 3, keep_every: 400, async: false, on_error: continue}\n"
+    "watchdog: {start: 11, data: 12, step: 13, save: 14, eval: 0}\n"
     "log: {every: 5}\n"
     "debug: {state_hash: true, unfused: true}\n";
 

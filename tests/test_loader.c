@@ -85,7 +85,7 @@ static void batches(void **state) {
     enum { B = 900 };
     static int32_t all[B * WIDTH], part[B * WIDTH];
     static int32_t doc[B * SEQ];
-    MUST_OK(loader_batch(l, 0, B, all, doc));
+    MUST_OK(loader_batch(l, 0, B, all, doc, NULL));
     int from_b = 0;
     for (int g = 0; g < B; g++) {
         Sample a = sampler_at(&s, g);
@@ -97,9 +97,24 @@ static void batches(void **state) {
     // Any cutting of the sample numbers, in any order, gives the same samples.
     for (int r = 0; r < 20; r++) {
         int first = (int)(philox(1, 1, (uint64_t)r).v[0] % (B - 8));
-        MUST_OK(loader_batch(l, first, 8, part, NULL));
+        MUST_OK(loader_batch(l, first, 8, part, NULL, NULL));
         assert_memory_equal(part, all + first * WIDTH, 8 * WIDTH * 4);
     }
+    // What parts read adds up to the whole, and to what the order alone says; a part less, a part twice, or
+    // another seed does not.
+    ReadProof whole = loader_proof(l, 0, B), sum = {0, 0};
+    for (int first = B - 9; first >= 0; first -= 9) MUST_OK(loader_batch(l, first, 9, all, NULL, &sum));
+    assert_true(sum.samples == B && sum.hash == whole.hash);
+    ReadProof less = loader_proof(l, 0, B - 9), twice = less, other;
+    MUST_OK(loader_batch(l, 9, 9, all, NULL, &twice));
+    assert_true(less.hash != whole.hash && twice.samples == B && twice.hash != whole.hash);
+    LoaderSpec reseeded = spec;
+    Loader *l2;
+    reseeded.seed++;
+    MUST_OK(loader_open(&l2, &reseeded));
+    other = loader_proof(l2, 0, B);
+    assert_true(other.samples == B && other.hash != whole.hash);
+    loader_close(&l2);
     double epoch = loader_epoch(l, 1, B);
     assert_true(fabs(epoch - (double)from_b / (double)windows[1]) < 1e-12);
     loader_close(&l);
@@ -116,7 +131,7 @@ static void one_epoch_covers_all(void **state) {
     assert_int_equal(n, (777 - 1 - DEPTH) / SEQ);
     static int32_t out[20 * WIDTH];
     bool seen[20] = {false};
-    MUST_OK(loader_batch(l, n, n, out, NULL)); // the second epoch
+    MUST_OK(loader_batch(l, n, n, out, NULL, NULL)); // the second epoch
     for (int64_t i = 0; i < n; i++) {
         for (int64_t w = 0; w < n; w++) {
             if (memcmp(out + i * WIDTH, ids[1] + w * SEQ, WIDTH * 4) != 0) continue;
@@ -168,7 +183,7 @@ static void evaluation(void **state) {
     assert_memory_equal(rows + 2 * WIDTH, row, sizeof row);
     assert_int_equal(valid[2], 776 - (n_b - 1) * SEQ);
     assert_int_equal(loader_eval_batch(l, n - 1, 2, rows, valid, NULL, NULL), E_INTERNAL);
-    assert_int_equal(loader_batch(l, 0, 1, rows, NULL), E_INTERNAL);
+    assert_int_equal(loader_batch(l, 0, 1, rows, NULL, NULL), E_INTERNAL);
     loader_close(&l);
 }
 
@@ -192,7 +207,7 @@ static void refused(void **state) {
     spec.vocab_size = 599;
     MUST_OK(loader_open(&l, &spec));
     static int32_t out[600 * WIDTH];
-    assert_int_equal(loader_batch(l, 0, 600, out, NULL), E_INPUT);
+    assert_int_equal(loader_batch(l, 0, 600, out, NULL, NULL), E_INPUT);
     assert_non_null(strstr(fail_message(), "id 599"));
     assert_non_null(strstr(fail_message(), "vocab_size is 599"));
     loader_close(&l);
@@ -233,7 +248,7 @@ static void *reader(void *arg) {
     int32_t out[4 * WIDTH];
     for (uint64_t r = 0; r < 200; r++) {
         int64_t first = philox(3, (uintptr_t)&out, r).v[0] % 96;
-        if (loader_batch(shared, first, 4, out, NULL) != OK) return "failed";
+        if (loader_batch(shared, first, 4, out, NULL, NULL) != OK) return "failed";
         if (memcmp(out, all + first * WIDTH, sizeof out) != 0) return "differs";
     }
     return NULL;
@@ -245,7 +260,7 @@ static void threads(void **state) {
     LoaderSpec spec = spec_of(corpora, 2);
     MUST_OK(loader_open(&shared, &spec));
     static int32_t all[100 * WIDTH];
-    MUST_OK(loader_batch(shared, 0, 100, all, NULL));
+    MUST_OK(loader_batch(shared, 0, 100, all, NULL, NULL));
     pthread_t t[4];
     for (int i = 0; i < 4; i++) pthread_create(&t[i], NULL, reader, all);
     for (int i = 0; i < 4; i++) {

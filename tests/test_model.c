@@ -451,7 +451,7 @@ static void bias_follows_load(void **state) {
     for (int64_t i = 0; i < 4; i += 2) {
         Batch b = rig_batch(&r, true);
         LossSums sums = {0};
-        MUST_OK(loader_batch(train, i, 2, r.tokens, r.doc_start));
+        MUST_OK(loader_batch(train, i, 2, r.tokens, r.doc_start, NULL));
         MUST_OK(model_fwd(r.model, &r.cx, &b, &sums, NULL));
     }
     memcpy(load, model_counts(r.model)[2], sizeof load);

@@ -7,9 +7,10 @@
 // a copy of as many bytes) take turns, so that what slows the machine down slows both.
 #pragma once
 #include "arena.h"
+#include "backend.h"
 #include "gemm.h"
 
-enum { BENCH_POINTS = 256, BENCH_CONFIGS = 8 };
+enum { BENCH_POINTS = 256, BENCH_CONFIGS = 8, BENCH_SHAPES = 32 };
 
 // A point of the roofline.
 typedef enum BenchSeries {
@@ -39,9 +40,18 @@ typedef struct Bench {
     int nconfigs;
     const char *sets[64]; // --set
     int nsets;
-    Arena *arena;   // operands; released between cases
-    Arena *scratch; // what operations use
-    GemmPeak peak;  // of the chosen instruction set; zero until bench_peak
+    int64_t shapes[BENCH_SHAPES][4];    // --shape, instead of the subject's own; numbers left out are 0
+    int nshapes;
+    bool wants_device; // --device cuda
+    Backend on;       // what computes
+    bool is_device;   // memory is a device's, whose events time
+    char device[128]; // its name; the processor: "cpu"
+    Arena *arena;     // operands; released between cases
+    Arena *scratch;   // what operations use
+    void *flush;      // of a device: what is written between samples, so that its cache holds no operand
+    size_t flush_bytes;
+    GemmPeak peak;  // of the chosen instruction set, or of the device; zero until bench_peak
+    double fp8;     // of a device: cuBLASLt's FP8 products; zero where it has none
     double memory;  // bytes per second, read and written, of a plain copy; zero until bench_memory
     double cache;   // of memcpy in a cache of one core, all threads together
     BenchPoint points[BENCH_POINTS];
@@ -61,9 +71,21 @@ typedef struct BenchTime {
     int samples;      // of each
 } BenchTime;
 // bench_time: time fn and the yardstick in turn, after one call of each that does not count: at
-// least 5 samples of each and about a third of a second. Short calls are repeated within a sample.
-// Local.
-Err bench_time(BenchTime *out, BenchFn fn, void *user, BenchFn yard, void *yard_user) MUST_CHECK;
+// least 5 samples of each and about a third of a second. Short calls are repeated within a sample. On
+// a device a sample is one call between two events, after its cache was flushed; there yard may be
+// NULL (then yard and best_yard are 0). Local.
+Err bench_time(const Bench *b, BenchTime *out, BenchFn fn, void *user, BenchFn yard, void *yard_user) MUST_CHECK;
+// bench_device_open: the device of this rank computes from now on; b->arena and b->scratch are memory of it, all that
+// operands of the shapes need or (is_small) what the peaks need. Errors: E_PEER where there is none.
+// bench_device_close: gives it back. Local.
+Err bench_device_open(Bench *b, int local_rank, bool is_small) MUST_CHECK;
+void bench_device_close(Bench *b);
+// bench_device_time, bench_device_peak, bench_device_memory: bench_time, bench_peak and bench_memory on a device.
+Err bench_device_time(const Bench *b, BenchTime *out, BenchFn fn, void *user, BenchFn yard, void *yard_user) MUST_CHECK;
+Err bench_device_peak(Bench *b) MUST_CHECK;
+Err bench_device_memory(Bench *b) MUST_CHECK;
+// bench_json: the beginning of an object, up to and without the comma after "threads". NULL json: nothing.
+void bench_json(const Bench *b, const char *op);
 
 // Multiply-adds in registers, as a yardstick: `flops` operations a call.
 typedef struct PeakYard {
@@ -88,7 +110,7 @@ typedef struct CopyYard {
     int64_t bytes; // of one side
     int threads;
     int times;
-    bool is_plain;
+    bool is_plain, is_device;
 } CopyYard;
 Err bench_run_copy(void *user) MUST_CHECK;
 // bench_copy_yard: one that reads and writes `bytes` together, on b->arena. Local.
@@ -99,8 +121,9 @@ Err bench_memory(Bench *b) MUST_CHECK;
 // bench_rank: this process is one of several ranks; only the first one writes records and figures.
 // Local.
 void bench_rank(Bench *b, int rank);
-// bench_fill: n values spread over (-1, 1), FP32 or BF16. Local.
-void bench_fill(Mat x);
+// bench_fill: values spread over (-1, 1), FP32 or BF16, in the memory of the backend; all of them
+// positive with is_positive. Local.
+Err bench_fill(const Bench *b, Mat x, bool is_positive) MUST_CHECK;
 // bench_point: remember a case for the roofline. Local.
 void bench_point(Bench *b, BenchSeries s, const char *label, double flops, double bytes,
                  double seconds);

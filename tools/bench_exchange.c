@@ -101,7 +101,7 @@ static Err make_case(Bench *b, ExchangeCase *c) {
     route(c);
     TRY(make_plan(c, &c->plan));
     TRY(arena_mat(b->arena, &x, DT_BF16, T, D, "bench values"));
-    bench_fill(x);
+    TRY(bench_fill(b, x, false));
     TRY(arena_matq_rows(b->arena, &c->x, SCALE_E8M0, CODE_E4M3, T, D, "bench codes"));
     TRY(quant_tile_cpu(&c->cx, c->x, x, (QuantRule){0}, NULL));
     const ExPlan *p = &c->plan;
@@ -112,7 +112,7 @@ static Err make_case(Bench *b, ExchangeCase *c) {
     TRY(arena_mat(b->arena, &c->sum, DT_BF16, p->nrecv, D, "bench rows"));
     TRY(arena_mat(b->arena, &c->back, DT_BF16, p->nsend, D, "bench rows"));
     TRY(arena_mat(b->arena, &c->y, DT_BF16, T, D, "bench rows"));
-    bench_fill(c->pairs);
+    TRY(bench_fill(b, c->pairs, false));
     return OK;
 }
 

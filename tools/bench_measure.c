@@ -1,5 +1,6 @@
 // bench_measure.c - timing in turn with a yardstick; the yardsticks: arithmetic in registers,
 // copies.
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -7,6 +8,7 @@
 #include "fp8.h"
 #include "gemm_engine.h"
 #include "log.h"
+#include "measure_cuda.h"
 
 enum { LEAST_SAMPLES = 5, MOST_SAMPLES = 120, PEAK_TRIES = 30 };
 #define BUDGET 0.35       // seconds of a case, its yardstick included
@@ -34,7 +36,8 @@ static int times_of(double seconds) {
     return seconds >= LEAST_SAMPLE ? 1 : (int)(LEAST_SAMPLE / (seconds + 1e-7)) + 1;
 }
 
-Err bench_time(BenchTime *out, BenchFn fn, void *user, BenchFn yard, void *yard_user) {
+Err bench_time(const Bench *b, BenchTime *out, BenchFn fn, void *user, BenchFn yard, void *yard_user) {
+    if (b->is_device) return bench_device_time(b, out, fn, user, yard, yard_user);
     double t[MOST_SAMPLES], y[MOST_SAMPLES], start;
     int n = 0;
     // Twice: the first call takes pages from the system.
@@ -98,13 +101,14 @@ static void print_peak(Bench *b, const char *op, const char *isa, GemmPeak p) {
              b->threads == 1 ? "" : "s", p.f32 * 1e-9, p.half * 1e-9);
     if (b->json)
         fprintf(b->json,
-                "{\"op\":\"%s\",\"isa\":\"%s\",\"threads\":%d,\"f32_gflops\":%.2f,"
+                "{\"op\":\"%s\",\"backend\":\"cpu\",\"isa\":\"%s\",\"threads\":%d,\"f32_gflops\":%.2f,"
                 "\"bf16_gflops\":%.2f}\n",
                 op, isa, b->threads, p.f32 * 1e-9, p.half * 1e-9);
 }
 
 Err bench_peak(Bench *b) {
     if (b->peak.f32 > 0) return OK;
+    if (b->is_device) return bench_device_peak(b);
     const GemmIsa *isa = gemm_current();
     PeakYard f32 = bench_peak_yard(b, false);
     TRY(peak_rate(&f32, &b->peak.f32));
@@ -136,6 +140,7 @@ static void copy_plain(void *to, const void *from, int64_t bytes) {
 
 Err bench_run_copy(void *user) {
     CopyYard *y = user;
+    if (y->is_device) return measure_copy(y->to, y->from, (size_t)y->bytes);
     int64_t part = ceil_div(ceil_div(y->bytes, y->threads), 64) * 64;
 #pragma omp parallel for num_threads(y->threads) schedule(static, 1)
     for (int i = 0; i < y->threads; i++) {
@@ -153,13 +158,15 @@ Err bench_run_copy(void *user) {
 
 Err bench_copy_yard(Bench *b, CopyYard *y, int64_t bytes) {
     void *from = NULL, *to = NULL;
-    *y = (CopyYard){.bytes = ceil_div(bytes / 2, 64) * 64, .threads = b->threads, .times = 1};
+    *y = (CopyYard){.bytes = ceil_div(bytes / 2, 64) * 64, .threads = b->threads, .times = 1,
+                    .is_device = b->is_device};
     TRY(arena_push(b->arena, &from, (size_t)y->bytes, "bench copy"));
     TRY(arena_push(b->arena, &to, (size_t)y->bytes, "bench copy"));
-    memset(from, 1, (size_t)y->bytes);
-    memset(to, 0, (size_t)y->bytes);
     y->from = from;
     y->to = to;
+    if (b->is_device) return bench_fill(b, mat(from, DT_F32, y->bytes / 64, 16), false);
+    memset(from, 1, (size_t)y->bytes);
+    memset(to, 0, (size_t)y->bytes);
     return OK;
 }
 
@@ -173,6 +180,7 @@ static void print_memory(Bench *b, const char *what, const char *op, int64_t byt
 
 Err bench_memory(Bench *b) {
     if (b->memory > 0) return OK;
+    if (b->is_device) return bench_device_memory(b);
     int64_t sizes[] = {(int64_t)1 << 29, b->threads * (int64_t)(1 << 18)};
     for (int i = 0; i < 2; i++) {
         size_t mark = arena_mark(b->arena);
@@ -182,7 +190,7 @@ Err bench_memory(Bench *b) {
         if (i == 1) copy.times = 50; // 128 KiB of each side per thread: a start of threads is long
         plain = copy;
         plain.is_plain = true;
-        TRY(bench_time(&t, bench_run_copy, &plain, bench_run_copy, &copy));
+        TRY(bench_time(b, &t, bench_run_copy, &plain, bench_run_copy, &copy));
         arena_release(b->arena, mark);
         double bytes = 2.0 * (double)copy.bytes * copy.times;
         if (i == 0) {
@@ -199,24 +207,51 @@ Err bench_memory(Bench *b) {
 
 // --- ranks, operands, points ---
 
+void bench_json(const Bench *b, const char *op) {
+    if (!b->json) return;
+    fprintf(b->json, "{\"op\":\"%s\",\"backend\":\"%s\",", op, b->on.ops->backend);
+    if (b->is_device) fprintf(b->json, "\"device\":\"%s\",", b->device);
+    fprintf(b->json, "\"isa\":\"%s\",\"threads\":%d", b->on.ops->isa, b->threads);
+}
+
 void bench_rank(Bench *b, int rank) {
     b->rank = rank;
     if (rank != 0) b->json = NULL; // cmd_bench.c closes it
 }
 
-void bench_fill(Mat x) {
+// fill_host: a generator for each row.
+static void fill_host(Mat x, bool is_positive) {
 #pragma omp parallel for
     for (int64_t r = 0; r < x.rows; r++) {
         uint32_t u = (uint32_t)r * 2654435761u + 1;
         for (int64_t c = 0; c < x.cols; c++) {
             u = u * 1664525u + 1013904223u;
             float v = (float)(int32_t)u / 2147483648.0f;
+            if (is_positive) v = fabsf(v);
             if (x.t == DT_F32)
                 *(float *)mat_at(x, r, c) = v;
             else
                 *(uint16_t *)mat_at(x, r, c) = bf16_from_f32(v);
         }
     }
+}
+
+// On a device a piece is made on the host and sent again and again: numbers cost no more if they return.
+Err bench_fill(const Bench *b, Mat x, bool is_positive) {
+    if (!b->is_device) {
+        fill_host(x, is_positive);
+        return OK;
+    }
+    int64_t rows = min_i64(x.rows, max_i64(1, ((int64_t)8 << 20) / max_i64(1, x.cols)));
+    Mat piece = mat(NULL, x.t, rows, x.cols);
+    TRY(mem_alloc(&piece.p, (size_t)(rows * x.cols) * dtype_bytes(x.t), "bench values"));
+    fill_host(piece, is_positive);
+    Err err = OK;
+    for (int64_t r = 0; r < x.rows && err == OK; r += rows)
+        err = b->on.dev->to_device(mat_at(x, r, 0), piece.p,
+                                   (size_t)(min_i64(rows, x.rows - r) * x.cols) * dtype_bytes(x.t));
+    mem_free(piece.p);
+    return err;
 }
 
 void bench_point(Bench *b, BenchSeries s, const char *label, double flops, double bytes,

@@ -64,7 +64,7 @@ Err bench_roofline(Bench *b, const char *path) {
     }
     CHECK(b->npoints > 0, E_USAGE, "--plot: nothing was measured that has a place in a roofline");
     double f32 = b->peak.f32 * 1e-9, half = b->peak.half * 1e-9, memory = b->memory * 1e-9,
-           cache = b->cache * 1e-9;
+           cache = (b->cache > 0 ? b->cache : b->memory) * 1e-9; // a device's own caches are not measured
     from /= 1.5;
     to *= 1.5;
     slope(&roofs[0], memory, from, half, "memory, plain copy");
@@ -80,7 +80,7 @@ Err bench_roofline(Bench *b, const char *path) {
                                                 .labels = roofs[i].labels,
                                                 .style = PLOT_REFERENCE};
     char title[128];
-    snprintf(title, sizeof title, "Roofline, %s, %d thread%s", gemm_isa(), b->threads,
+    snprintf(title, sizeof title, "Roofline, %s, %d thread%s", b->on.ops->isa, b->threads,
              b->threads == 1 ? "" : "s");
     PlotPanel panel = {.title = "",
                        .x = {"operations per byte that must move", PLOT_LOG10},

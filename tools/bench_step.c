@@ -51,7 +51,7 @@ static Err step_open(StepBench *t, const Bench *b, const char *path) {
     TRY(memory_measure(&plan, &t->shape, &t->mesh, true, true));
     for (int k = 0; k < SAVED_KINDS; k++)
         t->saved += plan.saved[k] * (double)(t->shape.nlayers + t->shape.nmtp);
-    TRY(cx_create(&t->cx, &t->boot, &t->mesh, &t->shape, &plan, t->threads));
+    TRY(cx_create_on(&t->cx, &b->on, &t->boot, &t->mesh, &t->shape, &plan, t->threads));
     TRY(model_create(&t->model, &t->shape, &t->cx, true, true));
     TRY(params_init(model_params(t->model), &t->shape, &t->cx));
     int64_t n = t->shape.B * (t->shape.S + 1 + t->shape.nmtp);
@@ -153,13 +153,14 @@ static void print_regions(const Steps *s) {
 static void write_json(const StepBench *t, const Bench *b, const Steps *s, const char *path,
                        const char *mode, int64_t faults) {
     double tokens = step_tokens(t), flops = tokens * model_flops_per_token(&t->shape);
+    bench_json(b, "step");
     fprintf(
         b->json,
-        "{\"op\":\"step\",\"config\":\"%s\",\"mode\":\"%s\",\"isa\":\"%s\",\"ranks\":%d,\"ep\":%d,"
-        "\"threads\":%d,\"ms\":%.4f,\"spread\":%.4f,\"cpu_ms\":%.4f,\"tokens_per_s\":%.2f,"
+        ",\"config\":\"%s\",\"mode\":\"%s\",\"ranks\":%d,\"ep\":%d,"
+        "\"ms\":%.4f,\"spread\":%.4f,\"cpu_ms\":%.4f,\"tokens_per_s\":%.2f,"
         "\"gflops\":%.3f,\"peak_gflops\":%.2f,\"fraction_of_peak\":%.5f,"
         "\"allocations\":%lld,\"page_faults\":%lld",
-        path, mode, t->cx.ops->isa, t->boot.nranks, t->mesh.ep, t->threads, s->median * 1e3,
+        path, mode, t->boot.nranks, t->mesh.ep, s->median * 1e3,
         (s->seconds[s->n * 3 / 4] - s->seconds[s->n / 4]) / s->median, s->cpu * 1e3,
         tokens / s->median, flops / s->median * 1e-9, s->peak * 1e-9, flops / s->median / s->peak,
         (long long)s->allocations, (long long)faults);
@@ -248,7 +249,9 @@ static Err bench_one(Bench *b, Boot *boot, const char *path) {
     StepBench t;
     memset(&t, 0, sizeof t);
     t.boot = *boot;
-    Err err = comm_agree(t.boot.world, step_open(&t, b, path));
+    // A device's peak before the model takes its memory.
+    Err err = comm_agree(t.boot.world, b->is_device ? bench_peak(b) : OK);
+    if (err == OK) err = comm_agree(t.boot.world, step_open(&t, b, path));
     if (err == OK) {
         err = measure(&t, b, path);
         if (err != OK && t.boot.nranks > 1)
@@ -265,7 +268,8 @@ Err bench_step(Bench *b) {
     TRY(boot_init(&boot));
     log_init(boot.rank, boot.nranks);
     bench_rank(b, boot.rank);
-    Err err = OK;
+    if (b->is_device) bench_device_close(b); // the model needs its memory
+    Err err = b->wants_device ? comm_agree(boot.world, bench_device_open(b, boot.local_rank, true)) : OK;
     for (int i = 0; i < b->nconfigs && err == OK; i++) err = bench_one(b, &boot, b->configs[i]);
     boot_finish(&boot);
     return err;

@@ -2,6 +2,7 @@
 //
 // To add a subject: its function in bench.h and its line in the table.
 #include <errno.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "args.h"
@@ -23,6 +24,11 @@ static const struct {
 static const Flag flags[] = {
     {"threads", "N", NULL, 0,
      "threads to use; default: OMP_NUM_THREADS, else all cores of this process"},
+    {"device", "cpu|cuda", "cpu", 0,
+     "what is measured; cuda: the GPU, beside its own library and a copy in its memory"},
+    {"shape", "AxBxC", NULL, FLAG_REPEAT,
+     "instead of the subject's own: gemm M x N x K or M x N x K x experts; quant rows x columns; attention sequences x "
+     "positions x heads; adam rows of 1024 parameters"},
     {"json", "FILE", NULL, 0, "also write one JSON object per case to FILE"},
     {"config", "FILE", NULL, FLAG_REPEAT, "step: a run whose step is measured"},
     {"set", "SECTION.KEY=VALUE", NULL, FLAG_REPEAT, "step: override one setting"},
@@ -44,11 +50,44 @@ static const Command command = {
 static Err run_all(Bench *b) {
     CHECK(!boot_is_launched(), E_USAGE,
           "tessera bench: under a launcher name one subject, exchange or step");
+    CHECK(b->nshapes == 0, E_USAGE, "tessera bench: --shape needs a subject");
+    if (b->wants_device) TRY(bench_device_open(b, 0, false));
     for (int i = 0; i < COUNT_OF(subjects); i++) {
         if (subjects[i].run == bench_step && b->nconfigs == 0) continue;
+        if (subjects[i].run == bench_exchange && b->wants_device) continue; // its rows travel through the host
         if (i > 0) log_line(" ");
         TRY(subjects[i].run(b));
     }
+    return OK;
+}
+
+// parse_shapes: "4096x7168x2048" and the like.
+static Err parse_shapes(Bench *b, const Args *a) {
+    const char *texts[BENCH_SHAPES];
+    TRY(args_all(a, "shape", texts, BENCH_SHAPES, &b->nshapes));
+    for (int i = 0; i < b->nshapes; i++) {
+        const char *at = texts[i];
+        for (int k = 0; k < 4 && at; k++) {
+            char *end = NULL;
+            b->shapes[i][k] = strtoll(at, &end, 10);
+            bool is_number = end != at && b->shapes[i][k] > 0 && b->shapes[i][k] < ((int64_t)1 << 31);
+            CHECK(is_number && (*end == '\0' || (*end == 'x' && k < 3)), E_USAGE,
+                  "--shape %s: expected numbers above 0 with x between them, as in 4096x7168x2048", texts[i]);
+            at = *end ? end + 1 : NULL;
+        }
+    }
+    return OK;
+}
+
+// check_shapes: the subject gets as many numbers as it needs.
+static Err check_shapes(const Bench *b, const char *subject) {
+    int least = !strcmp(subject, "gemm") || !strcmp(subject, "attention") ? 3
+                : !strcmp(subject, "quant")                               ? 2
+                : !strcmp(subject, "adam")                                ? 1
+                                                                          : 0;
+    CHECK(least > 0 || b->nshapes == 0, E_USAGE, "tessera bench %s has no --shape", subject);
+    for (int i = 0; i < b->nshapes; i++)
+        CHECK(b->shapes[i][least - 1] > 0, E_USAGE, "tessera bench %s: --shape needs %d numbers", subject, least);
     return OK;
 }
 
@@ -57,6 +96,10 @@ static Err run_subject(const char *name, Bench *b) {
     for (int i = 0; i < COUNT_OF(subjects); i++) {
         names[i] = subjects[i].name;
         if (strcmp(name, names[i]) != 0) continue;
+        TRY(check_shapes(b, name));
+        CHECK(!b->wants_device || subjects[i].run != bench_exchange, E_USAGE,
+              "tessera bench exchange: rows travel through memory of the host; --device cpu measures that");
+        if (b->wants_device && subjects[i].run != bench_step) TRY(bench_device_open(b, 0, false));
         TRY(subjects[i].run(b));
         return OK;
     }
@@ -78,18 +121,24 @@ static Err bench_with(Bench *b, const Args *a) {
     b->is_profile = args_has(a, "profile");
     TRY(args_all(a, "config", b->configs, COUNT_OF(b->configs), &b->nconfigs));
     TRY(args_all(a, "set", b->sets, COUNT_OF(b->sets), &b->nsets));
+    TRY(parse_shapes(b, a));
+    b->wants_device = args_get(a, "device") && strcmp(args_get(a, "device"), "cuda") == 0;
+    b->on = backend_cpu();
     if (path) {
         b->json = json = fopen(path, "we");
         CHECK(json, E_OUTPUT, "cannot write %s: %s", path, strerror(errno));
     }
-    TRY_OR(arena_create(&b->arena, "bench operands", (size_t)1 << 32, false), done);
-    TRY_OR(arena_create(&b->scratch, "bench scratch", (size_t)1 << 32, false), done);
+    if (!b->wants_device) {
+        TRY_OR(arena_create(&b->arena, "bench operands", (size_t)1 << 32, false), done);
+        TRY_OR(arena_create(&b->scratch, "bench scratch", (size_t)1 << 32, false), done);
+    }
     if (a->noperands > 0)
         TRY_OR(run_subject(a->operands[0], b), done);
     else
         TRY_OR(run_all(b), done);
     if (args_get(a, "plot") && b->rank == 0) TRY_OR(bench_roofline(b, args_get(a, "plot")), done);
 done:
+    if (b->is_device) bench_device_close(b);
     arena_destroy(&b->scratch);
     arena_destroy(&b->arena);
     if (json) {

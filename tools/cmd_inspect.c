@@ -15,6 +15,7 @@
 #include "checkpoint.h"
 #include "checkpoint_dir.h"
 #include "commands.h"
+#include "inspect_ledger.h"
 #include "log.h"
 #include "manifest.h"
 #include "safetensors.h"
@@ -26,7 +27,8 @@ static const Command command = {
     "tessera inspect",
     "PATH",
     "Shows what a run directory, checkpoint, token shard (or folder of shards), tensor file or\n"
-    "safetensors file holds, and verifies its hashes. Ends with 65 if something is damaged.",
+    "safetensors file holds, and verifies its hashes; of RUN_DIR/ledger or a file in it, what each\n"
+    "rank was in last. Ends with 65 if something is damaged.",
     NULL,
     0,
     1,
@@ -318,6 +320,7 @@ static Err inspect_folder(const char *path) {
     CHECK(!has(path, "index.h5"), E_INPUT,
           "%s/%s is missing: this was a checkpoint, or never became one", path, MANIFEST_NAME);
     if (holds_shards(path)) return inspect_tokens(path);
+    if (has(path, "rank_00000.bin")) return inspect_ledgers(path);
     FAIL(E_INPUT,
          "%s is neither a run, a checkpoint, a folder of token shards nor one of safetensors",
          path);
@@ -333,6 +336,7 @@ static Err inspect(const char *path) {
     size_t n = fread(head, 1, sizeof head, f);
     fclose(f);
     if (n == 8 && memcmp(head, "\x89HDF\r\n\x1a\n", 8) == 0) return inspect_hdf5(path);
+    if (n == 8 && memcmp(head, "TSLEDGER", 8) == 0) return inspect_ledger(path);
     if (ends_with(path, ".safetensors")) return inspect_safetensors(path);
     CHECK(!ends_with(path, ".h5"), E_INPUT, "%s is damaged: not an HDF5 file", path);
     FAIL(E_INPUT, "%s is neither a tensor file, a token shard (HDF5) nor a .safetensors file",

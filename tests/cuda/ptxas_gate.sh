@@ -1,6 +1,6 @@
 #!/bin/sh
-# tests/cuda/ptxas_gate.sh NVCC: compiles each file of ptxas_budget.txt for sm_90a and reads what ptxas says of its
-# kernels: no register above the budget, no spills, no stack, no C75xx advisory (wgmma serialised, fence injected,
+# tests/cuda/ptxas_gate.sh NVCC: compiles each file of ptxas_budget.txt for sm_90a, or for the architectures of its
+# lines, and reads what ptxas says of its kernels: no register above the budget, no spills, no stack, no C75xx advisory (wgmma serialised, fence injected,
 # setmaxnreg ignored), no kernel without a line in the budget. Exit 77 (skipped) where there is no nvcc.
 set -eu
 cd "$(dirname "$0")/../.."
@@ -12,15 +12,20 @@ fi
 out=$(mktemp -d)
 trap 'rm -rf "$out"' EXIT
 bad=0
-files=$(awk '!/^#/ && NF { print $1 }' tests/cuda/ptxas_budget.txt | sort -u)
-for f in $files; do
-    if ! "$nvcc" -gencode=arch=compute_90a,code=sm_90a -std=c++17 -O3 -fmad=false -Xptxas -v,-warn-spills -Ibase -Ikernels \
+pairs=$(awk '!/^#/ && NF { n = split($4 == "" ? "90a" : $4, arch, ","); for (i = 1; i <= n; i++) print $1 ":" arch[i] }' \
+    tests/cuda/ptxas_budget.txt | sort -u)
+for pair in $pairs; do
+    f=${pair%:*} arch=${pair##*:}
+    if ! "$nvcc" "-gencode=arch=compute_$arch,code=sm_$arch" -std=c++17 -O3 -fmad=false -Xptxas -v,-warn-spills -Ibase -Ikernels \
         -cubin "$f" -o "$out/kernel.cubin" >"$out/log" 2>&1; then
         cat "$out/log"
         exit 1
     fi
-    awk -v file="$f" '
-        FNR == NR { if ($1 == file) { budget[$2] = $3; seen[$2] = 0 } next }
+    awk -v file="$f" -v arch="$arch" '
+        FNR == NR {
+            if ($1 == file && index("," ($4 == "" ? "90a" : $4) ",", "," arch ",")) { budget[$2] = $3; seen[$2] = 0 }
+            next
+        }
         /C75[0-9][0-9]/ { print file ": " $0; bad = 1 }
         /warning|error/ { print file ": " $0; bad = 1 }
         /Compiling entry function/ { split($0, part, "\047"); kernel = part[2]; spill = 0 }
@@ -29,7 +34,7 @@ for f in $files; do
             for (i = 1; i < NF; i++) if ($i == "Used") used = $(i + 1)
             name = ""
             for (k in budget) if (index(kernel, k)) name = k
-            printf "%s %s: %d registers (budget %s), %s\n", file, name == "" ? kernel : name, used,
+            printf "%s sm_%s %s: %d registers (budget %s), %s\n", file, arch, name == "" ? kernel : name, used,
                 name == "" ? "none" : budget[name], spill ? "spills" : "no spills"
             if (name == "" || used > budget[name] || spill) bad = 1
             seen[name]++

@@ -21,8 +21,14 @@ struct Stream {
     std::vector<uint64_t> seen; // of the streams, by number: pieces of work that this one is ordered behind
     std::deque<Task *> queue;
 };
+double now() {
+    timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
 struct Event {
     uint64_t recorded = 0, done = 0; // how often, and how many of these have come
+    double seconds = 0.0;            // when the last of these came
     std::vector<uint64_t> seen;
     bool is_there() const {
         return done == recorded;
@@ -85,6 +91,7 @@ struct Record : Task {
     Event *e;
     bool advance() override {
         e->done++;
+        e->seconds = now();
         return true;
     }
 };
@@ -209,11 +216,17 @@ cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
     e->recorded++;
     if (s->queue.empty()) {
         e->done++;
+        e->seconds = now();
         return cudaSuccess;
     }
     Record *r = new Record;
     r->e = e;
     push(s, r);
+    return cudaSuccess;
+}
+cudaError_t cudaEventElapsedTime(float *ms, cudaEvent_t from, cudaEvent_t to) {
+    Lock hold;
+    *ms = (float)((((Event *)to)->seconds - ((Event *)from)->seconds) * 1e3);
     return cudaSuccess;
 }
 cudaError_t cudaEventQuery(cudaEvent_t e) {

@@ -357,6 +357,8 @@ static void runs(void) {
         EXPECT(strstr(says, "cuda") != NULL);
         last_of(says, sizeof says, dirs[i], "train.log", "device     ");
         EXPECT(strstr(says, "fibers on the CPU") != NULL);
+        last_of(says, sizeof says, dirs[i], "metrics.jsonl", "\"mfu\":");
+        EXPECT(strtod(says, NULL) > 0.0 && strtod(says, NULL) < 1e3); // of a peak that fibers have
     }
     EXPECT(hash[0][0] && strcmp(hash[0], hash[1]) == 0);
     // "auto" and a setting that only the CPU has; the newest line of the log counts.

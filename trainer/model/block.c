@@ -17,6 +17,7 @@ Block block_make(const Params *p, const Shape *s, int64_t layer, int64_t *count)
 Err block_fwd(const Shape *s, Cx *cx, const Block *b, BlockSaved *a, Mat x, const BlockRun *run, double *balance) {
     Mat mid;
     cx->layer = b->layer;
+    cx_note_block(cx, b->layer, LEDGER_FORWARD);
     a->mark = cx_mark_acts(cx);
     cx_saved_block(cx, x.rows);
     TRY(arena_mat(cx->acts, &a->y, s->act, x.rows, x.cols, "block.y"));
@@ -30,6 +31,7 @@ Err block_fwd(const Shape *s, Cx *cx, const Block *b, BlockSaved *a, Mat x, cons
 Err block_bwd(const Shape *s, Cx *cx, const Block *b, BlockSaved *a, Mat dx, Mat dy, const BlockRun *run) {
     Mat dmid;
     cx->layer = b->layer;
+    cx_note_block(cx, b->layer, LEDGER_BACKWARD);
     TRY(arena_mat(cx->acts, &dmid, s->act, dy.rows, dy.cols, "block.dmid"));
     if (b->is_moe) TRY(moe_bwd_input(s, cx, &b->moe, &a->moe, dmid, dy, run->balance_scale));
     else TRY(dense_bwd_input(s, cx, &b->dense, &a->dense, dmid, dy));

@@ -4,6 +4,7 @@
 #include "comm.h"
 #include "device.h"
 #include "exchange.h"
+#include "ledger.h"
 #include "mesh.h"
 #include "ops.h"
 #include "prof.h"
@@ -87,6 +88,11 @@ static inline Err cx_progress(Cx *cx) {
         prof_leave();
     }
     return OK;
+}
+
+// cx_note_block: a sign of life in the ledger, if there is one: this block begins its pass; -1: none does.
+static inline void cx_note_block(const Cx *cx, int64_t layer, LedgerPass pass) {
+    if (cx->world) ledger_block(cx->world->ledger, layer, pass);
 }
 
 // cx_saved_block: a block of T tokens begins.

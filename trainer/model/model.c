@@ -349,6 +349,7 @@ static Err pass(Model *m, Cx *cx, const Batch *b, const LossScale *scale, LossSu
     TRY(pass_fwd(m, cx, b, scale, sums, taps, nstages));
     if (m->balance != &sums->balance) TRY(cx->dev->to_host(&sums->balance, m->balance, sizeof sums->balance));
     if (scale) TRY(pass_bwd(m, cx, nstages, ga, gb, taps));
+    cx_note_block(cx, -1, LEDGER_NO_PASS);
     cx_release_acts(cx, mark);
     return OK;
 }

@@ -39,6 +39,8 @@ static void measure_device_ops(MemoryPlan *out, const Shape *s, const Mesh *mesh
     weight = max_i64(weight, (heads + 16) * (max_i64(latent, s->D) + 16));
     int64_t rows = pairs * (max_i64(s->D, s->F) + 16) + T * (max_i64(max_i64(s->D, wide), heads) + 16);
     int64_t parts = blocks * (32 * s->D + 16 * s->E) + 4 * (s->H + s->K + 2) * T;
+    // The heads' parts of the shared key's gradient: of all sequences, or as many as 4096 blocks of 64 rows and one.
+    parts += 4 * min_i64(s->H * T, ((int64_t)4096 << 6) + s->H * s->S) * s->Dr + T + 8 * s->B;
     out->op_device = (size_t)(fused + weight + rows + parts) + LIBRARY_SPACE + DEVICE_SLACK;
 }
 

@@ -4,18 +4,18 @@
 // Everything happens in step_%08d.partial, which no reader looks at. It gets its name by one rename
 // after all ranks have agreed that every value on disk has the hash it had in memory. Until then,
 // and if anything fails, the older checkpoints are untouched.
-#include "checkpoint.h"
-
 #include <errno.h>
 #include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <sys/statvfs.h>
 #include <time.h>
 #include <unistd.h>
 
 #include "checkpoint_dir.h"
 #include "checkpoint_table.h"
+#include "checkpoint_write.h"
 #include "log.h"
 #include "manifest.h"
 #include "prof.h"
@@ -32,15 +32,23 @@ typedef struct RowsHash {
     Hash128 all, blocks;
 } RowsHash;
 
-typedef struct Save {
+struct CkWrite {
     const char *dir;
-    char name[32], partial[CKDIR_PATH]; // "step_00000500", dir/step_00000500.partial
     Cx *cx;
+    const Config *config;
+    int64_t keep_last, keep_every;
     CkTable table;
     RowsHash *hashes;  // [world][table.n] of the rows each rank wrote
     ShardInfo *shards; // [world]
+    char *snapshot;    // own rows of all tensors, NULL: they are read where they are
+    int64_t snapshot_bytes;
+    // of the save at hand
+    char name[32], partial[CKDIR_PATH]; // "step_00000500", dir/step_00000500.partial
+    CheckpointInfo info;
+    InjectSave fault;
     int64_t serial;
-} Save;
+    Manifest *m; // what must be on disk, from ckwrite_share on
+};
 
 static void shard_name(char out[64], int rank) {
     snprintf(out, 64, "shard_%05d.h5", rank);
@@ -73,23 +81,47 @@ static Err write_blocks(TensorFile *f, const CkTensor *t, const void *values, in
     return OK;
 }
 
-static Err write_rows(Save *s, TensorFile *f, void *stage) {
+// The bytes of this rank's rows of tensor i; *at: where they lie in the snapshot, moved on.
+static size_t own_bytes(const CkWrite *s, int64_t i, int64_t *first, int64_t *rows) {
+    const CkTensor *t = &s->table.t[i];
+    cktable_rows(t, &s->cx->mesh, s->cx->world->rank, first, rows);
+    return (size_t)(*rows * t->cols) * dtype_bytes(t->is.dtype);
+}
+
+static int64_t padded(size_t bytes) {
+    return ceil_div((int64_t)bytes, ARENA_ALIGN) * ARENA_ALIGN;
+}
+
+static Err take_snapshot(CkWrite *s) {
+    int64_t first, rows, at = 0;
+    for (int64_t i = 0; s->snapshot && i < s->table.n; i++) {
+        size_t bytes = own_bytes(s, i, &first, &rows);
+        if (bytes > 0) TRY(s->cx->dev->to_host(s->snapshot + at, s->table.t[i].here.p, bytes));
+        at += padded(bytes);
+    }
+    return OK;
+}
+
+static Err write_rows(CkWrite *s, TensorFile *f, const char *path, void *stage) {
     Cx *cx = s->cx;
     RowsHash *mine = s->hashes + (int64_t)cx->world->rank * s->table.n;
+    int64_t first, rows, at = 0;
     for (int64_t i = 0; i < s->table.n; i++) {
         const CkTensor *t = &s->table.t[i];
-        int64_t first, rows;
-        cktable_rows(t, &cx->mesh, cx->world->rank, &first, &rows);
+        size_t bytes = own_bytes(s, i, &first, &rows);
         if (rows == 0) continue;
         CHECK(t->here.p && t->here.rows == rows && t->here.ld == t->cols, E_INTERNAL,
               "checkpoint: %s has %lld rows here, %lld expected", t->is.name,
               (long long)t->here.rows, (long long)rows);
-        size_t bytes = (size_t)(rows * t->cols) * dtype_bytes(t->is.dtype);
-        TRY(cx->dev->to_host(stage, t->here.p, bytes));
-        mine[i].all = hash128(stage, bytes);
-        TRY(write_blocks(f, t, stage, rows, &mine[i].blocks));
+        const void *values = s->snapshot ? s->snapshot + at : stage;
+        if (!s->snapshot) TRY(cx->dev->to_host(stage, t->here.p, bytes));
+        at += padded(bytes);
+        mine[i].all = hash128(values, bytes);
+        TRY(write_blocks(f, t, values, rows, &mine[i].blocks));
+        CHECK(!s->fault.is_disk_full || i < s->table.n / 2, E_OUTPUT, "%s: cannot write tensor %s: %s (injected)", path,
+              t->is.name, strerror(ENOSPC));
         int64_t shape[2] = {rows, t->cols};
-        TRY(tensorfile_write(f, t->is.name, t->is.dtype, 2, shape, stage));
+        TRY(tensorfile_write(f, t->is.name, t->is.dtype, 2, shape, values));
         TRY(tensorfile_set_int(f, t->is.name, "first_row", first));
     }
     return OK;
@@ -103,7 +135,19 @@ static void drop_pages(const char *path) {
     close(fd);
 }
 
-static Err write_shard(Save *s) {
+// For --inject corrupt: one byte on disk is not what was written.
+static Err flip_byte(const char *path, int64_t at) {
+    unsigned char c = 0;
+    int fd = open(path, O_RDWR | O_CLOEXEC);
+    bool ok = fd >= 0 && pread(fd, &c, 1, at) == 1;
+    c ^= 0x10;
+    ok = ok && pwrite(fd, &c, 1, at) == 1 && fsync(fd) == 0;
+    if (fd >= 0) close(fd);
+    CHECK(ok, E_OUTPUT, "cannot change %s: %s", path, strerror(errno));
+    return OK;
+}
+
+Err ckwrite_shard(CkWrite *s) {
     char path[CKDIR_PATH + 80], name[64];
     int rank = s->cx->world->rank;
     shard_name(name, rank);
@@ -111,13 +155,15 @@ static Err write_shard(Save *s) {
     void *stage = NULL;
     TensorFile *f = NULL;
     Err err = OK;
-    TRY_OR(mem_alloc(&stage, (size_t)s->table.stage_bytes, "checkpoint staging"), done);
+    if (!s->snapshot) TRY_OR(mem_alloc(&stage, (size_t)s->table.stage_bytes, "checkpoint staging"), done);
     TRY_OR(tensorfile_create(&f, path), done);
-    TRY_OR(write_rows(s, f, stage), done);
+    TRY_OR(write_rows(s, f, path, stage), done);
     TRY_OR(tensorfile_close(&f, true), done);
-    drop_pages(path);
+    // What the system was given, still in its memory: whoever reads it back compares that with the disk.
     ShardInfo *mine = &s->shards[rank];
     TRY_OR(hash_file(path, &mine->hash, &mine->bytes), done);
+    if (s->fault.is_corrupt) TRY_OR(flip_byte(path, mine->bytes / 2), done);
+    drop_pages(path);
 done:
     tensorfile_drop(&f);
     mem_free(stage);
@@ -126,7 +172,7 @@ done:
 
 // ---- rank 0: what describes the rows -----------------------------------------------------------
 
-static Err text_file(const Save *s, const char *name, const char *text, size_t n) {
+static Err text_file(const CkWrite *s, const char *name, const char *text, size_t n) {
     char path[CKDIR_PATH + 80];
     snprintf(path, sizeof path, "%s/%s", s->partial, name);
     FILE *f = fopen(path, "we");
@@ -138,7 +184,7 @@ static Err text_file(const Save *s, const char *name, const char *text, size_t n
     return OK;
 }
 
-static Err write_config(const Save *s, const Config *c) {
+static Err write_config(const CkWrite *s, const Config *c) {
     char *text = NULL;
     TRY(config_dump(c, &text));
     Err err = text_file(s, "config.yaml", text, strlen(text));
@@ -148,7 +194,7 @@ static Err write_config(const Save *s, const Config *c) {
 }
 
 // A tokenizer that went away during the run must not cost the run its checkpoints.
-static Err copy_tokenizer(const Save *s, const Config *c, bool *is_there) {
+static Err copy_tokenizer(const CkWrite *s, const Config *c, bool *is_there) {
     *is_there = false;
     const char *from = c->data.tokenizer;
     if (!from || !from[0]) return OK;
@@ -172,7 +218,7 @@ static int by_first(const void *a, const void *b) {
 }
 
 // The pieces of every tensor, in order of rows. out has room for all; returns their number.
-static int64_t list_pieces(const Save *s, ManifestPiece *out) {
+static int64_t list_pieces(const CkWrite *s, ManifestPiece *out) {
     int64_t n = 0;
     for (int64_t i = 0; i < s->table.n; i++) {
         int64_t begin = n;
@@ -189,7 +235,7 @@ static int64_t list_pieces(const Save *s, ManifestPiece *out) {
     return n;
 }
 
-static Err write_index(const Save *s, const Manifest *m, const Config *c) {
+static Err write_index(const CkWrite *s, const Manifest *m, const Config *c) {
     char path[CKDIR_PATH + 80];
     snprintf(path, sizeof path, "%s/%s", s->partial, INDEX_NAME);
     TensorFile *f = NULL;
@@ -218,7 +264,7 @@ done:
 }
 
 // Name, size and hash of a file that rank 0 wrote, as the next entry of the manifest.
-static Err add_file(const Save *s, Manifest *m, const char *name) {
+static Err add_file(const CkWrite *s, Manifest *m, const char *name) {
     char path[CKDIR_PATH + 80];
     snprintf(path, sizeof path, "%s/%s", s->partial, name);
     ManifestFile *f = &m->files[m->nfiles++];
@@ -227,10 +273,14 @@ static Err add_file(const Save *s, Manifest *m, const char *name) {
     return OK;
 }
 
-static void manifest_head(const Save *s, Manifest *m, const CheckpointInfo *info) {
+static void manifest_head(const CkWrite *s, Manifest *m) {
+    const CheckpointInfo *info = &s->info;
     m->step = info->step;
     m->samples = info->samples;
     m->tokens = info->tokens;
+    m->seed = info->seed;
+    m->read_samples = info->read.samples;
+    m->read_hash = info->read.hash;
     m->serial = s->serial;
     m->world = s->cx->mesh.world;
     m->ep = s->cx->mesh.ep;
@@ -241,46 +291,72 @@ static void manifest_head(const Save *s, Manifest *m, const CheckpointInfo *info
     strftime(m->created, sizeof m->created, "%Y-%m-%dT%H:%M:%SZ", gmtime_r(&now, &utc));
 }
 
-static Err write_descriptions(const Save *s, Manifest *m, const CheckpointInfo *info,
-                              const Config *config) {
+// The files that only rank 0 writes, and the manifest, read back as every later reader will.
+static Err describe(const CkWrite *s) {
     char path[CKDIR_PATH + 80];
     bool has_tokenizer;
-    manifest_head(s, m, info);
-    for (int64_t i = 0; i < s->table.n; i++) m->tensors[i] = s->table.t[i].is;
-    list_pieces(s, m->pieces);
-    m->nfiles = s->cx->mesh.world; // the shards come first: a piece's file is its rank
-    for (int r = 0; r < s->cx->mesh.world; r++) {
-        shard_name(m->files[r].name, r);
-        m->files[r].bytes = s->shards[r].bytes;
-        m->files[r].hash = s->shards[r].hash;
-    }
-    TRY(write_index(s, m, config));
-    TRY(write_config(s, config));
-    TRY(copy_tokenizer(s, config, &has_tokenizer));
+    Manifest *m = s->m, *again = NULL;
+    TRY(write_index(s, m, s->config));
+    TRY(write_config(s, s->config));
+    TRY(copy_tokenizer(s, s->config, &has_tokenizer));
     TRY(add_file(s, m, INDEX_NAME));
     TRY(add_file(s, m, "config.yaml"));
     if (has_tokenizer) TRY(add_file(s, m, "tokenizer.json"));
     snprintf(path, sizeof path, "%s/%s", s->partial, MANIFEST_NAME);
-    return manifest_write(path, m);
+    TRY(manifest_write(path, m));
+    drop_pages(path);
+    TRY(manifest_read(&again, s->partial));
+    Err err = manifest_sizes(again, s->partial);
+    for (int64_t i = s->cx->mesh.world; i < again->nfiles && err == OK; i++)
+        err = manifest_check_file(again, s->partial, i);
+    manifest_free(&again);
+    TRY(err);
+    return OK;
 }
 
-static Err describe(const Save *s, const CheckpointInfo *info, const Config *config) {
-    Manifest *m = NULL;
-    Err err = manifest_new(&m, s->cx->mesh.world + 3, s->table.n, list_pieces(s, NULL));
-    if (err == OK) err = write_descriptions(s, m, info, config);
-    manifest_free(&m);
-    return err;
+// ---- the parts of a save -----------------------------------------------------------------------
+
+Err ckwrite_create(CkWrite **out, const char *dir, const Params *p, Cx *cx, const Config *config, int64_t keep_last,
+                   int64_t keep_every, bool has_snapshot) {
+    *out = NULL;
+    CkWrite *s = NULL;
+    CHECK(strlen(dir) < CKDIR_PATH - 64, E_OUTPUT, "path too long: %s", dir);
+    MEM_NEW(s, 1);
+    *out = s;
+    s->dir = dir;
+    s->cx = cx;
+    s->config = config;
+    s->keep_last = keep_last;
+    s->keep_every = keep_every;
+    TRY(cktable_build(&s->table, p, cx->calibration, p->n > 0 && p->p[0].m.p));
+    MEM_NEW(s->hashes, cx->mesh.world * s->table.n);
+    MEM_NEW(s->shards, cx->mesh.world);
+    int64_t first, rows;
+    for (int64_t i = 0; i < s->table.n; i++) s->snapshot_bytes += padded(own_bytes(s, i, &first, &rows));
+    if (!has_snapshot) return OK;
+    return mem_alloc((void **)&s->snapshot, (size_t)max_i64(s->snapshot_bytes, 1), "checkpoint snapshot");
 }
 
-// ---- all together ------------------------------------------------------------------------------
+void ckwrite_free(CkWrite **w) {
+    CkWrite *s = *w;
+    if (!s) return;
+    manifest_free(&s->m);
+    cktable_free(&s->table);
+    mem_free(s->hashes);
+    mem_free(s->shards);
+    mem_free(s->snapshot);
+    mem_free(s);
+    *w = NULL;
+}
 
 // rank 0: the folder, without what earlier runs left, and the serial number of this save.
-static Err prepare(Save *s) {
+static Err prepare(CkWrite *s) {
     CkEntry *list = NULL;
     int n = 0;
     TRY(ckdir_make(s->dir));
     ckdir_clean(s->dir);
     TRY(ckdir_list(s->dir, &list, &n));
+    s->serial = 0;
     for (int i = 0; i < n; i++) s->serial = max_i64(s->serial, list[i].serial);
     s->serial++;
     free(list);
@@ -289,22 +365,20 @@ static Err prepare(Save *s) {
     return OK;
 }
 
-// Reads back a share of what was written: that of the next rank, so that caches of this node do not
-// answer.
-static Err read_back(const Save *s) {
-    Manifest *m = NULL;
+Err ckwrite_begin(CkWrite *s, const CheckpointInfo *info, InjectSave fault) {
     Comm *w = s->cx->world;
-    Err err = OK;
-    TRY_OR(manifest_read(&m, s->partial), done);
-    if (w->rank == 0) TRY_OR(manifest_sizes(m, s->partial), done);
-    TRY_OR(manifest_check_pieces(m, s->partial, (w->rank + 1) % w->nranks, w->nranks), done);
-done:
-    manifest_free(&m);
-    return err;
+    s->info = *info;
+    s->fault = fault;
+    snprintf(s->name, sizeof s->name, "step_%08lld", (long long)info->step);
+    snprintf(s->partial, sizeof s->partial, "%s/%s.partial", s->dir, s->name);
+    manifest_free(&s->m);
+    Err err = w->rank == 0 ? prepare(s) : OK;
+    if (err == OK) err = take_snapshot(s);
+    return comm_agree(w, err);
 }
 
 // The hashes and file sizes of all ranks, on all ranks.
-static Err gather(Save *s) {
+static Err gather(CkWrite *s) {
     Comm *w = s->cx->world;
     int64_t n = s->table.n;
     RowsHash *mine = NULL;
@@ -318,47 +392,86 @@ static Err gather(Save *s) {
     return OK;
 }
 
-static Err save_steps(Save *s, const CheckpointInfo *info, const Config *config) {
-    Comm *w = s->cx->world;
-    bool is_first = w->rank == 0;
-    TRY(comm_agree(w, is_first ? prepare(s) : OK));
-    TRY(comm_agree(w, write_shard(s)));
+Err ckwrite_share(CkWrite *s) {
+    int world = s->cx->mesh.world;
     TRY(gather(s));
-    TRY(comm_agree(w, is_first ? describe(s, info, config) : OK));
-    TRY(comm_agree(w, read_back(s)));
-    TRY(comm_agree(w, is_first ? ckdir_commit(s->dir, s->name) : OK));
+    TRY(manifest_new(&s->m, world + 3, s->table.n, list_pieces(s, NULL)));
+    Manifest *m = s->m;
+    manifest_head(s, m);
+    for (int64_t i = 0; i < s->table.n; i++) m->tensors[i] = s->table.t[i].is;
+    list_pieces(s, m->pieces);
+    m->nfiles = world; // the shards come first: a piece's file is its rank
+    for (int r = 0; r < world; r++) {
+        shard_name(m->files[r].name, r);
+        m->files[r].bytes = s->shards[r].bytes;
+        m->files[r].hash = s->shards[r].hash;
+    }
     return OK;
 }
 
-static Err save_all(Save *s, const Params *p, const CheckpointInfo *info, const Config *config) {
-    bool has_state = p->n > 0 && p->p[0].m.p;
-    TRY(cktable_build(&s->table, p, s->cx->calibration, has_state));
-    MEM_NEW(s->hashes, s->cx->mesh.world * s->table.n);
-    MEM_NEW(s->shards, s->cx->mesh.world);
-    Err err = save_steps(s, info, config);
-    if (err == E_INPUT) { // reading what was just written: the fault is the output's
-        err = fail_at(E_OUTPUT, __FILE__, __LINE__,
-                      "the checkpoint did not read back as written: %s", fail_message());
-    }
-    if (err == OK || s->cx->world->rank != 0) return err;
-    char why[1024];
+// The shard of the next rank, so that caches of this node do not answer: its bytes, then its values.
+Err ckwrite_check(CkWrite *s) {
+    Comm *w = s->cx->world;
+    int next = (w->rank + 1) % w->nranks;
+    if (w->rank == 0) TRY(describe(s));
+    TRY(manifest_check_pieces(s->m, s->partial, next, w->nranks)); // first: it names the tensor
+    TRY(manifest_check_file(s->m, s->partial, next));
+    return OK;
+}
+
+Err ckwrite_commit(CkWrite *s) {
+    if (s->cx->world->rank != 0) return OK;
+    TRY(ckdir_commit(s->dir, s->name));
+    ckdir_prune(s->dir, s->keep_last, s->keep_every);
+    return OK;
+}
+
+Err ckwrite_abandon(CkWrite *s, Err err) {
+    char why[1024], room[CKDIR_PATH + 128] = "";
+    struct statvfs disk;
     snprintf(why, sizeof why, "%s", fail_message());
-    if (ckdir_remove(s->partial) != OK) log_warn("%s", fail_message());
-    return fail_at(err, __FILE__, __LINE__, "%s", why);
+    // Reading what was just written: the fault is the output's.
+    bool is_read = err == E_INPUT, is_output = is_read || err == E_OUTPUT;
+    if (is_output && statvfs(s->dir, &disk) == 0 && disk.f_bavail < disk.f_blocks / 20)
+        snprintf(room, sizeof room, " (%s of %s are free on the disk of %s)",
+                 text_bytes((double)disk.f_bavail * (double)disk.f_frsize).s,
+                 text_bytes((double)disk.f_blocks * (double)disk.f_frsize).s, s->dir);
+    if (s->cx->world->rank == 0 && ckdir_remove(s->partial) != OK) log_warn("%s", fail_message());
+    return fail_at(is_read ? E_OUTPUT : err, __FILE__, __LINE__, "%s%s%s",
+                   is_read ? "the checkpoint did not read back as written: " : "", why, room);
+}
+
+int64_t ckwrite_bytes(const CkWrite *s) {
+    int64_t bytes = 0;
+    for (int64_t i = 0; s->m && i < s->m->nfiles; i++) bytes += s->m->files[i].bytes;
+    return bytes;
+}
+
+int64_t ckwrite_snapshot_bytes(const CkWrite *s) {
+    return s->snapshot ? s->snapshot_bytes : 0;
+}
+
+// ---- all of it at once -------------------------------------------------------------------------
+
+static Err save_parts(CkWrite *s, const CheckpointInfo *info) {
+    Comm *w = s->cx->world;
+    TRY(ckwrite_begin(s, info, (InjectSave){false, false}));
+    TRY(comm_agree(w, ckwrite_shard(s)));
+    TRY(ckwrite_share(s));
+    TRY(comm_agree(w, ckwrite_check(s)));
+    return comm_agree(w, ckwrite_commit(s));
 }
 
 Err checkpoint_save(const char *dir, const Params *p, Cx *cx, const CheckpointInfo *info,
                     const Config *config, int64_t keep_last, int64_t keep_every) {
-    Save s = {.dir = dir, .cx = cx};
-    snprintf(s.name, sizeof s.name, "step_%08lld", (long long)info->step);
-    CHECK(strlen(dir) < CKDIR_PATH - 64, E_OUTPUT, "path too long: %s", dir);
-    snprintf(s.partial, sizeof s.partial, "%s/%s.partial", dir, s.name);
+    CkWrite *s = NULL;
     prof_enter(PROF_CHECKPOINT);
-    Err err = save_all(&s, p, info, config);
-    if (err == OK && cx->world->rank == 0) ckdir_prune(dir, keep_last, keep_every);
+    Err err = comm_agree(cx->world, ckwrite_create(&s, dir, p, cx, config, keep_last, keep_every, false));
+    if (err == OK) {
+        err = save_parts(s, info);
+        if (err != OK) err = ckwrite_abandon(s, err);
+    }
     prof_leave();
-    mem_free(s.hashes);
-    mem_free(s.shards);
-    cktable_free(&s.table);
+    ckwrite_free(&s);
     return err;
 }

@@ -9,11 +9,14 @@
 // /fp8.static_amax f32 [blocks, sites] and /fp8.static_steps f32 [1] (calibration.h, site.def). index.h5 has the
 // resolved recipe as its text attribute `precision`.
 #pragma once
+#include "loader.h"
 #include "params.h"
 
 typedef struct CheckpointInfo {
     int64_t step;              // finished optimizer steps
     int64_t samples, tokens;   // consumed
+    ReadProof read;            // what all ranks have read for them (loader.h); samples -1: not recorded
+    int64_t seed;              // of the data order
     char data_fingerprint[40]; // of the training shards, "" if none
     char tokenizer_hash[40];
     int world, ep; // of the writer

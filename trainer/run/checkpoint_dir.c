@@ -59,7 +59,7 @@ Err ckdir_list(const char *dir, CkEntry **list, int *n) {
         }
         CkEntry *c = &(*list)[(*n)++];
         c->step = step;
-        c->serial = manifest_peek_serial(path);
+        c->serial = manifest_peek_serial(path, step);
         snprintf(c->name, sizeof c->name, "%s", e->d_name);
     }
     if (*n > 1) qsort(*list, (size_t)*n, sizeof **list, later_first);

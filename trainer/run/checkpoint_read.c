@@ -142,6 +142,8 @@ Err checkpoint_read_info(const char *dir, CheckpointInfo *info) {
     info->step = m->step;
     info->samples = m->samples;
     info->tokens = m->tokens;
+    info->seed = m->seed;
+    info->read = (ReadProof){m->read_samples, m->read_hash};
     info->world = m->world;
     info->ep = m->ep;
     memcpy(info->data_fingerprint, m->data_fingerprint, sizeof info->data_fingerprint);
@@ -179,8 +181,8 @@ Err checkpoint_verify(const char *dir) {
     Manifest *m = NULL;
     Err err = OK;
     TRY_OR(manifest_read(&m, dir), done);
-    TRY_OR(manifest_sizes(m, dir), done);
     TRY_OR(ckdir_expect_step(dir, m->step), done);
+    TRY_OR(manifest_sizes(m, dir), done);
     TRY_OR(manifest_check_pieces(m, dir, 0, 1), done); // first: it can name the tensor
     TRY_OR(manifest_check_files(m, dir, 0, 1), done);
 done:

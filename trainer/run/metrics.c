@@ -28,6 +28,7 @@ struct Metrics {
     TbWriter *tb;
     char *text; // [ntext] the line of metrics.jsonl in the making
     size_t ntext;
+    int64_t last_step; // whose line is written
 };
 
 // One line in the making; a line that does not fit is a bug of the caller and reported by
@@ -381,7 +382,8 @@ static void print_line(const StepMetrics *s, int64_t total_steps) {
 
 Err metrics_step(Metrics *m, const StepMetrics *s, int64_t total_steps, bool print) {
     if (m->steps_fd < 0) return OK;
-    TRY(write_json(m, s));
+    if (m->last_step != s->step) TRY(write_json(m, s)); // not again if the rest is tried again
+    m->last_step = s->step;
     TRY(write_tensorboard(m->tb, s));
     if (print) print_line(s, total_steps);
     if (s->shadow) print_shadow(s);

@@ -33,7 +33,8 @@ typedef struct Metrics Metrics;
 Err metrics_open(Metrics **out, const char *run_dir, int64_t loaded_step, int rank) MUST_CHECK;
 // metrics_step: one line of metrics.jsonl, TensorBoard scalars, and (print) the readable line. Rows
 // of s->health and s->shadow become the objects fp8_health and fp8_shadow, parallel arrays; what
-// the shadow found has a readable line of its own, print or not. Local (rank 0).
+// the shadow found has a readable line of its own, print or not. After E_OUTPUT it may be called again
+// with the same step. Local (rank 0).
 Err metrics_step(Metrics *m, const StepMetrics *s, int64_t total_steps, bool print) MUST_CHECK;
 // metrics_event: one line of events.jsonl: {"time":..,"event":kind,...}; fields is a JSON object's
 // inside, e.g. "\"step\":3". E_OUTPUT.

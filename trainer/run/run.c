@@ -23,30 +23,26 @@ static void pace_add(Pace *p, double seconds) {
     p->mean += w * (seconds - p->mean);
 }
 
-// save: this step's checkpoint, verified, if it is not on disk yet. Collective over world.
+// save: this step's checkpoint, if it is not on disk yet or on its way. Collective over world.
 static Err save(Run *r) {
-    if (r->saved_step == r->at.step) return OK;
-    const Config *c = r->config;
-    double t0 = now_seconds();
-    prof_enter(PROF_CHECKPOINT);
-    r->at.world = r->mesh.world;
-    r->at.ep = r->mesh.ep;
-    Err err = checkpoint_save(r->checkpoints, model_params(r->model), &r->cx, &r->at, c,
-                              c->checkpoint.keep_last, c->checkpoint.keep_every);
-    prof_leave();
-    TRY(comm_agree(r->boot.world, err));
-    r->saved_step = r->at.step;
-    double s = now_seconds() - t0;
-    stop_note_save(&r->stop, s);
-    log_line("saved      step %lld, verified, %.1f s", (long long)r->at.step, s);
-    Err mine = r->metrics ? metrics_event(r->metrics, "save", "\"step\":%lld,\"seconds\":%.3f",
-                                          (long long)r->at.step, s)
-                          : OK;
-    return comm_agree(r->boot.world, mine);
+    CheckpointInfo at = r->at;
+    int64_t read[2] = {r->read.samples, (int64_t)r->read.hash};
+    TRY(comm_sum_i64(r->boot.world, read, 2));
+    at.world = r->mesh.world;
+    at.ep = r->mesh.ep;
+    if (at.read.samples >= 0) {
+        at.read.samples += read[0];
+        at.read.hash += (uint64_t)read[1];
+        CHECK(at.read.samples == at.samples, E_INTERNAL,
+              "step %lld: %lld samples count as consumed, but %lld were read", (long long)at.step,
+              (long long)at.samples, (long long)at.read.samples);
+    }
+    return saver_save(r->saver, &at);
 }
 
 static Err evaluate(Run *r) {
     EvalResult e;
+    LedgerPhase was = ledger_phase(r->ledger, PHASE_EVAL);
     double t0 = now_seconds();
     TRY(evaluate_heldout(r->model, &r->cx, r->eval, r->eval_corpora, r->config->eval.max_sequences,
                          &r->stop, &e));
@@ -70,16 +66,26 @@ static Err evaluate(Run *r) {
                       "\"step\":%lld,\"loss\":%.9g,\"tokens\":%lld,\"bits_per_byte\":%.9g",
                       (long long)r->at.step, e.loss, (long long)e.tokens, e.bits_per_byte);
     }
-    return comm_agree(r->boot.world, mine);
+    mine = comm_agree(r->boot.world, mine);
+    ledger_phase(r->ledger, was);
+    return mine;
 }
 
-static Err hash_state(Run *r, StepMetrics *m) {
-    if (!r->config->debug.state_hash) return OK;
-    TRY(optimizer_hash(model_params(r->model), &r->cx, &m->state_hash));
-    m->state_hash +=
-        (uint64_t)r->at.samples * 0x9E3779B97F4A7C15ull; // the data position is state too
-    m->has_hash = true;
+Err run_state_hash(Run *r, uint64_t *out) {
+    TRY(optimizer_hash(model_params(r->model), &r->cx, out));
+    *out += (uint64_t)r->at.samples * 0x9E3779B97F4A7C15ull; // the data position is state too
     return OK;
+}
+
+// write_metrics: the step's line; once more if a save took the last room of the disk and, failing, gave it back.
+static Err write_metrics(Run *r, const StepMetrics *m, bool print) {
+    for (bool is_again = false;; is_again = true) {
+        Err mine = r->metrics ? metrics_step(r->metrics, m, r->last_step, print) : OK;
+        Err err = comm_agree(r->boot.world, mine);
+        if (err != E_OUTPUT || is_again || !saver_is_busy(r->saver)) return err;
+        fail_clear();
+        TRY(saver_wait(r->saver));
+    }
 }
 
 // record: times, memory and the hash join the step's numbers; one line of metrics.jsonl. Collective
@@ -95,7 +101,8 @@ static Err record(Run *r, StepMetrics *m, double seconds, Pace *pace) {
     int64_t rss = (int64_t)run_rss();
     TRY(comm_max_i64(r->boot.world, &rss, 1));
     m->rss_bytes = (double)rss;
-    TRY(hash_state(r, m));
+    m->has_hash = r->config->debug.state_hash;
+    if (m->has_hash) TRY(run_state_hash(r, &m->state_hash));
     int64_t every = r->config->log.every;
     bool print =
         every <= 1 || r->at.step % every == 0 || r->at.step == 1 || r->at.step == r->last_step;
@@ -104,14 +111,14 @@ static Err record(Run *r, StepMetrics *m, double seconds, Pace *pace) {
         TRY(health_rows(r->health, &r->cx));
         m->health = r->health;
     }
-    Err mine = r->metrics ? metrics_step(r->metrics, m, r->last_step, print) : OK;
-    return comm_agree(r->boot.world, mine);
+    return write_metrics(r, m, print);
 }
 
 // stopped: the unfinished step was dropped; save the last finished one and say how to go on.
 static Err stopped(Run *r) {
     const char *why = stop_reason(&r->stop);
     if (r->at.step > 0) TRY(save(r));
+    TRY(saver_finish(r->saver));
     log_line("stopped by %s after step %lld; continue with --run-dir %s --resume auto", why, (long long)r->at.step,
              r->dir);
     Err mine = OK;
@@ -125,16 +132,18 @@ static Err stopped(Run *r) {
 static Err after_step(Run *r) {
     const Config *c = r->config;
     bool is_last = r->at.step == r->last_step;
+    TRY(saver_poll(r->saver));
     if (r->eval && c->eval.every && (r->at.step % c->eval.every == 0 || is_last)) TRY(evaluate(r));
     bool is_due = c->checkpoint.every && r->at.step % c->checkpoint.every == 0;
-    if (is_last || is_due || stop_wants_save(&r->stop)) TRY(save(r));
+    if (is_last || is_due || (stop_wants_save(&r->stop) && !saver_is_busy(r->saver))) TRY(save(r));
     return OK;
 }
 
-Err run_loop(Run *r) {
+static Err loop(Run *r) {
     Pace pace = {0};
     while (r->at.step < r->last_step) {
         double t0 = now_seconds();
+        ledger_step(r->ledger, r->at.step + 1);
         StepInput in = {.config = r->config,
                         .loader = r->loader,
                         .step = r->at.step + 1,
@@ -149,6 +158,8 @@ Err run_loop(Run *r) {
         if (out.is_stopped) return stopped(r);
         r->at.step++;
         r->at.samples = out.m.samples;
+        r->read.samples += out.read.samples;
+        r->read.hash += out.read.hash;
         r->at.tokens = out.m.tokens;
         stop_note_step(&r->stop, now_seconds() - t0);
         TRY(record(r, &out.m, now_seconds() - t0, &pace));
@@ -160,6 +171,13 @@ Err run_loop(Run *r) {
 // one_sided: errors of this kind happen on one rank while the others wait in a collective.
 static bool is_one_sided(Err err) {
     return !comm_is_agreed() && (err == E_INTERNAL || err == E_PEER);
+}
+
+Err run_loop(Run *r) {
+    Err err = loop(r);
+    if (err == OK) return saver_finish(r->saver);
+    if (err != E_STOPPED && !is_one_sided(err)) saver_drain(r->saver); // what was good before the error is kept
+    return err;
 }
 
 // note_start: a line of events.jsonl for every start of the run, the first and the resumed ones.
@@ -179,9 +197,10 @@ static Err train_on_ranks(Run *r) {
     TRY(run_setup(r, &is_done));
     if (is_done) return OK;
     TRY(note_start(r));
-    if (!staging_is_host(&r->cx)) return run_loop(r); // the peak of a GPU is not measured: there is no MFU
-    GemmPeak peak = gemm_peak(r->cx.op.nthreads);
-    r->peak_flops = r->shape.mode == MODE_FP32 ? peak.f32 : peak.half;
+    if (staging_is_host(&r->cx)) {
+        GemmPeak peak = gemm_peak(r->cx.op.nthreads);
+        r->peak_flops = r->shape.mode == MODE_FP32 ? peak.f32 : peak.half;
+    }
     TRY(comm_sum(r->boot.world, &r->peak_flops, 1));
     log_line("peak       %.1f GFLOP/s measured, all ranks together: MFU is a fraction of it",
              r->peak_flops * 1e-9);

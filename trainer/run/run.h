@@ -8,7 +8,9 @@
 #include "evaluate.h"
 #include "model_memory.h"
 #include "run_dir.h"
+#include "save.h"
 #include "step.h"
+#include "watchdog.h"
 
 typedef struct TrainOptions {
     const char *config_path;
@@ -39,6 +41,8 @@ typedef struct Run {
     Loader *loader, *eval;   // eval NULL without data.eval
     int eval_corpora;
     RunLock *lock;           // rank 0
+    Ledger *ledger;          // what this rank does with others (run_watch.c)
+    Watchdog *watchdog;      // NULL without limits
     Metrics *metrics;
     Health *health;          // FP8 counters, on every rank
     Inject inject;           // faults on demand
@@ -46,8 +50,9 @@ typedef struct Run {
     char dir[1024], checkpoints[1100];
     char resume_from[1100];  // checkpoint to load, "" = none
     char init_from[1100];    // checkpoint whose weights start the run, "" = none
-    CheckpointInfo at;       // where the run stands
-    int64_t saved_step;      // last step that is on disk, -1 none
+    CheckpointInfo at;       // where the run stands; at.read is that of the checkpoint it resumed
+    ReadProof read;          // by this rank since then
+    Saver *saver;
     int64_t last_step;       // stop after this one
     Stop stop;               // signals, the time limit
     int64_t crowded;         // ranks with more threads than cores of their own
@@ -59,12 +64,23 @@ typedef struct Run {
 Err run_setup(Run *r, bool *is_done) MUST_CHECK;
 // run_loop: steps, evaluations, saves. E_STOPPED after a signal and a verified save. Collective over world.
 Err run_loop(Run *r) MUST_CHECK;
+// run_state_hash: of masters, moments, biases and data position, in any layout the same. Collective over world.
+Err run_state_hash(Run *r, uint64_t *out) MUST_CHECK;
 // run_close: give everything back. Local.
 void run_close(Run *r);
 
 // run_train: all of it. Under a launcher on all ranks. On an error that only this rank knows the whole job is
 // aborted with its code; an agreed one is printed by the first rank and returned by all. Collective over world.
 Err run_train(const TrainOptions *o) MUST_CHECK;
+
+// run_watch.c: the ledger and the watchdog of a run. run_watch_start: once config and groups are there.
+// run_watch_devices: once the groups have their tables for memory of devices. run_watch_files: once the run directory
+// is there; a ledger that cannot have a file stays in memory, with a warning. Collective over world.
+// run_watch_stop: before the groups go. Local.
+Err run_watch_start(Run *r) MUST_CHECK;
+Err run_watch_devices(Run *r) MUST_CHECK;
+Err run_watch_files(Run *r) MUST_CHECK;
+void run_watch_stop(Run *r);
 
 // run_dry: print parameter counts and memory per rank, open nothing. Local.
 Err run_dry(const Config *c, int world) MUST_CHECK;

@@ -25,14 +25,18 @@ static void report_model(const Shape *s) {
              model_flops_per_token(s), (long long)s->S);
 }
 
-static void report_memory(const MemoryPlan *m) {
-    double fixed = (double)m->params + (double)m->state;
+static void report_memory(const MemoryPlan *m, const Config *c) {
+    // A snapshot holds what saves write: the state without the counts of experts.
+    double snapshot = c->checkpoint.async ? (double)m->state : 0.0;
+    double fixed = (double)m->params + (double)m->state + snapshot;
     log_line("memory     per rank: parameters and gradients %s, masters and moments %s",
              text_bytes((double)m->params).s, text_bytes((double)m->state).s);
     log_line(
         "           activations %s balanced, %s worst case; scratch %s balanced, %s worst case",
         text_bytes((double)m->acts_balanced).s, text_bytes((double)m->acts).s,
         text_bytes((double)m->scratch_balanced).s, text_bytes((double)m->scratch).s);
+    if (snapshot > 0.0)
+        log_line("           copy for saves beside the training (checkpoint.async) %s", text_bytes(snapshot).s);
     log_line("           in all %s balanced, %s worst case",
              text_bytes(fixed + (double)m->acts_balanced + (double)m->scratch_balanced).s,
              text_bytes(fixed + (double)m->acts + (double)m->scratch).s);
@@ -78,7 +82,7 @@ Err run_dry(const Config *c, int world) {
              (long long)c->train.global_batch, (long long)(c->train.global_batch * s.S),
              (long long)s.B, (long long)c->train.steps);
     TRY(memory_measure(&plan, &s, &mesh, true, true));
-    report_memory(&plan);
+    report_memory(&plan, c);
     return report_saved(&plan, &s, &mesh);
 }
 
@@ -115,7 +119,7 @@ void run_banner(const Run *r) {
         m->world, m->ep, m->dp, r->cx.op.nthreads, r->cx.op.nthreads == 1 ? "" : "s",
         r->cx.ops->backend, r->cx.ops->isa);
     report_cores(r);
-    report_memory(&r->memory);
+    report_memory(&r->memory, r->config);
     report_device(&r->cx);
     int64_t windows = loader_windows(r->loader);
     log_line("data       %lld tokens, %lld windows; the schedule reads %.2f passes",

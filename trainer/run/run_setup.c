@@ -8,6 +8,7 @@
 #include <sys/stat.h>
 
 #include "checkpoint_dir.h"
+#include "device_peak.h"
 #include "log.h"
 #include "run.h"
 #include "schedule.h"
@@ -156,6 +157,31 @@ static Err check_resume(Run *r) {
     return OK;
 }
 
+// check_read: the samples that the checkpoint's run has read are the first ones of this run's data order, each
+// once: what they added up to is computed again from the order alone. Collective over world.
+static Err check_read(Run *r) {
+    CheckpointInfo *at = &r->at;
+    if (at->read.samples < 0) {
+        log_line("consumed   [0, %lld) by count: the checkpoint does not say what was read", (long long)at->samples);
+        return OK;
+    }
+    int64_t world = r->boot.nranks, from = at->samples / world * r->boot.rank;
+    int64_t to = r->boot.rank == world - 1 ? at->samples : from + at->samples / world;
+    ReadProof part = loader_proof(r->loader, from, to - from);
+    int64_t want[2] = {part.samples, (int64_t)part.hash};
+    TRY(comm_sum_i64(r->boot.world, want, 2));
+    CHECK(at->read.samples == want[0] && at->read.hash == (uint64_t)want[1], E_INPUT,
+          "%s: what was read is not the samples [0, %lld) of this data order: expected %lld samples with hash %016llx, "
+          "found %lld with %016llx: samples were left out or repeated, or data, weights or seed are others",
+          r->resume_from, (long long)at->samples, (long long)want[0], (unsigned long long)want[1],
+          (long long)at->read.samples, (unsigned long long)at->read.hash);
+    log_line("consumed   [0, %lld) gap-free: %lld samples were read, each once and where this data order has it (hash "
+             "%016llx); sample %lld is next",
+             (long long)at->samples, (long long)at->read.samples, (unsigned long long)at->read.hash,
+             (long long)at->samples);
+    return OK;
+}
+
 static Err open_loader(const Config *c, const PathList *paths, const RealList *weights,
                        bool is_eval, Loader **out) {
     LoaderCorpus *corpora = NULL;
@@ -210,9 +236,19 @@ static Err open_data(Run *r) {
     return OK;
 }
 
+// measure_peak: of a device, while its memory is still free. The processor's is measured when the run begins.
+static Err measure_peak(Run *r) {
+    if (!r->backend.dev->alloc) return OK;
+    DevicePeak peak;
+    TRY(device_peak(&peak, &r->backend, r->shape.mode == MODE_FP32 ? DT_F32 : DT_BF16));
+    r->peak_flops = peak.flops;
+    return OK;
+}
+
 static Err make_model(Run *r) {
     const Config *c = r->config;
     TRY(shape_from_config(&r->shape, c, &r->mesh));
+    TRY(measure_peak(r));
     TRY(memory_measure(&r->memory, &r->shape, &r->mesh, true, true));
     TRY(cx_create_on(&r->cx, &r->backend, &r->boot, &r->mesh, &r->shape, &r->memory,
                   boot_threads(&r->boot, r->opt.threads)));
@@ -230,6 +266,12 @@ static Err fill_model(Run *r) {
     Params *p = model_params(r->model);
     if (r->resume_from[0]) {
         TRY(comm_agree(r->boot.world, checkpoint_load(r->resume_from, p, &r->cx, true)));
+        uint64_t hash = 0;
+        if (r->config->debug.state_hash) {
+            TRY(run_state_hash(r, &hash));
+            log_line("           state hash %016llx: that of step %lld in metrics.jsonl", (unsigned long long)hash,
+                     (long long)r->at.step);
+        }
     } else {
         TRY(params_init(p, &r->shape, &r->cx));
         if (r->opt.init_from) {
@@ -252,8 +294,7 @@ static Err fill_model(Run *r) {
 
 static void log_origin(const Run *r) {
     if (r->resume_from[0]) {
-        log_line("resume     %s: step %lld, samples [0, %lld) consumed gap-free, written by %d "
-                 "ranks with ep %d",
+        log_line("resume     %s: step %lld, samples [0, %lld), written by %d ranks with ep %d",
                  r->resume_from, (long long)r->at.step, (long long)r->at.samples, r->at.world,
                  r->at.ep);
         if (r->cx.calibration && !(r->cx.calibration->steps > 0))
@@ -285,6 +326,19 @@ static Err claim_dir(Run *r) {
     free(text);
     CHECK(ok, E_OUTPUT, "cannot write %s: disk full or no permission", path);
     return metrics_open(&r->metrics, r->dir, r->at.step, r->boot.rank);
+}
+
+static Err make_saver(Run *r) {
+    char here[1200]; // a fork starts with no checkpoint of its own
+    snprintf(here, sizeof here, "%s/step_%08lld", r->checkpoints, (long long)r->at.step);
+    bool is_here = r->resume_from[0] && same_folder(r->resume_from, here);
+    SaverSpec spec = {.dir = r->checkpoints,
+                      .config = r->config,
+                      .metrics = r->metrics,
+                      .inject = r->inject.n > 0 ? &r->inject : NULL,
+                      .stop = &r->stop,
+                      .saved_step = is_here ? r->at.step : -1};
+    return saver_create(&r->saver, &spec, model_params(r->model), &r->cx);
 }
 
 // pick_backend: of this rank. Where it is left to the program, a GPU that is not there, or has not what the config asks
@@ -345,21 +399,21 @@ Err run_setup(Run *r, bool *is_done) {
     TRY(part(r, load_config(r)));
     TRY(part(r, check_config(r)));
     TRY(part(r, boot_groups(&r->boot, &r->mesh, comm_kind(r))));
+    TRY(run_watch_start(r));
     TRY(choose_backend(r));
     TRY(part(r, connect_devices(r)));
+    TRY(run_watch_devices(r));
     TRY(part(r, choose_dir(r, resume_path, sizeof resume_path, &resume_step)));
     TRY(part(r, open_data(r)));
     TRY(part(r, make_model(r)));
     r->crowded = r->cx.op.nthreads > r->boot.cores + 1e-6;
     TRY(comm_sum_i64(r->boot.world, &r->crowded, 1));
     TRY(find_start(r, resume_path, resume_step));
-    r->saved_step = -1;
     if (r->resume_from[0]) {
         TRY(part(r, check_resume(r)));
-        char here[1200]; // a fork starts with no checkpoint of its own
-        snprintf(here, sizeof here, "%s/step_%08lld", r->checkpoints, (long long)r->at.step);
-        if (same_folder(r->resume_from, here)) r->saved_step = r->at.step;
+        TRY(check_read(r));
     }
+    r->at.seed = r->config->train.seed;
     r->last_step = r->opt.steps > 0 ? r->opt.steps : r->config->train.steps;
     if (r->resume_from[0] && r->last_step <= r->at.step) {
         log_line("nothing to do: %s is at step %lld, asked for %lld", r->resume_from,
@@ -370,6 +424,8 @@ Err run_setup(Run *r, bool *is_done) {
     TRY(fill_model(r)); // before the folder is made: weights that do not fit leave nothing behind
     TRY(part(r, OK));
     TRY(comm_agree(r->boot.world, claim_dir(r))); // a signal from here on: the first step sees it
+    TRY(comm_agree(r->boot.world, make_saver(r)));
+    TRY(run_watch_files(r));
     log_origin(r);
     run_banner(r);
     TRY(inject_start(&r->inject, r->dir, r->boot.world));
@@ -377,6 +433,8 @@ Err run_setup(Run *r, bool *is_done) {
 }
 
 void run_close(Run *r) {
+    saver_free(&r->saver);
+    run_watch_stop(r);
     metrics_close(&r->metrics);
     log_close();
     run_lock_drop(&r->lock);

@@ -24,9 +24,9 @@ static Share rank_share(const Cx *cx, const StepInput *in, int64_t batch) {
     return r;
 }
 
-static Err load_micro(const Shape *s, const StepInput *in, int64_t first, int64_t n, Batch *b) {
+static Err load_micro(const Shape *s, const StepInput *in, int64_t first, int64_t n, Batch *b, ReadProof *read) {
     prof_enter(PROF_DATA);
-    TRY(loader_batch(in->loader, first, n, in->tokens, in->doc_start));
+    TRY(loader_batch(in->loader, first, n, in->tokens, in->doc_start, read));
     prof_leave();
     Batch r = {.nseq = n,
                .S = s->S,
@@ -97,7 +97,7 @@ static Err explain_bad(Model *m, Cx *cx, const StepInput *in, Share share, doubl
         Batch b;
         LossSums sums = {0};
         Err read =
-            load_micro(model_shape(m), in, share.first + i, min_i64(share.micro, share.n - i), &b);
+            load_micro(model_shape(m), in, share.first + i, min_i64(share.micro, share.n - i), &b, NULL);
         TRY(comm_agree(cx->world, read));
         InjectPass spoil;
         TRY(model_fwd(m, cx, &b, &sums, inject_taps(&spoil, in->inject, model_params(m), cx, i / share.micro, &taps)));
@@ -189,11 +189,13 @@ Err step_train(Model *m, Cx *cx, const StepInput *in, StepOutput *out) {
     TRY(params_zero_grad(model_params(m), cx));
     for (int64_t i = 0; i < share.n; i += share.micro) {
         Batch b;
+        ledger_phase(cx->world->ledger, PHASE_DATA);
         inject_data(in->inject);
-        Err mine = load_micro(s, in, share.first + i, min_i64(share.micro, share.n - i), &b);
+        Err mine = load_micro(s, in, share.first + i, min_i64(share.micro, share.n - i), &b, &out->read);
         // A damaged shard on one rank stops all of them, and so does a signal, also one that came while data were
         // waited for.
         TRY(stop_agree(in->stop, cx->world, mine));
+        ledger_phase(cx->world->ledger, PHASE_STEP);
         if (stop_is_due(in->stop)) break;
         cx->shadow = has_shadow && i == 0 ? in->shadow : NULL;
         double t0 = own_seconds();

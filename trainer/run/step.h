@@ -23,6 +23,7 @@ typedef struct StepInput {
 typedef struct StepOutput {
     bool is_stopped;   // a rank was asked to stop: nothing was updated, the step is dropped on all ranks
     int64_t batch;     // sequences of the global batch
+    ReadProof read;    // of this rank's share of it
     StepMetrics m;     // losses, norms, loads, bytes, health: everything but times, memory and the hash
 } StepOutput;
 

@@ -9,43 +9,77 @@
 
 namespace attn {
 
+// What a warp knows of its rows, row_of(0) and row_of(2): their first positions, running maximum, and sum of this
+// lane's columns, in base 2.
+struct Running {
+    int row, first[2];
+    float most[2], sum[2];
+};
+DEV Running start_rows(const AttnCall &c, int64_t t0, int row) {
+    Running run = {row, {0, 0}, {LOWEST, LOWEST}, {0.0f, 0.0f}};
+    for (int r = 0; r < 2; r++)
+        if (row + 8 * r < c.a.S) run.first[r] = (int)first_key(c, t0 + row + 8 * r, row + 8 * r);
+    return run;
+}
+// Scores of keys from j0 on get the scale; what a row does not see becomes -infinity.
+template <int N> DEV void scale_scores(float (&s)[N][4], const Running &run, int j0, float times, bool is_masked) {
+    UNROLL
+    for (int n = 0; n < N; n++)
+        for (int e = 0; e < 4; e++) s[n][e] *= times;
+    if (!is_masked) return;
+    UNROLL
+    for (int n = 0; n < N; n++)
+        for (int e = 0; e < 4; e++) {
+            const int j = j0 + column_of(n, e);
+            if (j > run.row + e / 2 * 8 || j < run.first[e / 2]) s[n][e] = -INFINITY;
+        }
+}
+// Scores become probabilities, up to the factor that the sum will be; o is what it would be with the new maximum.
+template <int N, int V> DEV void softmax(float (&s)[N][4], float (&o)[V][4], Running &run) {
+    UNROLL
+    for (int r = 0; r < 2; r++) {
+        float most = run.most[r];
+        UNROLL
+        for (int n = 0; n < N; n++) most = fmaxf(most, fmaxf(s[n][2 * r], s[n][2 * r + 1]));
+        most = over_lanes(most, 4, [](float x, float y) { return fmaxf(x, y); });
+        float decay = exp2_fast(run.most[r] - most), sum = run.sum[r] * decay;
+        run.most[r] = most;
+        UNROLL
+        for (int n = 0; n < N; n++)
+            for (int e = 2 * r; e < 2 * r + 2; e++) {
+                s[n][e] = exp2_fast(s[n][e] - most);
+                sum += s[n][e];
+            }
+        run.sum[r] = sum;
+        UNROLL
+        for (int n = 0; n < V; n++)
+            for (int e = 2 * r; e < 2 * r + 2; e++) o[n][e] *= decay;
+    }
+}
+// The rows' outputs and log-sums.
+template <int V> DEV void store_rows(const AttnCall &c, const float (&o)[V][4], const Running &run, int64_t t0, int h) {
+    UNROLL
+    for (int r = 0; r < 2; r++) {
+        const int i = run.row + r * 8;
+        const float sum = over_lanes(run.sum[r], 4, [](float x, float y) { return x + y; });
+        if (i >= c.a.S) continue;
+        UNROLL
+        for (int n = 0; n < V; n++)
+            if (column_of(n, 0) < c.a.Dv)
+                store_pair(c.o, t0 + i, h * c.a.Dv + column_of(n, 0), o[n][2 * r] / sum, o[n][2 * r + 1] / sum);
+        if (threadIdx.x % 4 == 0) c.lse[h * c.q.rows + t0 + i] = run.most[r] * LN2 + logf(sum);
+    }
+}
+
 template <int DK, int DV> struct Forward {
     static constexpr int KEYS = 64;
     static constexpr int STAGE = KEYS * (DK + DV); // elements: keys, then values
     static constexpr int BYTES = 2 * STAGE * 2;
     static_assert(ROWS * DK <= STAGE, "the queries pass through a stage");
 
-    // Registers of a warp's rows, row_of(0) and row_of(2): running maximum and sum of this lane's columns, in base 2.
-    struct Running {
-        float most[2], sum[2];
-    };
-
     DEV void load(uint16_t *stage, const AttnCall &c, int t0, int h, int j0) {
         load_tile<DK, KEYS>(stage, key_rows(c, t0 + j0, h), (int)c.a.S - j0);
         load_tile<DV, KEYS>(stage + KEYS * DK, value_rows(c, t0 + j0, h), (int)c.a.S - j0);
-    }
-
-    // Scores become probabilities, up to the factor that the sum will be; o is what it would be with the new maximum.
-    DEV void softmax(float (&s)[KEYS / 8][4], float (&o)[DV / 8][4], Running &run) {
-        UNROLL
-        for (int r = 0; r < 2; r++) {
-            float most = run.most[r];
-            UNROLL
-            for (int n = 0; n < KEYS / 8; n++) most = fmaxf(most, fmaxf(s[n][2 * r], s[n][2 * r + 1]));
-            most = over_lanes(most, 4, [](float x, float y) { return fmaxf(x, y); });
-            float decay = exp2_fast(run.most[r] - most), sum = run.sum[r] * decay;
-            run.most[r] = most;
-            UNROLL
-            for (int n = 0; n < KEYS / 8; n++)
-                for (int e = 2 * r; e < 2 * r + 2; e++) {
-                    s[n][e] = exp2_fast(s[n][e] - most);
-                    sum += s[n][e];
-                }
-            run.sum[r] = sum;
-            UNROLL
-            for (int n = 0; n < DV / 8; n++)
-                for (int e = 2 * r; e < 2 * r + 2; e++) o[n][e] *= decay;
-        }
     }
 };
 
@@ -54,12 +88,10 @@ template <int DK, int DV> static __global__ void __launch_bounds__(THREADS, 2) a
     typedef Forward<DK, DV> F;
     DYN_SMEM(uint16_t, room);
     const int warp = (int)threadIdx.x / 32, S = (int)c.a.S;
-    const int i0 = (int)(gridDim.x - 1 - blockIdx.x) * ROWS, row = i0 + warp * 16 + row_of(0);
+    const int i0 = (int)(gridDim.x - 1 - blockIdx.x) * ROWS;
     const int h = (int)blockIdx.y, t0 = (int)blockIdx.z * S;
     const Span span = span_of<ROWS>(c, t0, i0);
     const int n0 = span.least / F::KEYS, n1 = ((i0 + ROWS < S ? i0 + ROWS : S) - 1) / F::KEYS;
-    const int first[2] = {row < S ? (int)first_key(c, t0 + row, row) : 0,
-                          row + 8 < S ? (int)first_key(c, t0 + row + 8, row + 8) : 0};
 
     load_tile<DK, ROWS>(room + F::STAGE, query_rows(c, t0 + i0, h), S - i0);
     copy_async_commit();
@@ -71,9 +103,8 @@ template <int DK, int DV> static __global__ void __launch_bounds__(THREADS, 2) a
     UNROLL
     for (int k = 0; k < DK / 16; k++) fragment_a<DK>(q[k], room + F::STAGE, warp * 16, k);
 
-    const float times = c.a.scale * LOG2E;
     float o[DV / 8][4];
-    typename F::Running run = {{LOWEST, LOWEST}, {0.0f, 0.0f}};
+    Running run = start_rows(c, t0, i0 + warp * 16 + row_of(0));
     clear(o);
     for (int n = n0; n <= n1; n++) {
         const uint16_t *stage = room + (n - n0) % 2 * F::STAGE;
@@ -94,33 +125,13 @@ template <int DK, int DV> static __global__ void __launch_bounds__(THREADS, 2) a
                 mma_bf16(s[m + 1], q[k], b[2], b[3]);
             }
         const bool is_masked = j0 + F::KEYS - 1 > i0 + warp * 16 || span.most > j0;
-        UNROLL
-        for (int m = 0; m < F::KEYS / 8; m++)
-            for (int e = 0; e < 4; e++) s[m][e] *= times;
-        if (is_masked) {
-            UNROLL
-            for (int m = 0; m < F::KEYS / 8; m++)
-                for (int e = 0; e < 4; e++) {
-                    const int j = j0 + column_of(m, e);
-                    if (j > row + e / 2 * 8 || j < first[e / 2]) s[m][e] = -INFINITY;
-                }
-        }
-        F::softmax(s, o, run);
+        scale_scores(s, run, j0, c.a.scale * LOG2E, is_masked);
+        softmax(s, o, run);
         uint32_t p[F::KEYS / 16][4];
         to_fragments(p, s);
         add_turned<DV>(o, p, stage + F::KEYS * DK);
     }
-    UNROLL
-    for (int r = 0; r < 2; r++) {
-        const int i = row + r * 8;
-        const float sum = over_lanes(run.sum[r], 4, [](float x, float y) { return x + y; });
-        if (i >= S) continue;
-        UNROLL
-        for (int n = 0; n < DV / 8; n++)
-            if (column_of(n, 0) < c.a.Dv)
-                store_pair(c.o, t0 + i, h * c.a.Dv + column_of(n, 0), o[n][2 * r] / sum, o[n][2 * r + 1] / sum);
-        if (threadIdx.x % 4 == 0) c.lse[h * c.q.rows + t0 + i] = run.most[r] * LN2 + logf(sum);
-    }
+    store_rows(c, o, run, t0, h);
 }
 
 } // namespace attn

@@ -7,8 +7,8 @@
 
 static int chosen = -1;
 
-extern "C" void attn_mma_choose(int is_on) {
-    chosen = is_on;
+extern "C" void attn_mma_choose(int which) {
+    chosen = which;
 }
 
 static bool is_regular(Mat m) {
@@ -19,12 +19,12 @@ bool attn_mma_takes(const AttnCall *c) {
         int device = 0, major = 0;
         bool is_known = cudaGetDevice(&device) == cudaSuccess &&
                         cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device) == cudaSuccess;
-        chosen = is_known && major >= 8;
+        chosen = !is_known || major < 8 ? 0 : major == 9 ? 2 : 1;
     }
     AttnShape a = c->a;
     bool is_size = a.Dn % 8 == 0 && a.Dr % 8 == 0 && a.Dv % 8 == 0 && a.Dn + a.Dr <= 192 && a.Dv <= 128;
     bool is_grid = a.nseq * a.S < ((int64_t)1 << 31) - 64 && a.H <= 65535 && a.nseq <= 65535;
-    return chosen == 1 && is_size && is_grid && is_regular(c->q) && is_regular(c->kv) && is_regular(c->kr) &&
+    return chosen > 0 && is_size && is_grid && is_regular(c->q) && is_regular(c->kv) && is_regular(c->kr) &&
            is_regular(c->o) && is_regular(c->dout) && is_regular(c->dq) && is_regular(c->dkv);
 }
 
@@ -51,6 +51,7 @@ template <int DK, int DV> static Err start_fwd(AttnCall c) {
     return OK;
 }
 Err attn_mma_fwd(AttnCall c) {
+    if (chosen == 2 && attn_sm90_takes(&c)) return attn_sm90_fwd(c);
     return BY_SIZE(start_fwd, c);
 }
 

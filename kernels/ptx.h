@@ -8,7 +8,7 @@
 //
 //   mbar_*       barriers in shared memory that count arrivals and bytes
 //   tma_*        box of a tensor <-> shared memory; coordinates in elements, innermost first
-//   wgmma_*      D [64,N] f32 in registers += A [64,32] B [N,32]^T, both E4M3 in shared memory, K-major
+//   wgmma_*      D [64,N] f32 in registers += A [64,K] B [N,K]^T, E4M3 (K = 32) or BF16 (16) in shared memory, K-major
 //   proxy_fence  makes ordinary stores to shared memory visible to tma_store and wgmma; every writing thread calls it
 //   copy_async*  global to shared memory by one thread, there once it has waited for the group
 //   ldmatrix*    8x8 matrices of 16-bit elements from shared memory to the fragments of a warp
@@ -183,6 +183,29 @@ PTX_WGMMA(160, PTX_R0 PTX_R32 PTX_R64 PTX_R76, "%80", "%81", "%82", PTX_F16(0), 
 PTX_WGMMA(192, PTX_R0 PTX_R32 PTX_R64 PTX_R76 PTX_R80, "%96", "%97", "%98", PTX_F16(0), PTX_F16(16), PTX_F16(32),
           PTX_F16(48), PTX_F16(64), PTX_F16(80))
 #undef PTX_WGMMA
+
+// wgmma_bf16: the same of 16 elements of BF16; a K-major tile has 64 of them in its 128 bytes. wgmma_bf16_left: A in
+// registers, a[i] as for mma_bf16 with the warp's 16 rows of d; B turned: a tile of rows of the contraction, 64 columns
+// in 128 bytes, further panels of 64 columns `panel` bytes apart (wgmma_desc_turned); add WGMMA_ROWS_16 for 16 more.
+enum { WGMMA_ROWS_16 = 16 * 128 >> 4 };
+PTX uint64_t wgmma_desc_turned(const void *tile, uint32_t panel) {
+    uint64_t at = (smem_address(tile) & 0x3FFFF) >> 4;
+    return at | (uint64_t)(panel >> 4) << 16 | (uint64_t)(1024 >> 4) << 32 | (uint64_t)1 << 62;
+}
+PTX void wgmma_bf16(float (&d)[64], uint64_t a, uint64_t b, bool is_added) {
+    asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %66, 0;\n"
+                 "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 {" PTX_R0 PTX_R32 "}, %64, %65, "
+                 "p, 1, 1, 0, 0;\n}"
+                 : PTX_F16(0), PTX_F16(16), PTX_F16(32), PTX_F16(48)
+                 : "l"(a), "l"(b), "r"((int)is_added));
+}
+PTX void wgmma_bf16_left(float (&d)[64], const uint32_t (&a)[4], uint64_t b, bool is_added) {
+    asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %69, 0;\n"
+                 "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 {" PTX_R0 PTX_R32 "}, "
+                 "{%64, %65, %66, %67}, %68, p, 1, 1, 1;\n}"
+                 : PTX_F16(0), PTX_F16(16), PTX_F16(32), PTX_F16(48)
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"((int)is_added));
+}
 
 // Stores to shared memory that tma_store or wgmma will read.
 PTX void st_shared2(float *p, float x, float y) {

@@ -25,25 +25,32 @@ static bool fails(const char *format, ...) {
         if (error_ != cudaSuccess) return fails("%s: %s", #call, cudaGetErrorString(error_));                        \
     } while (0)
 
-// Memory on both sides.
+// Memory on both sides. A copy, which a launch under the fibers makes of what its arguments name, does not own it.
 template <class T> struct Both {
     T *host, *device;
     size_t n;
+    bool is_owner = true;
     explicit Both(size_t count) : host((T *)calloc(count, sizeof(T))), device(nullptr), n(count) {
         if (cudaMalloc((void **)&device, count * sizeof(T)) != cudaSuccess) device = nullptr;
     }
     ~Both() {
+        if (!is_owner) return;
         free(host);
         cudaFree(device);
     }
-    Both(const Both &) = delete;
+    Both(const Both &b) : host(b.host), device(b.device), n(b.n), is_owner(false) {}
+    bool copy(void *to, const void *from, enum cudaMemcpyKind kind) {
+        static cudaStream_t stream; // of this process: the default one is not for copies
+        if (!stream && cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking) != cudaSuccess) return false;
+        return cudaMemcpyAsync(to, from, n * sizeof(T), kind, stream) == cudaSuccess &&
+               cudaStreamSynchronize(stream) == cudaSuccess;
+    }
     bool up() {
-        return cudaMemcpyAsync(device, host, n * sizeof(T), cudaMemcpyHostToDevice, 0) == cudaSuccess;
+        return copy(device, host, cudaMemcpyHostToDevice);
     }
     bool down() {
         return cudaDeviceSynchronize() == cudaSuccess && cudaPeekAtLastError() == cudaSuccess &&
-               cudaMemcpyAsync(host, device, n * sizeof(T), cudaMemcpyDeviceToHost, 0) == cudaSuccess &&
-               cudaDeviceSynchronize() == cudaSuccess;
+               copy(host, device, cudaMemcpyDeviceToHost);
     }
 };
 #define DOWN(x)                                                                                                      \

@@ -193,6 +193,69 @@ static bool probe_descriptor() {
     return try_width<64>() && try_width<128>() && try_width<152>() && try_width<160>() && try_width<192>();
 }
 
+// half: BF16 of both kinds: [64, 64] x [128, 64]^T from shared memory, and [64, 64] in registers x [64, 128] turned.
+static __global__ void half_kernel(float *d, const uint16_t *a, const uint16_t *b, int is_left) {
+    DYN_SMEM(uint16_t, raw);
+    uint16_t *tile = raw + 64 * 64;
+    const int t = (int)threadIdx.x, warp = t / 32, lane = t % 32;
+    for (int i = t; i < 64 * 8; i += 128) // rows of 8 chunks, swizzled by hand
+        st_shared16(raw + i / 8 * 64 + (i % 8 ^ (i / 8 & 7)) * 8, ((const uint4 *)a)[i]);
+    for (int i = t; i < 128 * 8; i += 128) { // left: [64, 128] in two panels of 64 columns
+        int row = is_left ? i / 16 : i / 8, chunk = i % 8, panel = is_left ? i / 8 % 2 * 64 : 0;
+        st_shared16(tile + (panel + row) * 64 + (chunk ^ (row & 7)) * 8, ((const uint4 *)b)[i]);
+    }
+    proxy_fence();
+    block_sync();
+    float sum[64];
+    uint32_t left[4][4];
+    UNROLL
+    for (int i = 0; i < 64; i++) sum[i] = 1.0f;
+    UNROLL
+    for (int k = 0; k < 4; k++)
+        for (int i = 0; i < 4; i++) {
+            const int row = warp * 16 + lane / 4 + i % 2 * 8, column = k * 16 + i / 2 * 8 + lane % 4 * 2;
+            left[k][i] = *(const uint32_t *)(a + row * 64 + column);
+        }
+    if (is_left) {
+        const uint64_t db = wgmma_desc_turned(tile, 64 * 128);
+        wgmma_fence(sum);
+        UNROLL
+        for (int k = 0; k < 4; k++) wgmma_bf16_left(sum, left[k], db + k * WGMMA_ROWS_16, true);
+    } else {
+        const uint64_t da = wgmma_desc(raw), db = wgmma_desc(tile);
+        wgmma_fence(sum);
+        UNROLL
+        for (int k = 0; k < 4; k++) wgmma_bf16(sum, da + k * WGMMA_STEP, db + k * WGMMA_STEP, k > 0);
+    }
+    wgmma_commit();
+    wgmma_wait(sum);
+    UNROLL
+    for (int i = 0; i < 64; i++) d[t * 64 + i] = sum[i];
+}
+static bool probe_half() {
+    Both<uint16_t> a(64 * 64), b(128 * 64);
+    Both<float> d(128 * 64);
+    for (size_t i = 0; i < a.n; i++) a.host[i] = bf16_from_f32((float)(small_random(17) - 8));
+    for (size_t i = 0; i < b.n; i++) b.host[i] = bf16_from_f32((float)(small_random(17) - 8));
+    if (!a.up() || !b.up()) return fails("copy to the device");
+    for (int is_left = 0; is_left < 2; is_left++) {
+        LAUNCH(half_kernel, dim3(1), dim3(128), (64 + 128) * 128, 0, d.device, a.device, b.device, is_left);
+        DOWN(d);
+        for (int t = 0; t < 128; t++)
+            for (int i = 0; i < 64; i++) {
+                int r = row_of(t, i), n = column_of(t, i);
+                float want = is_left ? 1.0f : 0.0f; // the first product overwrites the sum
+                for (int k = 0; k < 64; k++)
+                    want += f32_from_bf16(a.host[r * 64 + k]) *
+                            f32_from_bf16(b.host[is_left ? k * 128 + n : n * 64 + k]);
+                if (d.host[t * 64 + i] != want)
+                    return fails("%s: (%d,%d) is %g, not %g", is_left ? "left side in registers" : "both in memory", r,
+                                 n, d.host[t * 64 + i], want);
+            }
+    }
+    return true;
+}
+
 // precision: which addends a sum keeps. d(0,0) for a row of A and a column of B given as pairs.
 static bool one_sum(float *out, const float (*pair)[2], int n, float start, int steps) {
     Both<uint8_t> codes((128 + 64) * 128);
@@ -404,6 +467,7 @@ static bool probe_product() {
 static const Probe probes[] = {
     {"device", probe_device},       {"tma", probe_tma},
     {"fragments", probe_fragments}, {"descriptor", probe_descriptor},
+    {"half", probe_half},
     {"precision", probe_precision}, {"ring", probe_ring},
     {"registers", probe_registers}, {"stores", probe_stores},
     {"product", probe_product},

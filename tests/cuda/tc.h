@@ -74,13 +74,19 @@ struct Named {
     int expected, arrived;
     uint64_t gen;
 };
-// One wgmma of a warpgroup.
+// One wgmma of a warpgroup. HALF: BF16 in shared memory; LEFT: its left side in registers, its right side turned.
+enum Kind { CODES, HALF, LEFT };
 struct Product {
     uint64_t a, b, hash;
     bool is_added;
     int n, issued, sums; // sums: index of its accumulators
     bool is_done;
+    Kind kind;
+    std::vector<uint16_t> left; // [64][16]
 };
+void check_turned(uint64_t desc, int n);
+uint64_t hash_turned(uint64_t h, uint64_t desc, int n);
+void multiply_half(const Product &p, float *d);
 // Accumulators of a warpgroup from the first product to the wait. d[t]: the registers of thread t in between.
 struct Sums {
     float *d[128];
@@ -287,6 +293,7 @@ inline uint64_t hash_operand(uint64_t h, uint64_t desc, int rows) {
     return h;
 }
 inline uint64_t hash_product(const Product &p) {
+    if (p.kind == LEFT) return hash_turned(1, p.b, p.n);
     return hash_operand(hash_operand(1, p.a, 64), p.b, p.n);
 }
 
@@ -339,7 +346,7 @@ inline void run_products(Group &g, size_t until) {
         Product &p = g.queue[i];
         if (p.is_done || p.issued < 128) continue;
         if (hash_product(p) != p.hash) simt::die("operands of a wgmma changed under way");
-        multiply(p, g.sums[(size_t)p.sums].v.data());
+        (p.kind == CODES ? multiply : multiply_half)(p, g.sums[(size_t)p.sums].v.data());
         p.is_done = true;
     }
 }
@@ -355,7 +362,7 @@ inline int column_of(int t, int i) {
     return i / 4 * 8 + t % 4 * 2 + (i & 1);
 }
 
-inline void issue(float *d, int n, uint64_t a, uint64_t b, bool is_added) {
+inline void issue(float *d, int n, uint64_t a, uint64_t b, bool is_added, Kind kind, const uint32_t *left) {
     Group &g = my_group();
     int t = simt::cur->lin % 128, i = g.issued[t]++;
     if (!g.is_fenced[t]) simt::die("wgmma without wgmma_fence");
@@ -370,11 +377,16 @@ inline void issue(float *d, int n, uint64_t a, uint64_t b, bool is_added) {
             g.sums[(size_t)at].v.assign((size_t)(64 * n), NAN);
             memset(g.sums[(size_t)at].d, 0, sizeof g.sums[0].d);
         }
-        g.queue.push_back(Product{a, b, 0, is_added, n, 0, at, false});
+        g.queue.push_back(Product{a, b, 0, is_added, n, 0, at, false, kind, {}});
+        if (left) g.queue.back().left.assign(64 * 16, 0);
     }
     Product &p = g.queue[(size_t)i];
-    if (p.a != a || p.b != b || p.n != n || p.is_added != is_added)
+    if (p.a != a || p.b != b || p.n != n || p.is_added != is_added || p.kind != kind)
         simt::die("threads of a warpgroup disagree on a wgmma");
+    for (int k = 0; left && k < 8; k++) {
+        int at = row_of(t, k & 2) * 16 + k / 4 * 8 + t % 4 * 2 + (k & 1);
+        p.left[(size_t)at] = (uint16_t)(left[k / 2] >> 16 * (k & 1));
+    }
     Sums &s = g.sums[(size_t)p.sums];
     if (!s.d[t]) { // the first product on these registers since the last wait
         s.d[t] = d;
@@ -384,8 +396,12 @@ inline void issue(float *d, int n, uint64_t a, uint64_t b, bool is_added) {
         simt::die("threads of a warpgroup disagree on the accumulators of a wgmma");
     }
     if (++p.issued < 128) return;
-    check_operand(a, 64);
-    check_operand(b, n);
+    if (kind == LEFT) {
+        check_turned(b, n);
+    } else {
+        check_operand(a, 64);
+        check_operand(b, n);
+    }
     p.hash = hash_product(p);
     if (simt::random_below(2)) run_products(g, (size_t)i + 1);
     g.gen++;
@@ -547,7 +563,7 @@ template <int R> inline void wgmma_wait(float (&)[R], TC_LINE) {
 template <int R> inline void wgmma_e4m3(float (&d)[R], uint64_t a, uint64_t b, bool is_added, TC_LINE) {
     if (TC_CUT("wgmma")) return;
     if (TC_CUT("wgmma_clear")) is_added = true;
-    tc::issue(d, 2 * R, a, b, is_added);
+    tc::issue(d, 2 * R, a, b, is_added, tc::CODES, nullptr);
 }
 
 inline void st_shared2(float *p, float x, float y) {

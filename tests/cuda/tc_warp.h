@@ -158,7 +158,80 @@ inline void wait_async(int left) {
     t.copies.erase(t.copies.begin(), t.copies.begin() + (ptrdiff_t)n);
 }
 
+// wgmma of BF16. The right side of LEFT is turned (MN-major): element (n, k) lies in panel n/64, row k, of 128 bytes.
+inline uint32_t turned_at(uint64_t desc, int n, int k) {
+    uint32_t start = (uint32_t)(desc & 0x3FFF) << 4, lbo = (uint32_t)(desc >> 16 & 0x3FFF) << 4,
+             sbo = (uint32_t)(desc >> 32 & 0x3FFF) << 4;
+    return swizzle(start + (uint32_t)(n / 64) * lbo + (uint32_t)(k / 8) * sbo + (uint32_t)(k % 8) * 128 +
+                       (uint32_t)(n % 64) * 2,
+                   128);
+}
+inline void check_turned(uint64_t desc, int n) {
+    if (desc >> 62 != 1 || desc >> 49 & 7) simt::die("wgmma: the descriptor is not for the 128-byte swizzle");
+    if (desc & 0x3F) simt::die("wgmma: a turned tile does not start at a multiple of 1024 bytes");
+    if (n % 64) simt::die("wgmma: a turned tile has panels of 64 columns");
+    for (int c = 0; c < n; c += 8)
+        for (int k = 0; k < 16; k++) {
+            uint32_t at = turned_at(desc, c, k);
+            if (at >= simt::blk.dyn_bytes) simt::die("wgmma: operand past the end of shared memory");
+            if (state().dirty[at / 16]) simt::die("wgmma reads what was stored without proxy_fence");
+        }
+}
+inline uint64_t hash_turned(uint64_t h, uint64_t desc, int n) {
+    for (int c = 0; c < n; c += 4)
+        for (int k = 0; k < 16; k++) {
+            uint64_t w;
+            memcpy(&w, simt::blk.dyn + turned_at(desc, c, k), 8);
+            h = (h ^ w) * 0x9E3779B97F4A7C15ull;
+            h ^= h >> 29;
+        }
+    return h;
+}
+inline float half_at(uint32_t at) {
+    uint16_t v;
+    memcpy(&v, simt::blk.dyn + at, 2);
+    return f32_from_bf16(v);
+}
+inline void multiply_half(const Product &p, float *d) {
+    static float b[16][256];
+    for (int n = 0; n < p.n; n++)
+        for (int k = 0; k < 16; k++)
+            b[k][n] = half_at(p.kind == LEFT ? turned_at(p.b, n, k) : operand_at(p.b, n, 2 * k));
+    for (int r = 0; r < 64; r++) {
+        float *row = d + r * p.n, a[16];
+        for (int k = 0; k < 16; k++)
+            a[k] = p.kind == LEFT ? f32_from_bf16(p.left[(size_t)(r * 16 + k)]) : half_at(operand_at(p.a, r, 2 * k));
+        if (!p.is_added) memset(row, 0, (size_t)p.n * sizeof *row);
+        for (int n = 0; n < p.n; n += 8) {
+            Lane8 sum, w;
+            memcpy(&sum, row + n, sizeof sum);
+            for (int k = 0; k < 16; k++) {
+                memcpy(&w, &b[k][n], sizeof w);
+                sum += w * a[k];
+            }
+            memcpy(row + n, &sum, sizeof sum);
+        }
+    }
+    products++;
+}
+
 } // namespace tc
+
+// wgmma of BF16: see ptx.h.
+enum { WGMMA_ROWS_16 = 16 * 128 >> 4 };
+inline uint64_t wgmma_desc_turned(const void *tile, uint32_t panel) {
+    return ((uint64_t)(tc::offset(tile) & 0x3FFFF) >> 4) | (uint64_t)(panel >> 4) << 16 | (uint64_t)(1024 >> 4) << 32 |
+           (uint64_t)1 << 62;
+}
+template <int R> inline void wgmma_bf16(float (&d)[R], uint64_t a, uint64_t b, bool is_added, TC_LINE) {
+    if (TC_CUT("wgmma_bf16")) return;
+    if (TC_CUT("wgmma_clear")) is_added = true;
+    tc::issue(d, 2 * R, a, b, is_added, tc::HALF, nullptr);
+}
+template <int R>
+inline void wgmma_bf16_left(float (&d)[R], const uint32_t (&a)[4], uint64_t b, bool is_added, TC_LINE) {
+    if (!TC_CUT("wgmma_bf16_left")) tc::issue(d, 2 * R, 0, b, is_added, tc::LEFT, a);
+}
 
 inline void copy_async16(void *dst, const void *src, bool is_there, TC_LINE) {
     if (!TC_CUT("copy_async16")) tc::add_async(dst, src, 16, is_there);

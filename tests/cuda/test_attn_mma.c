@@ -1,6 +1,6 @@
-// test_attn_mma.c - attention on the tensor cores under the fibers: the same bits under every schedule and for any
-// number of sequences at a time, near the plain kernels, no bank conflicts, and a test of the tests: with one
-// instruction left out it must be noticed. (Its distance from double is what test_attn.c measures.)
+// test_attn_mma.c - attention on the tensor cores under the fibers, mma.sync and Hopper's forward: the same bits under
+// every schedule and for any number of sequences at a time, near the plain kernels, no bank conflicts; and a test of
+// the tests: one instruction left out must be noticed. (Its distance from double is what test_attn.c measures.)
 #include <math.h>
 #include <signal.h>
 #include <sys/wait.h>
@@ -9,7 +9,8 @@
 #include "device.h"
 #include "on_cpu.h"
 
-void attn_mma_choose(int is_on);
+void attn_mma_choose(int which);
+enum { PLAIN, MMA, HOPPER };
 void tc_finish(void);
 void tc_sites(void);
 int tc_site(int i, const char **what);
@@ -18,6 +19,7 @@ void tc_half_bits(int bits);
 void tc_conflicts(uint64_t *matrices, uint64_t *conflicts);
 
 static OpCx cx;
+static const Device *dev;
 static Arena *scratch;
 
 enum { OUTS = 5 }; // o, lse, dq, dkv, dkr
@@ -25,6 +27,7 @@ typedef struct Problem {
     AttnShape a;
     int32_t *doc; // NULL: no mask
     Mat q, kv, kr, dout, out[OUTS];
+    bool is_forward; // only the first two are computed
 } Problem;
 
 static Mat random_bf16(int64_t rows, int64_t cols, uint64_t stream) {
@@ -69,13 +72,16 @@ static size_t bytes_of(Mat m) {
 static void compute(Problem *p) {
     for (int i = 0; i < OUTS; i++) memset(p->out[i].p, 0xFF, bytes_of(p->out[i]));
     MUST_OK(attn_fwd_cuda(&cx, p->out[0], p->out[1].p, p->q, p->kv, p->kr, p->a, p->doc));
-    MUST_OK(attn_bwd_cuda(&cx, p->out[2], p->out[3], p->out[4], p->dout, p->out[0], p->out[1].p, p->q, p->kv, p->kr,
-                          p->a, p->doc));
+    if (!p->is_forward)
+        MUST_OK(attn_bwd_cuda(&cx, p->out[2], p->out[3], p->out[4], p->dout, p->out[0], p->out[1].p, p->q, p->kv, p->kr,
+                              p->a, p->doc));
+    MUST_OK(dev->sync());
     tc_finish();
 }
 static bool is_same(const Problem *p, void *const *want) {
     bool is_ok = true;
-    for (int i = 0; i < OUTS; i++) is_ok = is_ok && !memcmp(p->out[i].p, want[i], bytes_of(p->out[i]));
+    for (int i = 0; i < (p->is_forward ? 2 : OUTS); i++)
+        is_ok = is_ok && !memcmp(p->out[i].p, want[i], bytes_of(p->out[i]));
     return is_ok;
 }
 static void keep(const Problem *p, void **to) {
@@ -93,7 +99,7 @@ static double value(Mat m, int64_t i) {
 // of n terms that are off by independent roundings is off by far less than each term; what is asserted is the sum of
 // all: no matrix is off by more than a unit of BF16 of its largest numbers, and on average by an eighth of that.
 static void must_be_near(const Problem *p, void *const *want) {
-    for (int i = 0; i < OUTS; i++) {
+    for (int i = 0; i < (p->is_forward ? 2 : OUTS); i++) {
         Mat m = p->out[i], w = m;
         w.p = want[i];
         double most = 0.0, worst = 0.0, sum = 0.0;
@@ -110,49 +116,55 @@ static void must_be_near(const Problem *p, void *const *want) {
     }
 }
 
-static const AttnShape shapes[] = {
-    {2, 150, 2, 32, 16, 40, 0.14f},
-    {1, 70, 1, 88, 8, 128, -0.1f},
-    {1, 131, 1, 128, 64, 128, 0.0722f},
-    {3, 33, 2, 64, 0, 8, 0.125f},
-    {1, 90, 1, 64, 32, 64, 0.1f},
+typedef struct Case {
+    AttnShape a;
+    int which;
+} Case;
+static const Case cases[] = {
+    {{2, 150, 2, 32, 16, 40, 0.14f}, MMA},    {{1, 70, 1, 88, 8, 128, -0.1f}, MMA},
+    {{1, 131, 1, 128, 64, 128, 0.0722f}, MMA}, {{3, 33, 2, 64, 0, 8, 0.125f}, MMA},
+    {{1, 90, 1, 64, 32, 64, 0.1f}, MMA},      {{2, 135, 2, 128, 64, 128, 0.0722f}, HOPPER},
+    {{1, 300, 1, 128, 0, 128, -0.09f}, HOPPER},
 };
-enum { SHAPES = sizeof shapes / sizeof *shapes };
+enum { CASES = sizeof cases / sizeof *cases };
 
+static void check_case(const Case *k, bool has_docs) {
+    Problem p = problem(k->a, has_docs);
+    void *plain[OUTS], *first[OUTS];
+    attn_mma_choose(PLAIN);
+    compute(&p);
+    keep(&p, plain);
+    attn_mma_choose(k->which);
+    uint64_t matrices, conflicts, launches = simt_launches();
+    p.is_forward = k->which == HOPPER; // its backward is the other's
+    tc_conflicts(&matrices, &conflicts);
+    FOR_SCHEDULES(i) {
+        compute(&p);
+        if (i == 0) keep(&p, first);
+        assert_true(is_same(&p, first));
+    }
+    assert_true(simt_launches() > launches);
+    tc_conflicts(&matrices, &conflicts);
+    assert_true((matrices > 1000) == (k->which == MMA) && conflicts == 0);
+    must_be_near(&p, plain);
+    tc_half_bits(24); // sums cut toward zero, as a GPU may have them
+    compute(&p);
+    must_be_near(&p, plain);
+    tc_half_bits(0);
+    for (int i = 0; i < OUTS; i++) free(plain[i]), free(first[i]);
+    free_problem(&p);
+}
 static void test_schedules(void **state) {
     (void)state;
-    for (int k = 0; k < 2 * SHAPES; k++) {
-        Problem p = problem(shapes[k / 2], k % 2);
-        void *plain[OUTS], *first[OUTS];
-        attn_mma_choose(0);
-        compute(&p);
-        keep(&p, plain);
-        attn_mma_choose(1);
-        uint64_t matrices, conflicts;
-        tc_conflicts(&matrices, &conflicts);
-        FOR_SCHEDULES(i) {
-            compute(&p);
-            if (i == 0) keep(&p, first);
-            assert_true(is_same(&p, first));
-        }
-        tc_conflicts(&matrices, &conflicts);
-        assert_true(matrices > 1000 && conflicts == 0);
-        must_be_near(&p, plain);
-        tc_half_bits(24); // sums cut toward zero, as a GPU may have them
-        compute(&p);
-        must_be_near(&p, plain);
-        tc_half_bits(0);
-        for (int i = 0; i < OUTS; i++) free(plain[i]), free(first[i]);
-        free_problem(&p);
-    }
+    for (int k = 0; k < 2 * CASES; k++) check_case(&cases[k / 2], k % 2);
 }
 
 // A sequence alone has the bits it has among others.
 static void test_alone(void **state) {
     (void)state;
-    Problem p = problem(shapes[0], true);
+    Problem p = problem(cases[0].a, true);
     void *all[OUTS];
-    attn_mma_choose(1);
+    attn_mma_choose(MMA);
     compute(&p);
     keep(&p, all);
     int64_t S = p.a.S, T = 2 * S;
@@ -181,10 +193,10 @@ static void test_refused(void **state) {
     for (int k = 0; k < 3; k++) {
         Problem p = problem(odd[k], false);
         void *plain[OUTS];
-        attn_mma_choose(0);
+        attn_mma_choose(PLAIN);
         compute(&p);
         keep(&p, plain);
-        attn_mma_choose(1);
+        attn_mma_choose(MMA);
         compute(&p);
         assert_true(is_same(&p, plain));
         for (int i = 0; i < OUTS; i++) free(plain[i]);
@@ -220,22 +232,22 @@ static bool survives(const char *what, int line) {
     waitpid(child, &status, 0);
     return WIFEXITED(status) && WEXITSTATUS(status) == 0;
 }
-static void test_mutants(void **state) {
-    (void)state;
+static void check_mutants(int which, AttnShape a, int at_least) {
     struct {
         const char *what;
         int line;
     } site[100];
     int n = 0, survivors = 0;
-    attn_mma_choose(1);
-    mutant_problem = problem((AttnShape){1, 140, 1, 32, 16, 40, 0.14f}, true);
+    attn_mma_choose(which);
+    mutant_problem = problem(a, which == MMA);
+    mutant_problem.is_forward = which == HOPPER;
     compute(&mutant_problem);
     keep(&mutant_problem, mutant_want);
     tc_sites();
     assert_true(is_right_in_all_schedules());
     while (n < 100 && (site[n].line = tc_site(n, &site[n].what))) n++;
     tc_cut(NULL, 0);
-    assert_true(n >= 20 && n < 100);
+    assert_true(n >= at_least && n < 100);
     assert_true(survives(NULL, 0)); // the child itself is sound
     for (int i = 0; i < n; i++) {
         if (!survives(site[i].what, site[i].line)) continue;
@@ -247,14 +259,23 @@ static void test_mutants(void **state) {
     for (int i = 0; i < OUTS; i++) free(mutant_want[i]);
     free_problem(&mutant_problem);
 }
+static void test_mutants(void **state) {
+    (void)state;
+    check_mutants(MMA, (AttnShape){1, 140, 1, 32, 16, 40, 0.14f}, 20);
+}
+// Three blocks of keys, so that the ring of two comes around.
+static void test_hopper_mutants(void **state) {
+    (void)state;
+    check_mutants(HOPPER, (AttnShape){1, 290, 1, 64, 64, 128, 0.09f}, 20);
+}
 
 int main(void) {
-    const Device *dev;
     if (device_cuda_open(&dev, 0) != OK || arena_create(&scratch, "scratch", (size_t)64 << 20, false) != OK) return 70;
     arena_poison(true);
     cx = (OpCx){.scratch = scratch, .nthreads = 1};
     const struct CMUnitTest tests[] = {cmocka_unit_test(test_schedules), cmocka_unit_test(test_alone),
-                                       cmocka_unit_test(test_refused), cmocka_unit_test(test_mutants)};
+                                       cmocka_unit_test(test_refused), cmocka_unit_test(test_mutants),
+                                       cmocka_unit_test(test_hopper_mutants)};
     int failed = cmocka_run_group_tests(tests, NULL, NULL);
     arena_destroy(&scratch);
     device_cuda_close();

@@ -154,9 +154,15 @@ Err arena_mat(Arena *a, Mat *m, DType t, int64_t rows, int64_t cols, const char 
     return OK;
 }
 
-int64_t matq_row_bytes(ScaleType st, int64_t cols) {
+#define MATQ_ALIGN 16 // bytes between rows of codes are a multiple of it
+
+int64_t matq_payload_bytes(ScaleType st, int64_t cols) {
     int64_t scales = ceil_div(cols, TILE) * (st == SCALE_F32 ? 4 : 1);
     return ceil_div(cols, 4) * 4 + ceil_div(scales, 4) * 4;
+}
+
+int64_t matq_row_bytes(ScaleType st, int64_t cols) {
+    return ceil_div(matq_payload_bytes(st, cols), MATQ_ALIGN) * MATQ_ALIGN;
 }
 
 MatQ matq_wire(void *p, ScaleType st, CodeType ct, int64_t rows, int64_t cols) {
@@ -186,11 +192,11 @@ Err arena_matq_rows(Arena *a, MatQ *m, ScaleType st, CodeType ct, int64_t rows, 
 
 Err arena_matq_cols(Arena *a, MatQ *m, ScaleType st, CodeType ct, int64_t channels, int64_t tokens,
                     int64_t ngroups, const char *what) {
-    int64_t tiles = ceil_div(tokens, TILE) + ngroups;
+    int64_t tiles = ceil_div(tokens, TILE) + ngroups, ld = ceil_div(tokens, MATQ_ALIGN) * MATQ_ALIGN;
     memset(m, 0, sizeof *m);
     void *q = NULL;
     void *s = NULL;
-    TRY(arena_push(a, &q, (size_t)(channels * tokens), what));
+    TRY(arena_push(a, &q, (size_t)(channels * ld), what));
     TRY(arena_push(a, &s, (size_t)(channels * tiles) * (st == SCALE_F32 ? 4 : 1), what));
     m->q = q;
     m->s = s;
@@ -198,7 +204,7 @@ Err arena_matq_cols(Arena *a, MatQ *m, ScaleType st, CodeType ct, int64_t channe
     m->ct = ct;
     m->rows = channels;
     m->cols = tokens;
-    m->ld = tokens;
+    m->ld = ld;
     m->srow = 1;
     m->scol = channels;
     m->tile_rows = 1;

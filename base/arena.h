@@ -55,11 +55,15 @@ Err arena_mat(Arena *a, Mat *m, DType t, int64_t rows, int64_t cols, const char 
 // row is its codes, then its scales (matq_row_bytes bytes in all).
 Err arena_matq_rows(Arena *a, MatQ *m, ScaleType st, CodeType ct, int64_t rows, int64_t cols,
                     const char *what) MUST_CHECK;
-// matq_row_bytes: bytes of one such row, a multiple of 4.
+// matq_row_bytes: bytes of one such row, a multiple of 16: what the TMA of a GPU asks of the distance of rows, so that
+// codes are read where they arrived.
 int64_t matq_row_bytes(ScaleType st, int64_t cols);
+// matq_payload_bytes: its codes and its scales, each a multiple of 4 bytes, without what aligns the next row.
+int64_t matq_payload_bytes(ScaleType st, int64_t cols);
 // matq_wire: view `rows` contiguous wire rows at p as a row-quantised activation of these formats.
 MatQ matq_wire(void *p, ScaleType st, CodeType ct, int64_t rows, int64_t cols);
 // arena_matq_cols: push a transposed activation [rows=channels, cols=tokens] for Wgrad; room for
-// ceil(tokens/128) + ngroups scales per channel; scale layout [tile][channel] (srow 1, scol rows).
+// ceil(tokens/128) + ngroups scales per channel; scale layout [tile][channel] (srow 1, scol rows);
+// channels of codes are a multiple of 16 bytes apart.
 Err arena_matq_cols(Arena *a, MatQ *m, ScaleType st, CodeType ct, int64_t channels, int64_t tokens,
                     int64_t ngroups, const char *what) MUST_CHECK;

@@ -16,7 +16,7 @@
 #define HALF ((size_t)4 << 20) // bytes of a pinned half
 #define ALIGN ((size_t)64)     // of what lies in it
 
-enum { READS = 64, WATCHES = 8 };
+enum { READS = 512, WATCHES = 8 };
 
 #define TRY_CUDA(call)                                                                             \
     do {                                                                                           \

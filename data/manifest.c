@@ -136,6 +136,8 @@ static json_t *manifest_json(const Manifest *m) {
               set(root, "step", json_integer(m->step)) &&
               set(root, "samples", json_integer(m->samples)) &&
               set(root, "tokens", json_integer(m->tokens)) &&
+              (m->skipped == 0 || (set(root, "skipped", json_integer(m->skipped)) &&
+                                   set(root, "skipped_ranges", json_string(m->skipped_ranges)))) &&
               (m->read_samples < 0 || (set(root, "seed", json_integer(m->seed)) &&
                                        set(root, "read_samples", json_integer(m->read_samples)) &&
                                        set(root, "read_hash", json_string(read_hash)))) &&
@@ -338,6 +340,13 @@ static Err read_head(const Reader *r) {
     return OK;
 }
 
+// What was skipped, if anything was.
+static Err read_skipped(const Reader *r, Manifest *m) {
+    if (!json_object_get(r->root, "skipped")) return OK;
+    TRY(get_int(r, r->root, "skipped", INT64_MAX, &m->skipped));
+    return get_text(r, r->root, "skipped_ranges", m->skipped_ranges, sizeof m->skipped_ranges);
+}
+
 // What was read of the data; checkpoints of earlier versions do not say.
 static Err read_proof(const Reader *r, Manifest *m) {
     char text[32], *end;
@@ -360,6 +369,7 @@ static Err read_all(Reader *r, Manifest **out) {
     TRY(get_int(r, r->root, "step", INT64_MAX, &m->step));
     TRY(get_int(r, r->root, "samples", INT64_MAX, &m->samples));
     TRY(get_int(r, r->root, "tokens", INT64_MAX, &m->tokens));
+    TRY(read_skipped(r, m));
     TRY(read_proof(r, m));
     TRY(get_int(r, r->root, "world", INT32_MAX, &world));
     TRY(get_int(r, r->root, "ep", INT32_MAX, &ep));

@@ -41,6 +41,8 @@ typedef struct ManifestPiece {
 
 typedef struct Manifest {
     int64_t step, samples, tokens;
+    int64_t skipped;          // samples of batches that were dropped because they were not finite
+    char skipped_ranges[256]; // the last of their ranges, as text
     int64_t serial; // 1 + the largest serial beside it: which of two checkpoints was written later
     int64_t seed;         // of the data order, -1: not known
     int64_t read_samples; // read in all (loader.h, ReadProof), -1: not recorded

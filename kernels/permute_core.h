@@ -17,3 +17,17 @@ static HD inline float permute_sum(Mat x, const int32_t *first, const int32_t *i
     for (int32_t i = first[m]; i < first[m + 1]; i++) s += permute_value(x, idx[i], c);
     return s;
 }
+// slots_bits: the bits that the rows of token t have in slot k.
+static HD inline uint32_t slots_bits(const uint32_t *rows, const int32_t *first, const int32_t *idx, int64_t K,
+                                     int64_t t, int64_t k) {
+    uint32_t bits = 0;
+    for (int32_t i = first[t]; i < first[t + 1]; i++) bits |= rows[idx[i] * K + k];
+    return bits;
+}
+// parts_value: number i of the sum.
+static HD inline float parts_value(const float *own, int64_t own_at, const float *parts, int64_t stride,
+                                   int64_t nparts, int64_t i) {
+    float sum = own_at == 0 ? own[i] : parts[i];
+    for (int64_t r = 1; r < nparts; r++) sum += r == own_at ? own[i] : parts[(r - (r > own_at)) * stride + i];
+    return sum;
+}

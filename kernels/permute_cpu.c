@@ -1,6 +1,7 @@
 // permute_cpu.c - moving and summing rows on the CPU. Contract: permute.h.
 #include "permute.h"
 
+#include "permute_core.h"
 #include "row_lanes.h"
 #include "rows.h"
 
@@ -33,5 +34,29 @@ Err rows_sum_cpu(OpCx *cx, Mat y, Mat x, const int32_t *first, const int32_t *id
 #pragma omp parallel for schedule(static) num_threads(threads)
     for (int64_t m = 0; m < M; m++)
         lanes->sum(y, x, idx + first[m], first[m + 1] - first[m], add1, add2, m);
+    return OK;
+}
+
+Err slots_spread_cpu(OpCx *cx, uint32_t *rows, const float *x, const int32_t *row, const int32_t *slot, int64_t nrows,
+                     int64_t K, int64_t n) {
+    (void)cx;
+    memset(rows, 0, (size_t)(nrows * K) * sizeof *rows);
+    for (int64_t i = 0; i < n; i++) rows[row[i] * K + slot[i]] = f32_bits(x[i]);
+    return OK;
+}
+
+Err slots_join_cpu(OpCx *cx, float *y, const uint32_t *rows, const int32_t *first, const int32_t *idx, int64_t T,
+                   int64_t K) {
+    (void)cx;
+    for (int64_t t = 0; t < T; t++)
+        for (int64_t k = 0; k < K; k++) y[t * K + k] = f32_from_bits(slots_bits(rows, first, idx, K, t, k));
+    return OK;
+}
+
+Err parts_sum_cpu(OpCx *cx, float *y, const float *own, int64_t own_at, const float *parts, int64_t stride,
+                  int64_t nparts, int64_t n) {
+    int threads = row_threads(cx, n * nparts);
+#pragma omp parallel for schedule(static) num_threads(threads)
+    for (int64_t i = 0; i < n; i++) y[i] = parts_value(own, own_at, parts, stride, nparts, i);
     return OK;
 }

@@ -45,3 +45,50 @@ extern "C" Err rows_sum_cuda(OpCx *cx, Mat y, Mat x, const int32_t *first, const
     CHECK_LAUNCH("rows_sum");
     return OK;
 }
+
+static __global__ void spread_kernel(uint32_t *rows, const float *x, const int32_t *row, const int32_t *slot, int64_t K,
+                                     int64_t n) {
+    int64_t i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x;
+    if (i < n) rows[row[i] * K + slot[i]] = __float_as_uint(x[i]);
+}
+
+extern "C" Err slots_spread_cuda(OpCx *cx, uint32_t *rows, const float *x, const int32_t *row, const int32_t *slot,
+                                 int64_t nrows, int64_t K, int64_t n) {
+    (void)cx;
+    if (nrows * K > 0) TRY_CUDA(cudaMemsetAsync(rows, 0, (size_t)(nrows * K) * sizeof *rows, STREAM));
+    if (n == 0) return OK;
+    LAUNCH(spread_kernel, blocks_for(n, ROW_THREADS), dim3(ROW_THREADS), 0, STREAM, rows, x, row, slot, K, n);
+    CHECK_LAUNCH("slots_spread");
+    return OK;
+}
+
+static __global__ void join_kernel(float *y, const uint32_t *rows, const int32_t *first, const int32_t *idx, int64_t T,
+                                   int64_t K) {
+    int64_t i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x;
+    if (i < T * K) y[i] = __uint_as_float(slots_bits(rows, first, idx, K, i / K, i % K));
+}
+
+extern "C" Err slots_join_cuda(OpCx *cx, float *y, const uint32_t *rows, const int32_t *first, const int32_t *idx,
+                               int64_t T, int64_t K) {
+    (void)cx;
+    if (T * K == 0) return OK;
+    LAUNCH(join_kernel, blocks_for(T * K, ROW_THREADS), dim3(ROW_THREADS), 0, STREAM, y, rows, first, idx, T, K);
+    CHECK_LAUNCH("slots_join");
+    return OK;
+}
+
+static __global__ void parts_sum_kernel(float *y, const float *own, int64_t own_at, const float *parts, int64_t stride,
+                                        int64_t nparts, int64_t n) {
+    int64_t i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x;
+    if (i < n) y[i] = parts_value(own, own_at, parts, stride, nparts, i);
+}
+
+extern "C" Err parts_sum_cuda(OpCx *cx, float *y, const float *own, int64_t own_at, const float *parts, int64_t stride,
+                              int64_t nparts, int64_t n) {
+    (void)cx;
+    if (n == 0) return OK;
+    LAUNCH(parts_sum_kernel, blocks_for(n, ROW_THREADS), dim3(ROW_THREADS), 0, STREAM, y, own, own_at, parts, stride,
+           nparts, n);
+    CHECK_LAUNCH("parts_sum");
+    return OK;
+}

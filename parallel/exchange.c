@@ -125,40 +125,10 @@ Err exchange_combine(Comm *ep, const ExPlan *plan, int *request, void *back, con
     return OK;
 }
 
-Err exchange_gates(Comm *ep, const ExPlan *plan, ExFlight *gates, Arena *scratch,
-                   const float *dpair, ExBytes *bytes) {
-    const ExPlan *p = plan;
-    int64_t K = p->K;
-    uint32_t *here = NULL; // [nrecv,K] at the experts
-    ARENA_NEW(scratch, here, p->nrecv * K);
-    ARENA_NEW(scratch, gates->in, p->nsend * K); // at the tokens
-    if (!ep->is_null) {
-        memset(here, 0, (size_t)(p->nrecv * K) * 4);
-        for (int64_t i = 0; i < p->npair; i++) {
-            memcpy(&here[p->pair_recv[i] * K + p->pair_slot[i]], &dpair[i], 4);
-        }
-    }
+Err exchange_gates(Comm *ep, const ExPlan *plan, int *request, void *back, const void *here, ExBytes *bytes) {
     int64_t sent = 0;
     ep->what = "gates";
-    TRY(send_back(ep, p, &gates->request, gates->in, here, K * 4, &sent));
+    TRY(send_back(ep, plan, request, back, here, plan->K * 4, &sent));
     if (bytes) bytes->meta += sent;
-    return OK;
-}
-
-Err exchange_gates_end(Comm *ep, const ExPlan *plan, ExFlight *gates, float *dgate) {
-    const ExPlan *p = plan;
-    int64_t K = p->K;
-    TRY(comm_wait(ep, &gates->request));
-    if (ep->is_null) return OK;
-    // Each slot's expert lives on exactly one rank and the others sent zero bits: OR is a copy,
-    // where a sum would lose the sign of -0.
-    for (int64_t t = 0; t < p->T; t++) {
-        uint32_t *out = (uint32_t *)(dgate + t * K);
-        memset(out, 0, (size_t)K * 4);
-        for (int32_t i = p->tok_first[t]; i < p->tok_first[t + 1]; i++) {
-            const uint32_t *row = gates->in + p->tok_row[i] * K;
-            for (int64_t k = 0; k < K; k++) out[k] |= row[k];
-        }
-    }
     return OK;
 }

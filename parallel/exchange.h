@@ -5,7 +5,8 @@
 // output gradients, combine carries input gradients and, beside them, exchange_gates the gradients
 // of the gate values. Everything but the counts is started here and waited for by the caller
 // (comm_wait, comm.h), who computes meanwhile. Contents of rows are the callers' (FP8 codes and
-// scales, BF16, FP32); no arithmetic here. Everything here is memory of the host.
+// scales, BF16, FP32); no arithmetic here. Plans and metadata are memory of the host; rows are memory of the table
+// that is given (comm_rows), the host's or a device's.
 #pragma once
 #include "comm.h"
 #include "plan.h"
@@ -15,7 +16,7 @@ typedef struct ExBytes {
     int64_t dispatch, combine, meta;
 } ExBytes;
 
-// Metadata or gradients of gates on their way.
+// Metadata on their way.
 typedef struct ExFlight {
     uint32_t *in; // what arrives
     int request;
@@ -38,9 +39,6 @@ Err exchange_dispatch(Comm *ep, const ExPlan *plan, int *request, void *recv, co
 // rows]. Collective over ep. The bytes are counted as bytes->combine.
 Err exchange_combine(Comm *ep, const ExPlan *plan, int *request, void *back, const void *recv,
                      int64_t row_bytes, ExBytes *bytes) MUST_CHECK;
-// exchange_gates: start sending the per-pair gradients dpair [npair] back slot by slot, through
-// buffers on scratch that must stay until exchange_gates_end. Counted as meta. Collective over ep.
-Err exchange_gates(Comm *ep, const ExPlan *plan, ExFlight *gates, Arena *scratch,
-                   const float *dpair, ExBytes *bytes) MUST_CHECK;
-// exchange_gates_end: wait for them: dgate [T,K]. Collective over ep.
-Err exchange_gates_end(Comm *ep, const ExPlan *plan, ExFlight *gates, float *dgate) MUST_CHECK;
+// exchange_gates: the same way back for the gradients of the gates, K slots of 4 bytes per row: `back` [nsend,K] from
+// `here` [nrecv,K], whose slots of experts elsewhere are zero bits. Counted as meta. Collective over ep.
+Err exchange_gates(Comm *ep, const ExPlan *plan, int *request, void *back, const void *here, ExBytes *bytes) MUST_CHECK;

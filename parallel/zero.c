@@ -65,6 +65,15 @@ static bool next_run(Zero *z, ZeroRun *b, int64_t n) {
     return is_full;
 }
 
+// take, give: bytes of the device's memory into a bucket, and out of it.
+static Err take(const Zero *z, void *bucket, const void *from, int64_t bytes) {
+    return z->device ? z->dev->copy(bucket, from, (size_t)bytes) : z->dev->to_host(bucket, from, (size_t)bytes);
+}
+
+static Err give(const Zero *z, void *to, const void *bucket, int64_t bytes) {
+    return z->device ? z->dev->copy(to, bucket, (size_t)bytes) : z->dev->to_device(to, bucket, (size_t)bytes);
+}
+
 // ---- gradients --------------------------------------------------------------------------------
 
 // pack_grads: every other owner's rows of this rank's contribution.
@@ -83,7 +92,7 @@ static Err pack_grads(Zero *z, ZeroBucket *b) {
             int64_t row0 = 0, bytes = row_bytes(z, t);
             int64_t rows = piece(z, &b->run, i, r, &row0);
             if (rows <= 0) continue;
-            TRY(z->dev->to_host(b->send + off, t->grad + row0 * t->cols, (size_t)(rows * bytes)));
+            TRY(take(z, b->send + off, t->grad + row0 * t->cols, rows * bytes));
             off += rows * bytes;
         }
     }
@@ -117,6 +126,13 @@ static Err sum_grads(Zero *z, const ZeroBucket *b) {
         float *out = t->grad_shard + (row0 - t->range[z->group->rank].row0) * t->cols;
         const float *own = t->grad + row0 * t->cols;
         float *to = z->stage ? z->stage : out;
+        if (z->device) { // the others' parts of this bucket are of the same size, one behind the other
+            int me = z->group->rank, n_ranks = z->group->nranks;
+            const float *parts = (const float *)(b->recv + done);
+            TRY(z->rows.sum(z->rows.user, out, own, me, parts, z->used[me] / (int64_t)sizeof *out, n_ranks, n));
+            done += n * (int64_t)sizeof *out;
+            continue;
+        }
         if (z->stage) {
             TRY(z->dev->to_host(z->stage, own, (size_t)n * sizeof *own));
             own = z->stage;
@@ -142,8 +158,7 @@ static Err pack_params(Zero *z, ZeroBucket *b) {
         int64_t row0 = 0, bytes = row_bytes(z, t);
         int64_t rows = piece(z, &b->run, i, g->rank, &row0);
         if (rows <= 0) continue;
-        TRY(z->dev->to_host(b->send + mine, (char *)t->param + row0 * bytes,
-                            (size_t)(rows * bytes)));
+        TRY(take(z, b->send + mine, (char *)t->param + row0 * bytes, rows * bytes));
         mine += rows * bytes;
     }
     for (int r = 0; r < g->nranks; r++) {
@@ -165,7 +180,7 @@ static Err place_params(Zero *z, const ZeroBucket *b) {
             int64_t row0 = 0, bytes = row_bytes(z, t);
             int64_t rows = piece(z, &b->run, i, r, &row0);
             if (rows <= 0) continue;
-            TRY(z->dev->to_device((char *)t->param + row0 * bytes, from, (size_t)(rows * bytes)));
+            TRY(give(z, (char *)t->param + row0 * bytes, from, rows * bytes));
             from += rows * bytes;
         }
     }
@@ -178,13 +193,40 @@ static bool is_idle(const Zero *z) {
     return z->group->nranks == 1 || z->group->is_null;
 }
 
+// part_bytes: most bytes of one owner in a bucket.
+static int64_t part_bytes(int nranks, int64_t widest, size_t bucket_bytes) {
+    return max_i64(max_i64((int64_t)bucket_bytes / nranks, 1), widest);
+}
+
+size_t zero_rows_bytes(int nranks, int64_t widest, size_t bucket_bytes) {
+    return 2 * ((size_t)(part_bytes(nranks, widest, bucket_bytes) * (nranks - 1)) + ARENA_ALIGN);
+}
+
+// make_buckets: memory of n of them; data on `data`.
+static Err make_buckets(Zero *z, int n, Arena *data, int64_t part) {
+    int nranks = z->group->nranks;
+    int64_t others = part * (nranks - 1);
+    for (int i = 0; i < n; i++) {
+        ZeroBucket *b = &z->bucket[i];
+        TRY(arena_push(data, (void **)&b->send, (size_t)(z->is_params ? part : others), "zero send"));
+        TRY(arena_push(data, (void **)&b->recv, (size_t)others, "zero recv"));
+        ARENA_NEW(z->scratch, b->scount, nranks);
+        ARENA_NEW(z->scratch, b->soff, nranks);
+        ARENA_NEW(z->scratch, b->rcount, nranks);
+        ARENA_NEW(z->scratch, b->roff, nranks);
+    }
+    return OK;
+}
+
 Err zero_start(Zero *z, Comm *group, const Device *dev, const ZeroTensor *t, int64_t n,
-               bool is_params, Arena *scratch, size_t bucket_bytes) {
+               bool is_params, Arena *scratch, size_t bucket_bytes, const ZeroRows *rows) {
     int nranks = group->nranks;
     Zero new = {
         .group = group, .dev = dev, .t = t, .n = n, .is_params = is_params, .scratch = scratch};
+    new.device = group->on_device;
     *z = new;
     z->mark = arena_mark(scratch);
+    for (int i = 0; i < ZERO_UNDER_WAY; i++) z->bucket[i].request = -1;
     if (nranks == 1) return OK;
     int64_t widest = 1;
     for (int64_t i = 0; i < n; i++) {
@@ -193,22 +235,18 @@ Err zero_start(Zero *z, Comm *group, const Device *dev, const ZeroTensor *t, int
         widest = max_i64(widest, row_bytes(z, &t[i]));
     }
     z->limit = max_i64((int64_t)bucket_bytes / nranks, 1);
-    int64_t part = max_i64(z->limit, widest);
-    int64_t others = part * (nranks - 1);
+    int64_t part = part_bytes(nranks, widest, bucket_bytes);
     ARENA_NEW(scratch, z->used, nranks);
+    if (z->device) {
+        CHECK(rows, E_INTERNAL, "zero: no memory of the device for group %s", group->name);
+        z->rows = *rows;
+        z->rows_mark = arena_mark(rows->arena);
+        TRY(make_buckets(z, 1, rows->arena, part));
+        return OK;
+    }
     if (dev->alloc && !is_params)
         TRY(arena_push(scratch, (void **)&z->stage, (size_t)part, "zero stage"));
-    for (int i = 0; i < ZERO_UNDER_WAY; i++) {
-        ZeroBucket *b = &z->bucket[i];
-        b->request = -1;
-        TRY(arena_push(scratch, (void **)&b->send, (size_t)(is_params ? part : others),
-                       "zero send"));
-        TRY(arena_push(scratch, (void **)&b->recv, (size_t)others, "zero recv"));
-        ARENA_NEW(scratch, b->scount, nranks);
-        ARENA_NEW(scratch, b->soff, nranks);
-        ARENA_NEW(scratch, b->rcount, nranks);
-        ARENA_NEW(scratch, b->roff, nranks);
-    }
+    TRY(make_buckets(z, ZERO_UNDER_WAY, scratch, part));
     return OK;
 }
 
@@ -219,10 +257,32 @@ static Err finish_bucket(Zero *z, ZeroBucket *b) {
     return z->is_params ? place_params(z, b) : sum_grads(z, b);
 }
 
+// pass_bucket, on_device: the run in `used`, from packing to its end, issued on the group's stream: its order keeps one
+// bucket from the next, so there is one memory for all of them.
+static Err pass_bucket(Zero *z, ZeroBucket *b) {
+    TRY(z->is_params ? pack_params(z, b) : pack_grads(z, b));
+    z->device->what = z->is_params ? "parameters" : "gradients";
+    TRY(z->device->all_to_all_v(z->device, b->recv, b->rcount, b->roff, b->send, b->scount, b->soff, 1));
+    return z->is_params ? place_params(z, b) : sum_grads(z, b);
+}
+
+static Err on_device(Zero *z, const ZeroRun *run) {
+    ZeroBucket *b = &z->bucket[0];
+    b->run = *run;
+    TRY(z->device->fork(z->device));
+    Err err = pass_bucket(z, b);
+    TRY(z->device->unfork(z->device));
+    TRY(err);
+    z->tensor = run->to_tensor;
+    z->row = run->to_row;
+    return OK;
+}
+
 // send_run: the run in `used` leaves in the oldest bucket, which is free or complete, or is waited
 // for.
 static Err send_run(Zero *z, const ZeroRun *run) {
     ZeroBucket *b = &z->bucket[z->next];
+    if (z->device) return on_device(z, run);
     TRY(finish_bucket(z, b));
     b->run = *run;
     TRY(z->is_params ? pack_params(z, b) : pack_grads(z, b));
@@ -269,26 +329,30 @@ Err zero_end(Zero *z) {
     for (int i = 0; i < ZERO_UNDER_WAY && !is_idle(z); i++) {
         TRY(finish_bucket(z, &z->bucket[(z->next + i) % ZERO_UNDER_WAY]));
     }
+    if (z->device && !is_idle(z)) {
+        TRY(z->device->join(z->device));
+        arena_release(z->rows.arena, z->rows_mark);
+    }
     arena_release(z->scratch, z->mark);
     return OK;
 }
 
 static Err at_once(Comm *group, const Device *dev, const ZeroTensor *t, int64_t n, bool is_params,
-                   Arena *scratch, size_t bucket_bytes) {
+                   Arena *scratch, size_t bucket_bytes, const ZeroRows *rows) {
     Zero z;
-    TRY(zero_start(&z, group, dev, t, n, is_params, scratch, bucket_bytes));
+    TRY(zero_start(&z, group, dev, t, n, is_params, scratch, bucket_bytes, rows));
     TRY(zero_end(&z));
     return OK;
 }
 
 Err zero_reduce(Comm *group, const Device *dev, const ZeroTensor *t, int64_t n, Arena *scratch,
-                size_t bucket_bytes) {
-    TRY(at_once(group, dev, t, n, false, scratch, bucket_bytes));
+                size_t bucket_bytes, const ZeroRows *rows) {
+    TRY(at_once(group, dev, t, n, false, scratch, bucket_bytes, rows));
     return OK;
 }
 
 Err zero_gather(Comm *group, const Device *dev, const ZeroTensor *t, int64_t n, Arena *scratch,
-                size_t bucket_bytes) {
-    TRY(at_once(group, dev, t, n, true, scratch, bucket_bytes));
+                size_t bucket_bytes, const ZeroRows *rows) {
+    TRY(at_once(group, dev, t, n, true, scratch, bucket_bytes, rows));
     return OK;
 }

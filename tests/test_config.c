@@ -131,6 +131,7 @@ static const char every_key[] =
     "  batch_ramp_samples: 640, batch_quantum: 8, lr: 3.3e-4, warmup_steps: 10, constant_steps: "
     "20,\n"
     "  decay_steps: 30, min_lr: 1.1e-5, tail_steps: [40, 50], tail_lr: [1e-5, 0.1],\n"
+    "  on_nonfinite: rollback, nonfinite_limit: 9,\n"
     "  beta1: 0.8, beta2: 0.99, eps: 1e-9, weight_decay: 0.05, clip: 0.5, document_mask: true, "
     "seed: 7}\n"
     "balance: {method: none, gamma: 0.01, freeze_step: 900, seq_alpha: 1e-3}\n"

@@ -90,7 +90,75 @@ static void test_sum(void **state) {
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) run_case(&cases[i]);
 }
 
+// Bits to slots and back, zeros of both signs and NaN among them, from rows of several places per token.
+static void test_slots(void **state) {
+    (void)state;
+    enum { T = 37, P = 3, K = 5 };
+    int32_t first[T + 1], idx[T * P], row[T * K], slot[T * K];
+    float x[T * K], y[T * K + 1], want[T * K];
+    uint32_t rows[T * P * K + 1];
+    int32_t nrows = 0, n = 0;
+    for (int t = 0; t < T; t++) { // slot k of the token lies in one of its rows; the rows are numbered from the back
+        first[t] = nrows;
+        for (int p = 0; p < P; p++, nrows++) idx[nrows] = T * P - 1 - nrows;
+        for (int k = 0; k < K; k++) {
+            uint32_t bits = philox(1, 9, (uint64_t)(t * K + k)).v[0];
+            bits = bits % 5 == 0 ? 0x80000000u : bits % 5 == 1 ? 0x7FC12345u : bits % 5 == 2 ? 0 : bits;
+            want[t * K + k] = f32_from_bits(bits);
+            if (bits == 0 && k % 2) continue; // a slot that nobody fills
+            row[n] = idx[first[t] + k % P];
+            slot[n] = k;
+            x[n++] = f32_from_bits(bits);
+        }
+    }
+    first[T] = nrows;
+    OpCx cx = ref_cx(1);
+    memset(rows, 0xFF, sizeof rows);
+    memset(y, 0xFF, sizeof y);
+    MUST_OK(slots_spread_cpu(&cx, rows, x, row, slot, nrows, K, n));
+    assert_int_equal(rows[T * P * K], 0xFFFFFFFFu);
+    for (int i = 0; i < n; i++) assert_memory_equal(&rows[row[i] * K + slot[i]], &x[i], 4);
+    int64_t filled = 0, nonzero = 0;
+    for (int i = 0; i < T * P * K; i++) filled += rows[i] != 0;
+    for (int i = 0; i < n; i++) nonzero += f32_bits(x[i]) != 0;
+    assert_int_equal(filled, nonzero);
+    MUST_OK(slots_join_cpu(&cx, y, rows, first, idx, T, K));
+    assert_memory_equal(y, want, sizeof want);
+    assert_int_equal(f32_bits(y[T * K]), 0xFFFFFFFFu);
+    MUST_OK(slots_spread_cpu(&cx, rows, x, row, slot, 0, K, 0));
+    MUST_OK(slots_join_cpu(&cx, y, rows, first, idx, 0, K));
+}
+
+// Vectors summed in order, each of them in turn being the one that lies apart; -0 + -0 stays -0.
+static void test_parts(void **state) {
+    (void)state;
+    enum { N = 700, STRIDE = 731, MOST = 5 };
+    static float all[MOST][N], parts[MOST * STRIDE], want[N], y[N + 1];
+    for (int n = 1; n <= MOST; n++) {
+        for (int r = 0; r < n; r++)
+            for (int i = 0; i < N; i++)
+                all[r][i] = i == 3 ? -0.0f : (float)(int32_t)philox(2, (uint64_t)r, (uint64_t)i).v[0] * 1e-3f;
+        for (int i = 0; i < N; i++) {
+            want[i] = all[0][i];
+            for (int r = 1; r < n; r++) want[i] += all[r][i];
+        }
+        for (int own = 0; own < n; own++) {
+            for (int r = 0, at = 0; r < n; r++)
+                if (r != own) memcpy(parts + at++ * STRIDE, all[r], sizeof all[r]);
+            OpCx cx = ref_cx(1 + own % 3);
+            memset(y, 0xFF, sizeof y);
+            MUST_OK(parts_sum_cpu(&cx, y, all[own], own, parts, STRIDE, n, N));
+            assert_memory_equal(y, want, sizeof want);
+            assert_int_equal(f32_bits(y[N]), 0xFFFFFFFFu);
+            memcpy(y, all[own], sizeof all[own]);
+            MUST_OK(parts_sum_cpu(&cx, y, y, own, parts, STRIDE, n, N)); // in place
+            assert_memory_equal(y, want, sizeof want);
+        }
+    }
+}
+
 int main(void) {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_gather), cmocka_unit_test(test_sum)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_gather), cmocka_unit_test(test_sum),
+                                       cmocka_unit_test(test_slots), cmocka_unit_test(test_parts)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -303,7 +303,7 @@ static uint8_t param_byte(int64_t tensor, int64_t i) {
 // zero_stepwise: the same as zero_reduce, fed as a backward does it: a few tensors, some of them empty, at a time.
 static void zero_stepwise(Comm *g, const ZeroTensor *t, size_t bucket, Arena *scratch) {
     Zero z;
-    MUST(zero_start(&z, g, device_cpu(), t, NT, false, scratch, bucket));
+    MUST(zero_start(&z, g, device_cpu(), t, NT, false, scratch, bucket, NULL));
     for (int64_t n = 0; n < NT; n += draw(33, (uint64_t)n) % 3) {
         zero_ready(&z, n);
         for (uint32_t i = draw(35 + (uint64_t)g->rank, (uint64_t)n) % 4; i > 0; i--) MUST(zero_advance(&z));
@@ -337,8 +337,8 @@ static void zero_case(Comm *g, const int *members, size_t bucket, bool is_alias,
     }
     size_t mark = arena_mark(scratch);
     if (is_stepwise) zero_stepwise(g, t, bucket, scratch);
-    else MUST(zero_reduce(g, device_cpu(), t, NT, scratch, bucket));
-    MUST(zero_gather(g, device_cpu(), t, NT, scratch, bucket));
+    else MUST(zero_reduce(g, device_cpu(), t, NT, scratch, bucket, NULL));
+    MUST(zero_gather(g, device_cpu(), t, NT, scratch, bucket, NULL));
     EXPECT(arena_mark(scratch) == mark);
     for (int64_t i = 0; i < NT; i++) {
         const ShardRange *own = &ranges[i * n + g->rank];
@@ -393,8 +393,8 @@ static void test_zero(void) {
     MUST(comm_null(&null, "world", boot.rank, boot.nranks));
     ShardRange *ranges = zeroed(NT * boot.nranks * (int64_t)sizeof *ranges);
     plan_shards(ranges, zrows, zcols, NT, boot.nranks);
-    MUST(zero_reduce(null, device_null(), t, NT, measure, 20000));
-    MUST(zero_gather(null, device_null(), t, NT, measure, 20000));
+    MUST(zero_reduce(null, device_null(), t, NT, measure, 20000, NULL));
+    MUST(zero_gather(null, device_null(), t, NT, measure, 20000, NULL));
     arena_reset_high(scratch);
     groups(1);
     int all[64];
@@ -402,7 +402,7 @@ static void test_zero(void) {
     zero_case(boot.edp, all, 20000, true, false, scratch);
     EXPECT(arena_high(scratch) == arena_high(measure));
     t[2].param_bytes = 3;
-    EXPECT(boot.nranks == 1 || zero_gather(boot.world, device_cpu(), t, NT, scratch, 1000) == E_INTERNAL);
+    EXPECT(boot.nranks == 1 || zero_gather(boot.world, device_cpu(), t, NT, scratch, 1000, NULL) == E_INTERNAL);
     fail_clear();
     comm_destroy(&null);
     arena_destroy(&scratch);

@@ -67,6 +67,9 @@ static void print_manifest(const Manifest *m) {
     }
     printf("  step %lld, %lld samples, %lld tokens\n", (long long)m->step, (long long)m->samples,
            (long long)m->tokens);
+    if (m->skipped > 0)
+        printf("  %lld of the samples left no trace, their batches were not finite: %s\n", (long long)m->skipped,
+               m->skipped_ranges);
     printf("  %lld parameters in %lld tensors, %s in %lld files\n", (long long)params,
            (long long)m->ntensors, text_bytes((double)bytes).s, (long long)m->nfiles);
     printf("  written %s by %d rank%s, expert-parallel size %d\n", m->created, m->world,

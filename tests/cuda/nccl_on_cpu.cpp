@@ -66,7 +66,8 @@ struct Move { // one message at one of its ends
 
 int64_t mistakes, operations;
 int late_us = 300;
-bool is_blind, is_failing, is_refusing;
+bool is_blind, is_failing_silently, is_refusing;
+int64_t fail_at = -1; // operations until then; -1: none fails
 uint64_t dice = 88172645463325252ull;
 
 uint64_t now_us() {
@@ -216,13 +217,16 @@ struct Operation : streams::Task {
             c->under_way--;
             return true;
         }
-        if (is_failing && c->state == ncclSuccess) {
-            is_failing = false;
-            c->state = ncclSystemError;
-            c->error = "a link broke";
+        if (!has_begun && c->state == ncclSuccess) {
+            if (fail_at == 0 && is_failing_silently) return false;
+            if (fail_at == 0) {
+                c->state = ncclSystemError;
+                c->error = "a link broke";
+            }
+            if (fail_at >= 0) fail_at--;
+            begin();
         }
         if (c->state != ncclSuccess) return false; // stands still until it is aborted
-        if (!has_begun) begin();
         if (now_us() < begin_at) return false;
         to_self();
         bool is_over = true;
@@ -302,8 +306,10 @@ int64_t nccl_on_cpu_operations(void) {
 void nccl_on_cpu_late(int microseconds) {
     late_us = microseconds;
 }
-void nccl_on_cpu_fail(void) {
-    is_failing = true;
+void nccl_on_cpu_fail(int64_t after, int is_silent) {
+    streams::Lock hold;
+    fail_at = after;
+    is_failing_silently = is_silent != 0;
 }
 void nccl_on_cpu_is_blind(int blind) {
     is_blind = blind != 0;

@@ -11,8 +11,9 @@ extern "C" {
 int64_t nccl_on_cpu_mistakes(void);
 // nccl_on_cpu_late: from now on every operation begins up to so many microseconds after it could.
 void nccl_on_cpu_late(int microseconds);
-// nccl_on_cpu_fail: the communicator that works next finds an error, as with a link that breaks.
-void nccl_on_cpu_fail(void);
+// nccl_on_cpu_fail: the operation that this process begins after so many more finds an error, as with a link that
+// breaks; or, silently, stands still for ever, as with one that only stops.
+void nccl_on_cpu_fail(int64_t after, int is_silent);
 // nccl_on_cpu_is_blind: true: a lost partner is not noticed, and messages for it stand still; false, the default: it is
 // an error of the communicator, as with partners across the network.
 void nccl_on_cpu_is_blind(int is_blind);

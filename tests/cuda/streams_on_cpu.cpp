@@ -35,8 +35,9 @@ struct Event {
     }
 };
 
-std::recursive_mutex lock;
-std::vector<Stream *> all; // never freed: numbers stay
+// Never destroyed: the worker may outlive main.
+std::recursive_mutex &lock = *new std::recursive_mutex;
+std::vector<Stream *> &all = *new std::vector<Stream *>;
 bool is_started;
 
 void merge(std::vector<uint64_t> &to, const std::vector<uint64_t> &from) {

@@ -2,10 +2,15 @@
 // the bytes of the MPI table, in the order of the device's work; what is lost or wrong is E_PEER within the time limit.
 //
 // Messages begin late and overwrite what they receive with 0xFF when they begin, so that a missing wait shows.
+#include <math.h>
+
+#include "arena.h"
 #include "device.h"
 #include "log.h"
 #include "nccl_on_cpu.h"
+#include "ops.h"
 #include "rank_tests.h"
+#include "zero.h"
 
 void runtime_on_cpu_place(const char *name);
 uint64_t runtime_on_cpu_blocks(void);
@@ -182,6 +187,100 @@ static void late(void) {
     nccl_on_cpu_late(300);
 }
 
+// ---- gradients and parameters -----------------------------------------------------------------
+
+enum { NT = 7 };
+
+// A few tensors, of some blocks of rows and of less than one, with gradients of this rank's own and parameters of
+// which only own rows are right yet.
+typedef struct Tensors {
+    ZeroTensor t[NT];
+    ShardRange range[NT * MOST];
+} Tensors;
+
+static Err sum_on_device(void *user, float *y, const float *own, int64_t own_at, const float *parts, int64_t stride,
+                         int64_t nparts, int64_t n) {
+    return parts_sum_cuda(user, y, own, own_at, parts, stride, nparts, n);
+}
+
+static void tensors_make(Tensors *a, int param_bytes, bool is_on_device) {
+    static const int64_t rows[NT] = {1, 640, 5, 1300, 129, 0, 256}, cols[NT] = {37, 24, 512, 3, 64, 9, 1};
+    int n = boot.nranks;
+    plan_shards(a->range, rows, cols, NT, n);
+    for (int i = 0; i < NT; i++) {
+        ZeroTensor *t = &a->t[i];
+        const ShardRange *own = &a->range[i * n + boot.rank];
+        int64_t size = rows[i] * cols[i], row = cols[i] * param_bytes;
+        float *grad = zeroed(size * 4);
+        uint8_t *param = zeroed(rows[i] * row);
+        for (int64_t j = 0; j < size; j++)
+            grad[j] = ldexpf((float)(int32_t)draw(40 + (uint64_t)(i * 8 + boot.rank), (uint64_t)j), (int)(j % 9) - 40);
+        fill(param + own->row0 * row, own->nrows * row, (uint64_t)(i * 8 + boot.rank));
+        *t = (ZeroTensor){rows[i], cols[i], a->range + i * n, grad, NULL, param, param_bytes};
+        if (is_on_device) {
+            MUST(dev->alloc((void **)&t->grad, (size_t)size * 4, "gradient"));
+            MUST(dev->alloc(&t->param, (size_t)(rows[i] * row), "parameter"));
+            MUST(dev->to_device(t->grad, grad, (size_t)size * 4));
+            MUST(dev->to_device(t->param, param, (size_t)(rows[i] * row)));
+            free(grad);
+            free(param);
+        }
+        t->grad_shard = t->grad + own->row0 * cols[i];
+    }
+}
+
+// zero: reductions and gatherings in small and large buckets, at once and fed step by step: the bits of those through
+// the host, and no wait.
+static void zero(void) {
+    Arena *host = NULL, *rows = NULL;
+    OpCx op = {0};
+    connect(boot.nranks, 60);
+    MUST(arena_create(&host, "scratch", (size_t)16 << 20, false));
+    MUST(arena_create_on(&rows, dev, "rows", (size_t)1 << 20, false));
+    ZeroRows on = {rows, sum_on_device, &op};
+    const size_t buckets[] = {1, 5000, 200000};
+    for (int k = 0; k < 6; k++) {
+        static Tensors a, b;
+        size_t bucket = buckets[k / 2];
+        int bytes = k % 2 ? 2 : 4;
+        tensors_make(&a, bytes, true);
+        tensors_make(&b, bytes, false);
+        int64_t waits = device_cuda_waits(), mark = (int64_t)arena_mark(host);
+        Zero z;
+        MUST(zero_start(&z, boot.world, dev, a.t, NT, false, host, bucket, &on));
+        EXPECT(arena_mark(rows) > 0 && arena_mark(rows) <= zero_rows_bytes(boot.nranks, 512 * 4, bucket));
+        for (int i = 0; i <= NT; i++) {
+            zero_ready(&z, i);
+            MUST(zero_advance(&z));
+        }
+        MUST(zero_end(&z));
+        MUST(zero_gather(boot.world, dev, a.t, NT, host, bucket, &on));
+        EXPECT(device_cuda_waits() == waits);
+        EXPECT(arena_mark(rows) == 0 && (int64_t)arena_mark(host) == mark);
+        Comm *device = boot.world->on_device;
+        boot.world->on_device = NULL; // the same ranks through the host
+        MUST(zero_reduce(boot.world, device_cpu(), b.t, NT, host, bucket, NULL));
+        MUST(zero_gather(boot.world, device_cpu(), b.t, NT, host, bucket, NULL));
+        boot.world->on_device = device;
+        for (int i = 0; i < NT; i++) {
+            const ShardRange *own = &a.range[i * boot.nranks + boot.rank];
+            check_bytes(a.t[i].grad_shard, (const uint8_t *)b.t[i].grad_shard, own->nrows * a.t[i].cols * 4);
+            check_bytes(a.t[i].param, b.t[i].param, a.t[i].rows * a.t[i].cols * bytes);
+            dev->release(a.t[i].grad);
+            dev->release(a.t[i].param);
+            free(b.t[i].grad);
+            free(b.t[i].param);
+        }
+    }
+    Zero z;
+    static Tensors a;
+    tensors_make(&a, 2, false);
+    EXPECT(zero_start(&z, boot.world, dev, a.t, NT, true, host, 1000, NULL) == E_INTERNAL);
+    fail_clear();
+    arena_destroy(&host);
+    arena_destroy(&rows);
+}
+
 // refuses: who cannot use NCCL is told, or goes through the host.
 static void refuses(void) {
     char why[256] = "x";
@@ -238,7 +337,7 @@ static void given_up(void) {
 static void async_error(void) {
     connect(boot.nranks, 60);
     MUST(exchange_once(comm_rows(boot.world), 0));
-    nccl_on_cpu_fail();
+    nccl_on_cpu_fail(0, 0);
     double start = now_seconds();
     EXPECT(exchange_once(comm_rows(boot.world), 0) == E_PEER);
     EXPECT(strstr(fail_message(), "comm world") && strstr(fail_message(), "a link broke"));
@@ -311,6 +410,7 @@ int main(void) {
         {"whole", whole},
         {"beside", beside},
         {"late", late},
+        {"zero", zero},
         {"refuses", refuses},
         {"async_error", async_error},
         {"stands_still", stands_still},

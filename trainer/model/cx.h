@@ -78,6 +78,21 @@ static inline QuantCount *cx_count(const Cx *cx, Site site) {
     return cx->health ? &cx->health[cx->layer * SITE_COUNT + site] : NULL;
 }
 
+// cx_zero_rows: what zero.h needs of the device where its groups exchange its memory. The context must stay.
+static inline Err cx_parts_sum(void *user, float *y, const float *own, int64_t own_at, const float *parts,
+                               int64_t stride, int64_t nparts, int64_t n) {
+    Cx *cx = user;
+    return cx->ops->parts_sum(&cx->op, y, own, own_at, parts, stride, nparts, n);
+}
+static inline ZeroRows cx_zero_rows(Cx *cx) {
+    ZeroRows r = {cx->scratch, cx_parts_sum, cx};
+    return r;
+}
+// cx_bucket_bytes: of a bucket of zero.h between the ranks of a group.
+static inline size_t cx_bucket_bytes(const Comm *group) {
+    return group->on_device ? ZERO_DEVICE_BUCKET_BYTES(group->nranks) : ZERO_BUCKET_BYTES(group->nranks);
+}
+
 // cx_progress: what is under way between ranks goes on; called between pieces of work. Never waits. Local.
 static inline Err cx_progress(Cx *cx) {
     TRY(comm_progress(cx->ep));

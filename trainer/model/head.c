@@ -76,8 +76,8 @@ Err head_loss(const Shape *s, Cx *cx, Param *head, Mat dn, Mat n, const int32_t 
         if (cx->is_measure) break; // the chunks are alike
     }
     prof_leave();
-    TRY(cx->dev->to_host(host_loss, c.loss, (size_t)T * sizeof *c.loss));
-    TRY(cx->dev->to_host(host_correct, c.correct, (size_t)T * sizeof *c.correct));
+    TRY(cx->dev->read(host_loss, c.loss, (size_t)T * sizeof *c.loss));
+    TRY(cx->dev->read(host_correct, c.correct, (size_t)T * sizeof *c.correct));
     arena_release(cx->scratch, mark);
     return OK;
 }

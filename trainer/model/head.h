@@ -8,7 +8,8 @@
 
 // head_loss: n [T,D] normalised hidden; target [T] i32 (device), -1 = none.
 //   dn [T,D] act type out: scale * d(sum of nats)/dn; adds the head's weight gradient. mat_none(): losses only.
-//   host_loss, host_correct [T] host out: nats and hits per row, 0 where there is no target.
+//   host_loss, host_correct [T] host out, after the next sync of the device: nats and hits per row, 0 where there is no
+//   target.
 //   mtp: which head, for the taps. Local.
 Err head_loss(const Shape *s, Cx *cx, Param *head, Mat dn, Mat n, const int32_t *target,
               double scale, int mtp, const Taps *taps, float *host_loss, int32_t *host_correct) MUST_CHECK;

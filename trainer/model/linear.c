@@ -76,6 +76,11 @@ int64_t operand_row_bytes(const Shape *s, TensorClass c, int64_t cols) {
     return s->mode == MODE_FP8 ? matq_row_bytes(s->recipe.row[c].scale, cols) : cols * (int64_t)dtype_bytes(s->act);
 }
 
+int64_t operand_payload_bytes(const Shape *s, TensorClass c, int64_t cols) {
+    if (s->mode != MODE_FP8) return operand_row_bytes(s, c, cols);
+    return matq_payload_bytes(s->recipe.row[c].scale, cols);
+}
+
 Operand operand_wire(const Shape *s, TensorClass c, void *p, int64_t rows, int64_t cols) {
     Operand o = {0};
     if (s->mode == MODE_FP8) {

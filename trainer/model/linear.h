@@ -32,9 +32,10 @@ Err operand_normed(const Shape *s, Cx *cx, Operand *o, float *rstd, Mat x, const
 // operand_restore: for the backward, from forward's operand: outside of fp8 mode with recompute.norm its matrix made
 // again on scratch, to the bit; else nothing.
 Err operand_restore(const Shape *s, Cx *cx, Operand *o, Mat x, const Param *w, float eps) MUST_CHECK;
-// operand_row_bytes: bytes of a row on the wire, for tensors of class c. operand_wire: the operand whose rows lie at p
-// in wire layout.
+// operand_row_bytes: bytes of a row on the wire, for tensors of class c; operand_payload_bytes: of them those that are
+// counted, without what aligns rows. operand_wire: the operand whose rows lie at p in wire layout.
 int64_t operand_row_bytes(const Shape *s, TensorClass c, int64_t cols);
+int64_t operand_payload_bytes(const Shape *s, TensorClass c, int64_t cols);
 Operand operand_wire(const Shape *s, TensorClass c, void *p, int64_t rows, int64_t cols);
 // operand_data: the first byte of the rows in wire layout (rows contiguous).
 void *operand_data(const Shape *s, const Operand *o);

@@ -21,6 +21,9 @@ typedef struct Stage {
     Mat n;               // [T,D] after it
     float *rstd;
     Mat dn;              // [T,D] gradient of n
+    int64_t targets;     // that exist
+    float *loss;         // [T] host
+    int32_t *correct;    // [T] host
     const Param *norm;
     BlockRun run;
 } Stage;
@@ -38,8 +41,9 @@ struct Model {
     int64_t **count;        // [nblocks]
     double *balance;        // device: where the pass adds the balance loss
     int64_t host_rows;      // capacity of the host arrays
-    int32_t *host_tokens, *host_correct;
-    float *host_loss;
+    int32_t *host_tokens;   // [host_rows]
+    int32_t *host_correct;  // [nmtp+1, host_rows]
+    float *host_loss;       // the same
 };
 
 // host_reserve: staging for T rows. Grows only when a larger batch comes.
@@ -51,8 +55,8 @@ static Err host_reserve(Model *m, int64_t T) {
     m->host_tokens = m->host_correct = NULL;
     m->host_loss = NULL;
     MEM_NEW(m->host_tokens, T);
-    MEM_NEW(m->host_correct, T);
-    MEM_NEW(m->host_loss, T);
+    MEM_NEW(m->host_correct, T * (m->s.nmtp + 1));
+    MEM_NEW(m->host_loss, T * (m->s.nmtp + 1));
     m->host_rows = T;
     return OK;
 }
@@ -152,6 +156,9 @@ static Err stage_begin(Model *m, Cx *cx, Stage *g, const Batch *b, int64_t k) {
     ARENA_NEW(cx->acts, g->target, g->T);
     g->doc_start = NULL;
     if (b->doc_start) ARENA_NEW(cx->acts, g->doc_start, g->T);
+    g->loss = m->host_loss + k * m->host_rows;
+    g->correct = m->host_correct + k * m->host_rows;
+    g->targets = 0;
     if (cx->is_measure) return OK;
     for (int64_t t = 0; t < g->T; t++) m->host_tokens[t] = token_at(b, t / g->S, t % g->S + k);
     TRY(cx->dev->to_device(g->token, m->host_tokens, bytes));
@@ -163,12 +170,13 @@ static Err stage_begin(Model *m, Cx *cx, Stage *g, const Batch *b, int64_t k) {
     }
     for (int64_t t = 0; t < g->T; t++) {
         m->host_tokens[t] = k == 0 && b->targets ? b->targets[t] : token_at(b, t / g->S, t % g->S + k + 1);
+        g->targets += m->host_tokens[t] >= 0;
     }
     return cx->dev->to_device(g->target, m->host_tokens, bytes);
 }
 
-// stage_end: final norm, head, losses; with a scale also the gradient of n. host_tokens still holds the targets.
-static Err stage_end(Model *m, Cx *cx, Stage *g, int64_t k, const LossScale *scale, LossSums *sums, const Taps *taps) {
+// stage_end: final norm, head, losses (on their way to the host); with a scale also the gradient of n.
+static Err stage_end(Model *m, Cx *cx, Stage *g, int64_t k, const LossScale *scale, const Taps *taps) {
     const Shape *s = &m->s;
     ARENA_NEW(cx->acts, g->rstd, g->T);
     TRY(arena_mat(cx->acts, &g->n, s->act, g->T, s->D, "stage.n"));
@@ -178,23 +186,25 @@ static Err stage_end(Model *m, Cx *cx, Stage *g, int64_t k, const LossScale *sca
     double factor = !scale ? 0.0 : k == 0 ? scale->lm : scale->mtp;
     // Means are over the targets that exist: incomplete rows have fewer for the modules.
     if (g->S != m->stage[0].S) factor *= (double)(m->stage[0].S - 1) / (double)(g->S - 1);
-    TRY(head_loss(s, cx, m->head, g->dn, g->n, g->target, factor, (int)k, taps, m->host_loss, m->host_correct));
-    if (cx->is_measure) return OK;
+    return head_loss(s, cx, m->head, g->dn, g->n, g->target, factor, (int)k, taps, g->loss, g->correct);
+}
+
+// stage_losses: what the head of stage k said, once the host has it.
+static Err stage_losses(const Stage *g, int64_t k, LossSums *sums, const Taps *taps) {
     double loss = 0.0;
-    int64_t targets = 0, correct = 0;
+    int64_t correct = 0;
     for (int64_t t = 0; t < g->T; t++) {
-        loss += m->host_loss[t];
-        targets += m->host_tokens[t] >= 0;
-        correct += m->host_correct[t];
+        loss += g->loss[t];
+        correct += g->correct[t];
     }
-    if (taps && taps->loss) TRY(taps->loss(taps->user, (int)k, 0, g->T, m->host_loss, m->host_correct));
+    if (taps && taps->loss) TRY(taps->loss(taps->user, (int)k, 0, g->T, g->loss, g->correct));
     if (k == 0) {
         sums->lm += loss;
-        sums->lm_targets += targets;
+        sums->lm_targets += g->targets;
         sums->lm_correct += correct;
     } else {
         sums->mtp[k - 1] += loss;
-        sums->mtp_targets[k - 1] += targets;
+        sums->mtp_targets[k - 1] += g->targets;
     }
     return OK;
 }
@@ -245,8 +255,7 @@ static Err shorter(const Shape *s, Cx *cx, Mat *h, const Stage *prev, const Stag
     return cx->ops->rows_gather(&cx->op, h->p, prev->n.p, on_device, g->T, s->D * (int64_t)dtype_bytes(s->act));
 }
 
-static Err pass_fwd(Model *m, Cx *cx, const Batch *b, const LossScale *scale, LossSums *sums, const Taps *taps,
-                    int64_t nstages) {
+static Err pass_fwd(Model *m, Cx *cx, const Batch *b, const LossScale *scale, const Taps *taps, int64_t nstages) {
     const Shape *s = &m->s;
     for (int64_t k = 0; k < nstages; k++) {
         Stage *g = &m->stage[k];
@@ -263,7 +272,7 @@ static Err pass_fwd(Model *m, Cx *cx, const Batch *b, const LossScale *scale, Lo
             TRY(tap_hidden(taps, s->nlayers + k - 1, a->block.y));
             g->x = a->block.y;
         }
-        TRY(stage_end(m, cx, g, k, scale, sums, taps));
+        TRY(stage_end(m, cx, g, k, scale, taps));
     }
     return OK;
 }
@@ -346,11 +355,13 @@ static Err pass(Model *m, Cx *cx, const Batch *b, const LossScale *scale, LossSu
         TRY(arena_mat(cx->acts, &gb, m->s.act, b->nseq * b->S, m->s.D, "grad b"));
     }
     TRY(staging_push(cx, cx->acts, (void **)&m->balance, &sums->balance, sizeof sums->balance, "balance loss"));
-    TRY(pass_fwd(m, cx, b, scale, sums, taps, nstages));
-    if (m->balance != &sums->balance) TRY(cx->dev->to_host(&sums->balance, m->balance, sizeof sums->balance));
+    TRY(pass_fwd(m, cx, b, scale, taps, nstages));
+    if (m->balance != &sums->balance) TRY(cx->dev->read(&sums->balance, m->balance, sizeof sums->balance));
     if (scale) TRY(pass_bwd(m, cx, nstages, ga, gb, taps));
     cx_note_block(cx, -1, LEDGER_NO_PASS);
     cx_release_acts(cx, mark);
+    TRY(cx->dev->sync()); // the one wait of a pass, beside those of the plans
+    for (int64_t k = 0; k < nstages && !cx->is_measure; k++) TRY(stage_losses(&m->stage[k], k, sums, taps));
     return OK;
 }
 

@@ -136,7 +136,21 @@ Err cx_check_backend(const Backend *on, const Shape *s) {
     return OK;
 }
 
-static Err make_arenas(Cx *cx, const MemoryPlan *plan, int nthreads) {
+// bucket_room: what the buckets of zero.h take of the device's scratch, of both groups at once.
+static size_t bucket_room(const Cx *cx, const Shape *s) {
+    int64_t heads = s->H * (s->Dn + max_i64(s->Dr, s->Dv));
+    int64_t widest = max_i64(max_i64(s->Fd, s->Fs), max_i64(s->F, s->D));
+    widest = max_i64(max_i64(widest, heads), max_i64(s->Rq, s->Rkv + s->Dr));
+    const Comm *groups[] = {cx->world, cx->edp};
+    size_t room = 0;
+    for (int i = 0; i < 2; i++) {
+        const Comm *g = groups[i];
+        if (g->on_device) room += zero_rows_bytes(g->nranks, widest * (int64_t)sizeof(float), cx_bucket_bytes(g));
+    }
+    return room;
+}
+
+static Err make_arenas(Cx *cx, const MemoryPlan *plan, const Shape *s, int nthreads) {
     const Device *dev = cx->dev;
     size_t ops = plan->op_shared + plan->op_thread * (size_t)(nthreads > 1 ? nthreads : 1);
     size_t scratch = plan->scratch + ops + SCRATCH_SLACK;
@@ -151,7 +165,7 @@ static Err make_arenas(Cx *cx, const MemoryPlan *plan, int nthreads) {
     }
     // What the plan counts once is there twice at most: where the host writes it, and where operations read it.
     TRY(arena_create_on(&cx->acts, dev, "acts", plan->acts + DEVICE_SLACK, false));
-    TRY(arena_create_on(&cx->scratch, dev, "scratch", plan->scratch + plan->op_device, false));
+    TRY(arena_create_on(&cx->scratch, dev, "scratch", plan->scratch + plan->op_device + bucket_room(cx, s), false));
     TRY(arena_create(&cx->host_acts, "host acts", plan->acts + DEVICE_SLACK, false));
     TRY(arena_create(&cx->host_scratch, "host scratch", 2 * scratch, false));
     return OK;
@@ -178,7 +192,7 @@ Err cx_create_on(Cx *cx, const Backend *on, const Boot *boot, const Mesh *mesh, 
     cx->edp = boot->edp;
     cx->mesh = *mesh;
     TRY(cx_check_backend(on, s));
-    TRY(make_arenas(cx, plan, nthreads));
+    TRY(make_arenas(cx, plan, s, nthreads));
     cx->op.scratch = cx->scratch;
     cx->op.nthreads = nthreads;
     cx->op.accumulate = s->recipe.accumulate;

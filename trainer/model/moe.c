@@ -91,6 +91,7 @@ static Err plan_received(Cx *cx, MoeSaved *a, const void *first) {
     on.recv_first = moved(p->recv_first, first, copy);
     on.recv_pair = moved(p->recv_pair, first, copy);
     on.pair_recv = moved(p->pair_recv, first, copy);
+    on.pair_slot = moved(p->pair_slot, first, copy);
     on.pair_gate = moved(p->pair_gate, first, copy);
     a->on = on;
     return OK;
@@ -123,7 +124,7 @@ static Err plan_end(Cx *cx, MoeSaved *a, ExFlight *meta) {
 // Rows on their way over the expert group.
 typedef struct Rows {
     void *p;      // what arrives
-    void *host;   // where it arrives: ranks send and receive in the host's memory
+    void *host;   // where it arrives: p, or memory of the host where ranks send and receive that alone
     size_t bytes; // of it
     int request;  // -1: nothing to wait for
 } Rows;
@@ -133,9 +134,14 @@ static bool is_alone(const Cx *cx) {
     return cx->ep->nranks == 1;
 }
 
+// is_direct: ranks send and receive where operations read and write.
+static bool is_direct(const Cx *cx) {
+    return staging_is_host(cx) || cx->ep->on_device;
+}
+
 static Err rows_wait(Cx *cx, Rows *r) {
     if (r->request < 0) return OK;
-    TRY(comm_wait(cx->ep, &r->request));
+    TRY(comm_wait(comm_rows(cx->ep), &r->request));
     return staging_write(cx, r->p, r->host, r->bytes);
 }
 
@@ -143,7 +149,13 @@ static Err rows_wait(Cx *cx, Rows *r) {
 static Err rows_room(Cx *cx, Rows *r, int64_t n, int64_t row, const char *what) {
     r->bytes = (size_t)(n * row);
     TRY(arena_push(cx->scratch, &r->p, r->bytes, what));
-    return staging_room(cx, &r->host, r->p, r->bytes);
+    r->host = r->p;
+    return is_direct(cx) ? OK : staging_room(cx, &r->host, r->p, r->bytes);
+}
+
+// rows_to_send: *send where the ranks can take it from.
+static Err rows_to_send(Cx *cx, void **send, int64_t n, int64_t row) {
+    return is_direct(cx) ? OK : staging_read(cx, send, *send, (size_t)(n * row));
 }
 
 // dispatch_start: rows of `o`, of class c, to the experts' ranks, through buffers on scratch that stay until
@@ -157,8 +169,9 @@ static Err dispatch_start(const Shape *s, Cx *cx, const ExPlan *plan, Rows *r, c
     TRY(arena_push(cx->scratch, &send, (size_t)(plan->nsend * row), "moe.send"));
     prof_enter(PROF_EXCHANGE);
     TRY(cx->ops->rows_gather(&cx->op, send, operand_data(s, o), plan->send_tok, plan->nsend, row));
-    TRY(staging_read(cx, &send, send, (size_t)(plan->nsend * row)));
-    TRY(exchange_dispatch(cx->ep, plan, &r->request, r->host, send, row, &cx->bytes));
+    TRY(rows_to_send(cx, &send, plan->nsend, row));
+    TRY(exchange_dispatch(comm_rows(cx->ep), plan, &r->request, r->host, send, row, NULL));
+    cx->bytes.dispatch += plan->off_rank_send * operand_payload_bytes(s, c, s->D);
     prof_leave();
     return OK;
 }
@@ -186,10 +199,10 @@ static Err combine_start(const Shape *s, Cx *cx, const ExPlan *plan, Rows *r, Ma
     *r = (Rows){sum.p, NULL, 0, -1};
     if (!is_alone(cx)) {
         int64_t row = s->D * (int64_t)dtype_bytes(s->act);
-        void *send = NULL;
+        void *send = sum.p;
         TRY(rows_room(cx, r, plan->nsend, row, "moe.back"));
-        TRY(staging_read(cx, &send, sum.p, (size_t)(plan->nrecv * row)));
-        TRY(exchange_combine(cx->ep, plan, &r->request, r->host, send, row, &cx->bytes));
+        TRY(rows_to_send(cx, &send, plan->nrecv, row));
+        TRY(exchange_combine(comm_rows(cx->ep), plan, &r->request, r->host, send, row, &cx->bytes));
     }
     prof_leave();
     return OK;
@@ -207,22 +220,28 @@ static Err combine_end(const Shape *s, Cx *cx, const ExPlan *plan, Mat y, Rows *
 
 // gates_start, gates_end: the gradients of the gates dpair [npair] on their way back, and what came: dgate [T,K].
 // Collective over ep.
-static Err gates_start(Cx *cx, const ExPlan *plan, ExFlight *gates, const float *dpair) {
-    void *host = NULL;
+static Err gates_start(Cx *cx, const ExPlan *plan, Rows *r, const float *dpair) {
+    int64_t row = plan->K * (int64_t)sizeof(uint32_t);
+    uint32_t *here = NULL;
+    ARENA_NEW(cx->scratch, here, plan->nrecv * plan->K);
     prof_enter(PROF_EXCHANGE);
-    TRY(staging_read(cx, &host, dpair, (size_t)plan->npair * sizeof *dpair));
-    TRY(exchange_gates(cx->ep, plan, gates, cx->host_scratch, host, &cx->bytes));
+    TRY(cx->ops->slots_spread(&cx->op, here, dpair, plan->pair_recv, plan->pair_slot, plan->nrecv, plan->K,
+                              plan->npair));
+    *r = (Rows){here, NULL, 0, -1};
+    if (!is_alone(cx)) {
+        void *send = here;
+        TRY(rows_room(cx, r, plan->nsend, row, "moe.gates"));
+        TRY(rows_to_send(cx, &send, plan->nrecv, row));
+        TRY(exchange_gates(comm_rows(cx->ep), plan, &r->request, r->host, send, &cx->bytes));
+    }
     prof_leave();
     return OK;
 }
 
-static Err gates_end(Cx *cx, const ExPlan *plan, ExFlight *gates, float *dgate) {
-    void *host = NULL;
-    size_t bytes = (size_t)(plan->T * plan->K) * sizeof *dgate;
+static Err gates_end(Cx *cx, const ExPlan *plan, Rows *r, float *dgate) {
     prof_enter(PROF_EXCHANGE);
-    TRY(staging_room(cx, &host, dgate, bytes));
-    TRY(exchange_gates_end(cx->ep, plan, gates, host));
-    TRY(staging_write(cx, dgate, host, bytes));
+    TRY(rows_wait(cx, r));
+    TRY(cx->ops->slots_join(&cx->op, dgate, r->p, plan->tok_first, plan->tok_row, plan->T, plan->K));
     prof_leave();
     return OK;
 }
@@ -355,8 +374,7 @@ Err moe_bwd_input(const Shape *s, Cx *cx, const MoeParams *p, MoeSaved *a, Mat d
     int64_t T = dy.rows;
     CxMark mark = cx_mark_scratch(cx);
     Operand dyq;
-    Rows rows;
-    ExFlight gates;
+    Rows rows, gates;
     Mat dsum, dn, dpairs;
     float *dgate_pair = NULL, *dgate = NULL;
     TRY(arena_mat(cx->scratch, &dsum, DT_F32, T, s->D, "moe.dsum"));
@@ -375,9 +393,9 @@ Err moe_bwd_input(const Shape *s, Cx *cx, const MoeParams *p, MoeSaved *a, Mat d
     ARENA_NEW(cx->scratch, dgate, T * s->K);
     TRY(experts_bwd(s, cx, p, a, dpairs, dgate_pair));
     TRY(cx_progress(cx));
-    TRY(gates_start(cx, &a->plan, &gates, dgate_pair));
+    TRY(gates_start(cx, &a->on, &gates, dgate_pair));
     TRY(combine_start(s, cx, &a->on, &rows, dpairs));
-    TRY(gates_end(cx, &a->plan, &gates, dgate));
+    TRY(gates_end(cx, &a->on, &gates, dgate));
     TRY(router_bwd(s, cx, p, a, dsum, dgate, balance_scale)); // while the rows travel back
     TRY(combine_end(s, cx, &a->on, dn, &rows, dsum));
     prof_enter(PROF_ELEMENTWISE);

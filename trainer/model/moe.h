@@ -25,7 +25,7 @@ typedef struct MoeSaved {
     float *coef;         // [nseq,E] balance loss, NULL without it
     ExPlan plan; // all of it in memory of the host
     ExPlan on;   // the same, but what operations read (send_tok, tok_first, tok_row, start, count, recv_first,
-                 // recv_pair, pair_recv, pair_gate) in memory of the device
+                 // recv_pair, pair_recv, pair_slot, pair_gate) in memory of the device
     DenseSaved shared;
     Operand xe; // [npair,D] rows of the experts
     Gated mid;  // [npair,F] outputs of gate and up, input of down: what gated.h keeps of them

@@ -249,7 +249,8 @@ static Err gather_group(Params *t, Cx *cx, bool is_expert, Comm *group) {
         e.param_bytes = (int)dtype_bytes(p->w.t);
         z[n++] = e;
     }
-    TRY(zero_gather(group, cx->dev, z, n, cx->host_scratch, ZERO_BUCKET_BYTES(group->nranks)));
+    ZeroRows rows = cx_zero_rows(cx);
+    TRY(zero_gather(group, cx->dev, z, n, cx->host_scratch, cx_bucket_bytes(group), &rows));
     arena_release(cx->host_scratch, mark);
     return OK;
 }

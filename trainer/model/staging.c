@@ -8,6 +8,13 @@ Err staging_read(Cx *cx, void **host, const void *from, size_t bytes) {
     return cx->dev->to_host(*host, from, bytes);
 }
 
+Err staging_fetch(Cx *cx, void **host, const void *from, size_t bytes) {
+    *host = (void *)from;
+    if (staging_is_host(cx)) return OK;
+    TRY(arena_push(cx->host_scratch, host, bytes, "staging"));
+    return cx->dev->read(*host, from, bytes);
+}
+
 Err staging_room(Cx *cx, void **host, void *to, size_t bytes) {
     *host = to;
     return staging_is_host(cx) ? OK : arena_push(cx->host_scratch, host, bytes, "staging");

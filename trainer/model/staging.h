@@ -13,6 +13,8 @@ static inline bool staging_is_host(const Cx *cx) {
 
 // staging_read: *host = `bytes` at `from` for the host to read, on host_scratch. Waits for the device. Local.
 Err staging_read(Cx *cx, void **host, const void *from, size_t bytes) MUST_CHECK;
+// staging_fetch: the same, but the bytes are only there after the next sync or read: many of them cost one wait. Local.
+Err staging_fetch(Cx *cx, void **host, const void *from, size_t bytes) MUST_CHECK;
 // staging_room: *host = room for what staging_write takes to `to`, on host_scratch. Local.
 Err staging_room(Cx *cx, void **host, void *to, size_t bytes) MUST_CHECK;
 // staging_write: the bytes at `host` to `to`; nothing where they are the same memory. Local.

@@ -26,17 +26,23 @@ Err balance_update(Model *m, Cx *cx, double gamma, BalanceStats *out) {
     Params *p = model_params(m);
     int64_t **count = model_counts(m), layers = 0;
     size_t mark = arena_mark(cx->host_scratch);
-    int64_t *load = NULL;
-    float *bias = NULL;
-    ARENA_NEW(cx->host_scratch, load, s->E);
-    ARENA_NEW(cx->host_scratch, bias, s->E);
+    int64_t *loads = NULL;
+    float *biases = NULL;
+    ARENA_NEW(cx->host_scratch, loads, p->nblocks * s->E);
+    ARENA_NEW(cx->host_scratch, biases, p->nblocks * s->E);
+    for (int64_t b = 0; b < p->nblocks; b++) {
+        if (!count[b]) continue;
+        TRY(cx->dev->read(loads + b * s->E, count[b], (size_t)s->E * sizeof *loads));
+        if (p->bias[b]) TRY(cx->dev->read(biases + b * s->E, p->bias[b], (size_t)s->E * sizeof *biases));
+    }
+    TRY(cx->dev->sync()); // one wait for all of them
     BalanceStats r = {0};
     for (int64_t b = 0; b < p->nblocks; b++) {
         if (!count[b]) continue;
+        int64_t *load = loads + b * s->E;
+        float *bias = biases + b * s->E;
         layers++;
-        TRY(cx->dev->to_host(load, count[b], (size_t)s->E * sizeof *load));
         TRY(comm_sum_i64(cx->world, load, (int)s->E));
-        if (p->bias[b]) TRY(cx->dev->to_host(bias, p->bias[b], (size_t)s->E * sizeof *bias));
         r.hash = hash64_seeded(load, (size_t)s->E * sizeof *load, r.hash + 1);
         update_layer(load, s->E, (float)gamma, p->bias[b] ? bias : NULL, &r);
         if (p->bias[b]) TRY(cx->dev->to_device(p->bias[b], bias, (size_t)s->E * sizeof *bias));

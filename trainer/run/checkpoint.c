@@ -278,6 +278,8 @@ static void manifest_head(const CkWrite *s, Manifest *m) {
     m->step = info->step;
     m->samples = info->samples;
     m->tokens = info->tokens;
+    m->skipped = info->skipped;
+    snprintf(m->skipped_ranges, sizeof m->skipped_ranges, "%s", info->skipped_ranges);
     m->seed = info->seed;
     m->read_samples = info->read.samples;
     m->read_hash = info->read.hash;

@@ -15,6 +15,8 @@
 typedef struct CheckpointInfo {
     int64_t step;              // finished optimizer steps
     int64_t samples, tokens;   // consumed
+    int64_t skipped;           // of them: read, but dropped because they were not finite (run_recover.c)
+    char skipped_ranges[256];  // "[16, 24) [80, 88)": the last of them
     ReadProof read;            // what all ranks have read for them (loader.h); samples -1: not recorded
     int64_t seed;              // of the data order
     char data_fingerprint[40]; // of the training shards, "" if none

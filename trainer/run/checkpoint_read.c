@@ -142,6 +142,8 @@ Err checkpoint_read_info(const char *dir, CheckpointInfo *info) {
     info->step = m->step;
     info->samples = m->samples;
     info->tokens = m->tokens;
+    info->skipped = m->skipped;
+    memcpy(info->skipped_ranges, m->skipped_ranges, sizeof info->skipped_ranges);
     info->seed = m->seed;
     info->read = (ReadProof){m->read_samples, m->read_hash};
     info->world = m->world;

@@ -266,6 +266,7 @@ static Err write_json(Metrics *m, const StepMetrics *s) {
     line_int(&l, "tokens", s->tokens);
     line_int(&l, "samples", s->samples);
     line_int(&l, "global_batch", s->global_batch);
+    if (s->skipped > 0) line_int(&l, "skipped_samples", s->skipped);
     line_real(&l, "loss", s->loss);
     line_real(&l, "lm_loss", s->lm_loss);
     line_real(&l, "mtp_loss", s->mtp_loss);
@@ -376,6 +377,7 @@ static void print_line(const StepMetrics *s, int64_t total_steps) {
     if (isfinite(s->mfu)) line_add(&l, " MFU %.1f%%", 100 * s->mfu);
     line_add(&l, " | MaxVio %.2f dead %.1f%%", s->maxvio, 100 * s->dead_experts);
     if (s->health) print_health(&l, s->health);
+    if (s->skipped > 0) line_add(&l, " | skipped %lld samples", (long long)s->skipped);
     line_add(&l, " | %.1f GiB", s->rss_bytes / (1024.0 * 1024.0 * 1024.0));
     log_line("%s", l.s);
 }

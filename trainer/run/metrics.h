@@ -22,6 +22,7 @@ typedef struct StepMetrics {
     const Shadow *shadow;   // its rows, on steps that compare with BF16; NULL on others
     double rss_bytes; // largest over ranks
     int64_t global_batch;
+    int64_t skipped; // samples of batches that were not finite, in all
     bool has_hash;
     uint64_t state_hash, route_hash; // route_hash: of the step's expert loads (balance.h)
     double eta_s;

@@ -33,7 +33,7 @@ static Err tensor_squares(Params *t, Cx *cx, const double **out, int64_t **nonfi
         if (blocks > 0) TRY(cx->ops->sumsq_blocks(&cx->op, part + at, &bad[i], own_grad(&t->p[i])));
         at += blocks;
     }
-    TRY(staging_read(cx, (void **)out, part, (size_t)n * sizeof *part));
+    TRY(staging_fetch(cx, (void **)out, part, (size_t)n * sizeof *part));
     return staging_read(cx, (void **)nonfinite, bad, (size_t)t->n * sizeof *bad);
 }
 

@@ -23,7 +23,8 @@ static Err group_start(ReduceGroup *g, const Params *p, Cx *cx, bool is_expert, 
             g->t[g->n++] = t;
         }
     }
-    TRY(zero_start(&g->zero, group, cx->dev, g->t, g->n, false, scratch, ZERO_BUCKET_BYTES(group->nranks)));
+    ZeroRows rows = cx_zero_rows(cx);
+    TRY(zero_start(&g->zero, group, cx->dev, g->t, g->n, false, scratch, cx_bucket_bytes(group), &rows));
     return OK;
 }
 

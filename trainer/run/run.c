@@ -156,11 +156,17 @@ static Err loop(Run *r) {
         StepOutput out;
         TRY(step_train(r->model, &r->cx, &in, &out));
         if (out.is_stopped) return stopped(r);
-        r->at.step++;
-        r->at.samples = out.m.samples;
         r->read.samples += out.read.samples;
         r->read.hash += out.read.hash;
+        if (out.bad.is_bad) {
+            TRY(run_bad_step(r, &out.bad, out.batch));
+            continue;
+        }
+        r->at.step++;
+        r->at.samples = out.m.samples;
         r->at.tokens = out.m.tokens;
+        out.m.skipped = r->at.skipped;
+        run_good_step(r);
         stop_note_step(&r->stop, now_seconds() - t0);
         TRY(record(r, &out.m, now_seconds() - t0, &pace));
         TRY(after_step(r));

@@ -54,6 +54,8 @@ typedef struct Run {
     ReadProof read;          // by this rank since then
     Saver *saver;
     int64_t last_step;       // stop after this one
+    int64_t bad_step;        // the furthest that was not finite
+    int bad_in_row;          // batches that were not finite since it was passed last
     Stop stop;               // signals, the time limit
     int64_t crowded;         // ranks with more threads than cores of their own
     double peak_flops;       // of all ranks, measured at start; 0 = not known
@@ -73,6 +75,13 @@ void run_close(Run *r);
 // aborted with its code; an agreed one is printed by the first rank and returned by all. Collective over world.
 Err run_train(const TrainOptions *o) MUST_CHECK;
 
+// run_fill: the state of resume_from, else of --init-from or the seed. Collective over world.
+Err run_fill(Run *r) MUST_CHECK;
+// run_bad_step: the next step was not finite, with so many sequences: train.on_nonfinite; what at.samples says
+// afterwards is where the next one begins. E_NUMERIC if the run has to end. run_good_step: a step was finished.
+// Collective over world.
+Err run_bad_step(Run *r, const BadStep *bad, int64_t batch) MUST_CHECK;
+void run_good_step(Run *r);
 // run_watch.c: the ledger and the watchdog of a run. run_watch_start: once config and groups are there.
 // run_watch_devices: once the groups have their tables for memory of devices. run_watch_files: once the run directory
 // is there; a ledger that cannot have a file stays in memory, with a warning. Collective over world.

@@ -260,9 +260,7 @@ static Err make_model(Run *r) {
     return OK;
 }
 
-// fill_model: from the checkpoint to resume, from --init-from, or from the seed. Collective over
-// world.
-static Err fill_model(Run *r) {
+Err run_fill(Run *r) {
     Params *p = model_params(r->model);
     if (r->resume_from[0]) {
         TRY(comm_agree(r->boot.world, checkpoint_load(r->resume_from, p, &r->cx, true)));
@@ -297,6 +295,9 @@ static void log_origin(const Run *r) {
         log_line("resume     %s: step %lld, samples [0, %lld), written by %d ranks with ep %d",
                  r->resume_from, (long long)r->at.step, (long long)r->at.samples, r->at.world,
                  r->at.ep);
+        if (r->at.skipped > 0)
+            log_line("           %lld of them left no trace, their batches were not finite: %s",
+                     (long long)r->at.skipped, r->at.skipped_ranges);
         if (r->cx.calibration && !(r->cx.calibration->steps > 0))
             log_line("           it holds no calibration of static scales: the next %lld steps calibrate",
                      (long long)r->shape.recipe.static_steps);
@@ -421,7 +422,7 @@ Err run_setup(Run *r, bool *is_done) {
         *is_done = true;
         return OK;
     }
-    TRY(fill_model(r)); // before the folder is made: weights that do not fit leave nothing behind
+    TRY(run_fill(r)); // before the folder is made: weights that do not fit leave nothing behind
     TRY(part(r, OK));
     TRY(comm_agree(r->boot.world, claim_dir(r))); // a signal from here on: the first step sees it
     TRY(comm_agree(r->boot.world, make_saver(r)));

@@ -209,6 +209,11 @@ Err saver_save(Saver *s, const CheckpointInfo *at) {
     return err;
 }
 
+void saver_rewind(Saver *s, int64_t saved_step) {
+    s->saved_step = s->at.step = saved_step;
+    s->failed_step = -1;
+}
+
 Err saver_poll(Saver *s) {
     if (s->part == PART_NONE) return OK;
     int64_t is_busy = s->has_thread && !atomic_load(&s->is_ready);

@@ -37,6 +37,9 @@ Err saver_save(Saver *s, const CheckpointInfo *at) MUST_CHECK;
 // saver_poll: lets a save under way go on to its next part if all ranks are through the last one; costs nothing
 // if none is. At the end of every step. Collective over world.
 Err saver_poll(Saver *s) MUST_CHECK;
+// saver_rewind: the run has gone back to the state of saved_step, which is on disk (-1: not in this folder): later
+// steps are saved again. No save may be under way. Local.
+void saver_rewind(Saver *s, int64_t saved_step);
 // saver_is_busy: a save is under way; the same on all ranks. Local. saver_wait: until none is. Collective over
 // world.
 bool saver_is_busy(const Saver *s);

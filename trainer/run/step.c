@@ -11,13 +11,8 @@
 #include "schedule.h"
 #include "staging.h"
 
-typedef struct Share {
-    int64_t first, n; // this rank's samples of the global batch
-    int64_t micro;    // samples per pass
-} Share;
-
-static Share rank_share(const Cx *cx, const StepInput *in, int64_t batch) {
-    Share r;
+static StepShare rank_share(const Cx *cx, const StepInput *in, int64_t batch) {
+    StepShare r;
     r.n = batch / cx->world->nranks;
     r.first = in->samples + r.n * cx->world->rank;
     r.micro = in->config->train.micro_batch;
@@ -66,58 +61,6 @@ static Err sum_losses(Cx *cx, const Shape *s, const LossScale *scale, const Loss
     return OK;
 }
 
-typedef struct FirstBad {
-    Cx *cx;
-    int64_t layer; // first block with a non-finite output, -1 none yet
-} FirstBad;
-
-static Err find_bad(void *user, int64_t layer, Mat x) {
-    FirstBad *f = user;
-    Cx *cx = f->cx;
-    if (f->layer >= 0) return OK;
-    CxMark mark = cx_mark_scratch(cx);
-    double *part = NULL;
-    int64_t *bad = NULL;
-    ARENA_NEW(cx->scratch, part, ceil_div(x.rows, TILE));
-    ARENA_NEW(cx->scratch, bad, 1);
-    TRY(cx->dev->zero(bad, sizeof *bad));
-    TRY(cx->ops->sumsq_blocks(&cx->op, part, bad, x));
-    TRY(staging_read(cx, (void **)&bad, bad, sizeof *bad));
-    if (*bad > 0) f->layer = layer;
-    cx_release_scratch(cx, mark);
-    return OK;
-}
-
-// explain_bad: the loss is not finite on some rank: run the batch forward again and find the first
-// bad block.
-static Err explain_bad(Model *m, Cx *cx, const StepInput *in, Share share, double loss) {
-    FirstBad f = {cx, -1};
-    Taps taps = {.user = &f, .hidden = find_bad};
-    for (int64_t i = 0; i < share.n; i += share.micro) {
-        Batch b;
-        LossSums sums = {0};
-        Err read =
-            load_micro(model_shape(m), in, share.first + i, min_i64(share.micro, share.n - i), &b, NULL);
-        TRY(comm_agree(cx->world, read));
-        InjectPass spoil;
-        TRY(model_fwd(m, cx, &b, &sums, inject_taps(&spoil, in->inject, model_params(m), cx, i / share.micro, &taps)));
-    }
-    Err mine = OK;
-    if (f.layer >= 0) {
-        mine = fail_at(
-            E_NUMERIC, __FILE__, __LINE__,
-            "step %lld: the loss is %g: the output of layer %lld is the first that is not finite "
-            "(samples %lld to %lld); nothing was updated or saved",
-            (long long)in->step, loss, (long long)f.layer, (long long)share.first,
-            (long long)(share.first + share.n - 1));
-    }
-    TRY(comm_agree(cx->world, mine));
-    FAIL(E_NUMERIC,
-         "step %lld: the loss is %g, but no layer's output is: look at the head; nothing was "
-         "updated or saved",
-         (long long)in->step, loss);
-}
-
 static Err sum_bytes(Cx *cx, StepMetrics *o) {
     int64_t v[3] = {cx->bytes.dispatch, cx->bytes.combine, cx->bytes.meta};
     TRY(comm_sum_i64(cx->world, v, 3));
@@ -128,8 +71,8 @@ static Err sum_bytes(Cx *cx, StepMetrics *o) {
     return OK;
 }
 
-// update: optimizer and bias after a finite loss.
-static Err update(Model *m, Cx *cx, const StepInput *in, StepMetrics *o) {
+// update: optimizer and bias after a finite loss; nothing but the result where a gradient is not.
+static Err update(Model *m, Cx *cx, const StepInput *in, StepMetrics *o, OptResult *r) {
     const Config *c = in->config;
     OptStep opt = {.step = in->step,
                    .lr = schedule_lr(c, in->step),
@@ -138,19 +81,43 @@ static Err update(Model *m, Cx *cx, const StepInput *in, StepMetrics *o) {
                    .eps = c->train.eps,
                    .weight_decay = c->train.weight_decay,
                    .clip = c->train.clip};
-    OptResult r;
-    TRY(optimizer_step(model_params(m), model_shape(m), cx, &opt, &r));
-    CHECK(r.nonfinite == 0, E_NUMERIC, "step %lld: not finite: %s; nothing was updated or saved",
-          (long long)in->step, r.culprit[0] ? r.culprit : "gradient norm");
+    TRY(optimizer_step(model_params(m), model_shape(m), cx, &opt, r));
+    if (r->nonfinite > 0) return OK;
     BalanceStats stats;
     double gamma = c->balance.method == BALANCE_BIAS ? schedule_gamma(c, in->step) : 0.0;
     TRY(balance_update(m, cx, gamma, &stats));
-    o->grad_norm = r.grad_norm;
+    o->grad_norm = r->grad_norm;
     o->lr = opt.lr;
     o->maxvio = stats.maxvio;
     o->dead_experts = stats.dead;
     o->route_hash = stats.hash;
     return OK;
+}
+
+typedef struct Reload {
+    const Shape *s;
+    const StepInput *in;
+} Reload;
+
+static Err reload(void *user, int64_t first, int64_t n, Batch *b) {
+    const Reload *r = user;
+    return load_micro(r->s, r->in, first, n, b, NULL); // read once already
+}
+
+// drop: the step is bad: who made it so, and nothing that it counted stays. reduced: NULL where it is the loss.
+static Err drop(Model *m, Cx *cx, const StepInput *in, StepShare share, const LossScale *scale, const LossSums *sums,
+                const char *reduced, StepOutput *out) {
+    Reload files = {model_shape(m), in};
+    Replay r = {m, cx, share, scale, in->inject, reload, &files};
+    double mine = sums->lm + sums->balance;
+    for (int k = 0; k < MTP_MAX; k++) mine += sums->mtp[k];
+    if (reduced) TRY(nonfinite_gradient(&r, reduced, &out->bad));
+    else TRY(nonfinite_loss(&r, (double)out->m.loss, !isfinite(mine), &out->bad));
+    CHECK(in->config->train.on_nonfinite != NONFINITE_ABORT, E_NUMERIC, "step %lld: %s; nothing was updated or saved",
+          (long long)in->step, out->bad.text);
+    memset(&cx->bytes, 0, sizeof cx->bytes);
+    if (cx->health) TRY(cx->dev->zero(cx->health, (size_t)(cx->nblocks * SITE_COUNT) * sizeof *cx->health));
+    return model_zero_counts(m, cx);
 }
 
 // own_seconds: of this rank so far, without the time in which it exchanged rows or gradients and mostly waited.
@@ -180,7 +147,7 @@ Err step_train(Model *m, Cx *cx, const StepInput *in, StepOutput *out) {
     const Shape *s = model_shape(m);
     memset(out, 0, sizeof *out);
     out->batch = schedule_batch(in->config, in->samples);
-    Share share = rank_share(cx, in, out->batch);
+    StepShare share = rank_share(cx, in, out->batch);
     LossScale scale = loss_scale(in->config, s, in->step, out->batch);
     LossSums sums = {0};
     bool has_shadow = in->shadow && in->step % in->config->fp8.shadow_every == 0;
@@ -208,8 +175,10 @@ Err step_train(Model *m, Cx *cx, const StepInput *in, StepOutput *out) {
     if (out->is_stopped) return model_zero_counts(m, cx);
     StepMetrics *o = &out->m;
     TRY(sum_losses(cx, s, &scale, &sums, o));
-    if (!isfinite(o->loss)) return explain_bad(m, cx, in, share, (double)o->loss);
-    TRY(update(m, cx, in, o));
+    if (!isfinite(o->loss)) return drop(m, cx, in, share, &scale, &sums, NULL, out);
+    OptResult r;
+    TRY(update(m, cx, in, o, &r));
+    if (r.nonfinite > 0) return drop(m, cx, in, share, &scale, &sums, r.culprit, out);
     TRY(calibrate_step(model_params(m), s, cx));
     TRY(sum_bytes(cx, o));
     if (has_shadow) {

@@ -4,6 +4,7 @@
 #include "inject.h"
 #include "loader.h"
 #include "metrics.h"
+#include "nonfinite.h"
 #include "optimizer.h"
 #include "stop.h"
 
@@ -23,11 +24,12 @@ typedef struct StepInput {
 typedef struct StepOutput {
     bool is_stopped;   // a rank was asked to stop: nothing was updated, the step is dropped on all ranks
     int64_t batch;     // sequences of the global batch
+    BadStep bad;       // bad.is_bad: loss or gradient were not finite: nothing was updated, nothing counted
     ReadProof read;    // of this rank's share of it
     StepMetrics m;     // losses, norms, loads, bytes, health: everything but times, memory and the hash
 } StepOutput;
 
-// step_train: forward and backward of this rank's share of the batch, sums over ranks, optimizer, bias update.
-// A non-finite loss or gradient is E_NUMERIC on all ranks, naming step, rank and layer or parameter; nothing was
-// updated then. Collective over world.
+// step_train: forward and backward of this rank's share of the batch, sums over ranks, optimizer, bias update. With a
+// loss or a gradient that is not finite nothing is updated: with train.on_nonfinite abort that is E_NUMERIC on all
+// ranks, naming step, rank, layer or parameter and samples, else out->bad has them. Collective over world.
 Err step_train(Model *m, Cx *cx, const StepInput *in, StepOutput *out) MUST_CHECK;

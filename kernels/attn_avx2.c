@@ -6,11 +6,12 @@
 #if defined(__AVX2__) && defined(__FMA__)
 #include <immintrin.h>
 
-#include "gemm_lanes256.h"
+#include "gemm_avx2_kernel.h"
 
 #define KU 1
 #define ATTN_ISA attn_avx2
 #define ATTN_NAME "avx2"
+#define DOT_UNITS(m, s, nu, a, lda, b) multiply_far(m, s, nu, a, lda, b)
 
 static inline vf vsub(vf a, vf b) {
     return _mm256_sub_ps(a, b);

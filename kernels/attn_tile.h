@@ -6,6 +6,8 @@
 // second operand if one is NaN), vdiv, vfma(a, b, c) = a b + c, vexp2, vpick(x, other, lo, j, hi) =
 // lo <= j <= hi ? x : other; for KU 2 also vpairs(a, b), units (a, b) rounded to BF16, and vrow(a,
 // b): 2 VW floats rounded to BF16 in order. ATTN_ISA and ATTN_NAME name the table made here.
+// DOT_UNITS(m, s, nu, a, lda, b), if it is there, adds the products of nu units to the sums
+// s[m][NV].
 //
 // Scores are computed transposed: rows are positions j, columns (lanes) are queries i. Then the
 // softmax runs down the columns without a sum across lanes, p is a panel for o^T = v^T p as it
@@ -54,6 +56,9 @@ INLINE void dot_tile(const int m, float *c, int64_t ldc, const float *a, int64_t
             if (fin == FIN_ADD) s[i][v] = vload(c + i * ldc + v * VW);
             if (fin == FIN_DECAY) s[i][v] = vmul(vload(c + i * ldc + v * VW), vload(by + v * VW));
         }
+#ifdef DOT_UNITS
+    DOT_UNITS(m, s, nu, a, lda, b);
+#else
     const float *row[4] = {a, a + 3 * lda, a + 6 * lda, a + 9 * lda};
     for (int64_t u = 0; u < nu; u++) {
         vf y[NV];
@@ -66,6 +71,7 @@ INLINE void dot_tile(const int m, float *c, int64_t ldc, const float *a, int64_t
             for (int v = 0; v < NV; v++) s[i][v] = vdot(x, y[v], s[i][v]);
         }
     }
+#endif
 #pragma GCC unroll 12
     for (int i = 0; i < m; i++)
 #pragma GCC unroll 2

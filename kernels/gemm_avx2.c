@@ -90,11 +90,11 @@ INLINE __m256i round_bf16(vf x) {
     return _mm256_srli_epi32(u, 16);
 }
 
-// The same with NaN.
-static __attribute__((noinline)) void put_row_bf16(uint16_t *to, const vf x[2]) {
+// The same with NaN. (Vectors by value: an array whose address is known stays in memory.)
+static __attribute__((noinline)) void put_row_bf16(uint16_t *to, vf x, vf y) {
     float c[COLUMNS];
-    vstore(c, x[0]);
-    vstore(c + VW, x[1]);
+    vstore(c, x);
+    vstore(c + VW, y);
     for (int j = 0; j < COLUMNS; j++) to[j] = bf16_from_f32(c[j]);
 }
 
@@ -105,7 +105,9 @@ INLINE void put_bf16(const int h, vf x[STRIP][2], const Job *t) {
     for (int r = 1; r < h; r++)
         is_nan = _mm256_or_ps(is_nan, _mm256_cmp_ps(x[r][0], x[r][1], _CMP_UNORD_Q));
     if (__builtin_expect(_mm256_movemask_ps(is_nan), 0)) {
-        for (int r = 0; r < h; r++, to += t->to_step) put_row_bf16((uint16_t *)to, x[r]);
+#pragma GCC unroll 6
+        for (int r = 0; r < h; r++, to += t->to_step)
+            put_row_bf16((uint16_t *)to, x[r][0], x[r][1]);
         return;
     }
 #pragma GCC unroll 6
@@ -145,7 +147,8 @@ INLINE void promote(const int h, const Scaling scaling, vf sums[STRIP][2], const
     }
 }
 
-// Where the sums of this strip go is written soon, and where the next one's come from is read.
+// Where the sums of this strip or a later one go is written soon, and where the next one's come
+// from is read.
 INLINE void ask_for_ends(const int h, const Job *t) {
     const char *to = t->to, *from = (const char *)(t->from + h * t->from_ld);
 #pragma GCC unroll 6
@@ -231,11 +234,19 @@ static int64_t columns_together(const GemmOperand *b) {
     return b->t == SRC_F32 ? 16 : b->t == SRC_BF16 ? 32 : 64;
 }
 
+// Where the columns at j are packed. Those that no other block of rows needs share a place, which
+// stays in cache.
+static float *panel_of(const Work *t, int64_t j) {
+    int64_t i = (j - t->n0) / COLUMNS;
+    if (t->strips.count <= BLOCK) i %= columns_together(&t->p->b) / COLUMNS;
+    return t->room->columns[i];
+}
+
 // n columns at j, for all rows of the tile.
 static void take_columns(const Work *t, int64_t j, int64_t n) {
     const GemmOperand *b = &t->p->b;
     int64_t at = j - t->n0;
-    pack_columns(b, j, n, t->k0, t->nk, t->room->columns[at / COLUMNS]);
+    pack_columns(b, j, n, t->k0, t->nk, panel_of(t, j));
     for (int64_t i = 0; i < slices_of(t) && gemm_is_fp8(b->t); i++)
         pack_scales(b, j, n, t->k0 + i * TILE, t->room->column_scales[i] + at);
 }
@@ -309,7 +320,7 @@ static void run_columns(Work *t, int64_t j, int64_t nj) {
     Job x = {.slices = slices,
              .last = ceil_div(t->nk - (slices - 1) * TILE, STEP) * STEP,
              .a = w->rows,
-             .b = w->columns[at / COLUMNS],
+             .b = panel_of(t, j),
              .sa = is_one ? w->products[0] : w->row_scales[0] + r,
              .sa_step = is_one ? BLOCK * STRIP : GEMM_WIDE_ROWS,
              .sb = w->column_scales[0] + at,

@@ -70,3 +70,66 @@ static inline __attribute__((always_inline)) void multiply(const int h, vf s[STR
     default: multiply_6(s, nu, a, b); break;
     }
 }
+
+// The same for rows that lie `ld` floats apart, and any number of units >= 0: sums += the products
+// of nu units of rows a [h][ld] and columns b [nu][COLUMNS].
+#define FAR_ROW(at, i, r, t)                                                                       \
+    "vbroadcastss 4*" #i at ", %%ymm" t "\n\t"                                                     \
+    "vfmadd231ps %%ymm12, %%ymm" t ", %[p" #r "]\n\t"                                              \
+    "vfmadd231ps %%ymm13, %%ymm" t ", %[q" #r "]\n\t"
+#define FAR_ROWS_1(i) FAR_ROW("(%%r8)", i, 0, "14")
+#define FAR_ROWS_2(i) FAR_ROWS_1(i) FAR_ROW("(%%r8,%[ld])", i, 1, "15")
+#define FAR_ROWS_3(i) FAR_ROWS_2(i) FAR_ROW("(%%r8,%[ld],2)", i, 2, "14")
+#define FAR_ROWS_4(i) FAR_ROWS_3(i) FAR_ROW("(%%r9)", i, 3, "15")
+#define FAR_ROWS_5(i) FAR_ROWS_4(i) FAR_ROW("(%%r9,%[ld])", i, 4, "14")
+#define FAR_ROWS_6(i) FAR_ROWS_5(i) FAR_ROW("(%%r9,%[ld],2)", i, 5, "15")
+#define FAR_UNIT(i, h)                                                                             \
+    "vmovups 64*" #i "(%%r10), %%ymm12\n\t"                                                        \
+    "vmovups 64*" #i "+32(%%r10), %%ymm13\n\t" FAR_ROWS_##h(i)
+#define FAR_STEP(units)                                                                            \
+    "add $4*" #units ", %%r8\n\t"                                                                  \
+    "add $4*" #units ", %%r9\n\t"                                                                  \
+    "add $64*" #units ", %%r10\n\t"                                                                \
+    "sub $" #units ", %%r11\n\t"
+#define MULTIPLY_FAR(h)                                                                            \
+    static inline __attribute__((always_inline)) void multiply_far_##h(                            \
+        vf s[STRIP][2], int64_t nu, const float *a, int64_t ld, const float *b) {                  \
+        __asm__("mov %[a], %%r8\n\t"                                                               \
+                "lea (%[a],%[ld],2), %%r9\n\t"                                                     \
+                "add %[ld], %%r9\n\t"                                                              \
+                "mov %[b], %%r10\n\t"                                                              \
+                "mov %[n], %%r11\n\t"                                                              \
+                "sub $4, %%r11\n\t"                                                                \
+                "jl 2f\n\t"                                                                        \
+                ".p2align 5\n"                                                                     \
+                "1:\n\t" FAR_UNIT(0, h) FAR_UNIT(1, h) FAR_UNIT(2, h) FAR_UNIT(3, h)               \
+                    FAR_STEP(4) "jge 1b\n"                                                         \
+                                "2:\n\t"                                                           \
+                                "add $4, %%r11\n\t"                                                \
+                                "jz 4f\n"                                                          \
+                                "3:\n\t" FAR_UNIT(0, h) FAR_STEP(1) "jnz 3b\n"                     \
+                                                                    "4:"                           \
+                : SUMS_##h(s)                                                                      \
+                : [a] "r"(a), [b] "r"(b), [n] "r"(nu), [ld] "r"(4 * ld)                            \
+                : "cc", "memory", "r8", "r9", "r10", "r11", "xmm12", "xmm13", "xmm14", "xmm15");   \
+    }
+MULTIPLY_FAR(1)
+MULTIPLY_FAR(2)
+MULTIPLY_FAR(3)
+MULTIPLY_FAR(4)
+MULTIPLY_FAR(5)
+MULTIPLY_FAR(6)
+#undef MULTIPLY_FAR
+
+// h is a constant at each call.
+static inline __attribute__((always_inline)) void
+multiply_far(const int h, vf s[STRIP][2], int64_t nu, const float *a, int64_t ld, const float *b) {
+    switch (h) {
+    case 1: multiply_far_1(s, nu, a, ld, b); break;
+    case 2: multiply_far_2(s, nu, a, ld, b); break;
+    case 3: multiply_far_3(s, nu, a, ld, b); break;
+    case 4: multiply_far_4(s, nu, a, ld, b); break;
+    case 5: multiply_far_5(s, nu, a, ld, b); break;
+    default: multiply_far_6(s, nu, a, ld, b); break;
+    }
+}

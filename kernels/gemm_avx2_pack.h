@@ -254,7 +254,7 @@ INLINE void widen_e4m3(const char *p, int64_t ld, float *dst) {
 
 // n columns x nk elements of an operand -> panels dst [n / 16][PANEL_DEPTH][16] of units; what is
 // in columns past n is of no account.
-enum { COLUMN_PANEL = PANEL_DEPTH * COLUMNS };
+enum { COLUMN_PANEL = PANEL_DEPTH * COLUMNS + COLUMNS }; // panels share no cache set
 INLINE void pack_columns_as(GemmSrc t, bool is_k_contig, const GemmOperand *o, int64_t j0,
                             int64_t n, int64_t k0, int64_t nk, float *dst) {
     if (is_k_contig) {

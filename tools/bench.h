@@ -35,6 +35,7 @@ typedef struct Bench {
     int asked;                          // --threads, 0 if it was not given
     bool is_all;                        // --all: every shape, else those of doc/performance.md
     bool is_profile;                    // --profile: whole steps by region
+    bool is_busy;                       // --busy: processor time of one thread
     FILE *json;                         // NULL without --json, and on other ranks than the first
     const char *configs[BENCH_CONFIGS]; // --config, for whole steps
     int nconfigs;
@@ -65,15 +66,16 @@ double bench_median(double *values, int n);
 typedef Err (*BenchFn)(void *user);
 typedef struct BenchTime {
     double median;    // seconds of one call
+    double best;      // of the fastest one
     double spread;    // distance of the quartiles, as a fraction of the median
     double yard;      // median seconds of one call of the yardstick
     double best_yard; // its fastest: what a peak is
     int samples;      // of each
 } BenchTime;
 // bench_time: time fn and the yardstick in turn, after one call of each that does not count: at
-// least 5 samples of each and about a third of a second. Short calls are repeated within a sample. On
-// a device a sample is one call between two events, after its cache was flushed; there yard may be
-// NULL (then yard and best_yard are 0). Local.
+// least 5 samples of each and about a third of a second (with --busy a whole one of processor time).
+// Short calls are repeated within a sample. On a device a sample is one call between two events, after
+// its cache was flushed; there yard may be NULL (then yard and best_yard are 0). Local.
 Err bench_time(const Bench *b, BenchTime *out, BenchFn fn, void *user, BenchFn yard, void *yard_user) MUST_CHECK;
 // bench_device_open: the device of this rank computes from now on; b->arena and b->scratch are memory of it, all that
 // operands of the shapes need or (is_small) what the peaks need. Errors: E_PEER where there is none.

@@ -34,6 +34,9 @@ static const Flag flags[] = {
     {"set", "SECTION.KEY=VALUE", NULL, FLAG_REPEAT, "step: override one setting"},
     {"profile", NULL, NULL, 0, "step: where its time goes, by region"},
     {"plot", "FILE.svg", NULL, 0, "also draw everything measured under the roofline"},
+    {"busy", NULL, NULL, 0,
+     "one thread, in its processor time: for a machine with other work; the best of many samples "
+     "is nearest to a quiet machine"},
     {"all", NULL, NULL, 0, "every shape, not only those of doc/performance.md"},
 };
 static const Command command = {
@@ -118,11 +121,17 @@ static Err bench_with(Bench *b, const Args *a) {
     b->asked = (int)threads;
     b->threads = solo_threads(threads);
     b->is_all = args_has(a, "all");
+    b->is_busy = args_has(a, "busy");
     b->is_profile = args_has(a, "profile");
     TRY(args_all(a, "config", b->configs, COUNT_OF(b->configs), &b->nconfigs));
     TRY(args_all(a, "set", b->sets, COUNT_OF(b->sets), &b->nsets));
     TRY(parse_shapes(b, a));
     b->wants_device = args_get(a, "device") && strcmp(args_get(a, "device"), "cuda") == 0;
+    if (b->is_busy) {
+        CHECK(threads < 2 && !b->wants_device, E_USAGE,
+              "tessera bench: --busy times one thread of the processor; leave out --threads and --device");
+        b->threads = 1;
+    }
     b->on = backend_cpu();
     if (path) {
         b->json = json = fopen(path, "we");

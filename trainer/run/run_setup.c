@@ -427,6 +427,7 @@ Err run_setup(Run *r, bool *is_done) {
     TRY(comm_agree(r->boot.world, claim_dir(r))); // a signal from here on: the first step sees it
     TRY(comm_agree(r->boot.world, make_saver(r)));
     TRY(run_watch_files(r));
+    TRY(run_pace_start(r));
     log_origin(r);
     run_banner(r);
     TRY(inject_start(&r->inject, r->dir, r->boot.world));
@@ -436,6 +437,7 @@ Err run_setup(Run *r, bool *is_done) {
 void run_close(Run *r) {
     saver_free(&r->saver);
     run_watch_stop(r);
+    run_pace_stop(r);
     metrics_close(&r->metrics);
     log_close();
     run_lock_drop(&r->lock);

@@ -18,9 +18,11 @@
     T *name = reinterpret_cast<T *>(name##_raw)
 #define SMEM(T, name, ...) __shared__ T name __VA_ARGS__
 #define UNROLL_4 _Pragma("unroll 4") // before a loop: no more copies of its body than that
+#define UNROLL _Pragma("unroll")     // all of them: for loops over what lies in registers
 #else
 #include "simt.h"
 #define UNROLL_4
+#define UNROLL
 #endif
 
 extern "C" {

@@ -1,54 +1,191 @@
-// fused_cuda.cu - the fused producers on the GPU: the single operations one after the other, with what lies between
-// them on the scratch arena as a whole. Contract: fused.h.
-#include "cuda_launch.h"
-
-static Err temporary(OpCx *cx, Mat *m, int64_t rows, int64_t cols) {
-    return arena_mat(cx->scratch, m, DT_BF16, rows, cols, "fused");
+// fused_cuda.cu - the fused producers on the GPU. Contract: fused.h.
+//
+// One kernel each, with the arithmetic of the single operations (norm_cuda.h, swiglu_cuda.h, quant_cuda.h), so that the
+// bits are theirs. Bytes per element: norm 2 read, 1 written (3 with y); unit forward 4 read, 3 written; unit backward
+// 4 read, 5 written; and scales. Of the backward only the parts of the gates' gradients, one number per row and 128
+// columns, go through memory.
+#include "norm_cuda.h"
+#include "quant_cuda_turn.h"
+#include "swiglu_cuda.h"
+extern "C" {
+#include "quant_cuda_recipe.h"
 }
 
 static const QuantRule tiles = {SCOPE_TILE, 0.0f};
 
-extern "C" Err norm_quant_fwd_cuda(OpCx *cx, QuantOut q, Mat y, float *rstd, Mat x, const float *w, float eps) {
-    size_t mark = arena_mark(cx->scratch);
-    if (!y.p) TRY(temporary(cx, &y, x.rows, x.cols));
-    TRY(norm_rms_fwd_cuda(cx, y, rstd, x, w, eps));
-    TRY(quant_tile_cuda(cx, q.q, y, tiles, q.n));
-    arena_release(cx->scratch, mark);
+static Err check_out(const char *op, QuantOut o, int64_t rows, int64_t cols) {
+    TRY(quant_cuda_recipe(op, o.q, tiles));
+    CHECK(o.q.rows == rows && o.q.cols == cols && o.q.tile_rows == 1, E_INTERNAL, "%s: shapes disagree", op);
     return OK;
+}
+
+extern "C" Err norm_quant_fwd_cuda(OpCx *cx, QuantOut q, Mat y, float *rstd, Mat x, const float *w, float eps) {
+    (void)cx;
+    int64_t T = x.rows, D = x.cols;
+    TRY(check_out("norm_quant_fwd", q, T, D));
+    CUDA_MAT(x, T, D);
+    if (y.p) CUDA_MAT(y, T, D);
+    CHECK(!y.p || y.t == DT_BF16, E_INTERNAL, "norm_quant_fwd: the output is %s, not bf16", dtype_name(y.t));
+    if (T == 0 || D == 0) return OK;
+    int threads = norm_threads(D);
+    LAUNCH(norm_fwd_kernel<true>, norm_blocks(T, threads), dim3((unsigned)threads), 0, STREAM, y, q.q, q.n, rstd, x, w,
+           eps);
+    CHECK_LAUNCH("norm_quant_fwd");
+    return OK;
+}
+
+static __global__ void __launch_bounds__(QUANT_THREADS)
+    swiglu_quant_fwd_kernel(QuantOut h, QuantOut g_kept, QuantOut u_kept, Mat g, Mat u, const float *gate) {
+    SMEM(QuantTally, tally, [3]);
+    for (int i = 0; i < 3; i++) tally_clear(&tally[i]);
+    uint32_t per_row = (uint32_t)((g.cols + TILE - 1) / TILE), ntiles = (uint32_t)g.rows * per_row;
+    QuantPart part[3] = {};
+    for (uint32_t first = blockIdx.x * OCTETS + threadIdx.x / 32 * 4; first < ntiles; first += gridDim.x * OCTETS) {
+        uint32_t tile = first + threadIdx.x % 32 / OCTET;
+        bool is_there = tile < ntiles;
+        int64_t r = is_there ? tile / per_row : 0, c0 = is_there ? tile % per_row * TILE : 0;
+        int64_t c = c0 + threadIdx.x % OCTET * PER_LANE;
+        int left = is_there ? (int)(g.cols - c0 < TILE ? g.cols - c0 : TILE) : 0, mine = (int)(c0 + left - c);
+        float a[PER_LANE], b[PER_LANE], v[PER_LANE];
+        rows16(a, g, r, c, mine);
+        rows16(b, u, r, c, mine);
+        quant16(g_kept.q, r, c, mine, a, is_there, &tally[1], &part[1], left);
+        quant16(u_kept.q, r, c, mine, b, is_there, &tally[2], &part[2], left);
+        gated16(v, a, b, gate ? gate[r] : 1.0f);
+        UNROLL
+        for (int i = 0; i < PER_LANE; i++) v[i] = i < mine ? quant_round(v[i]) : 0.0f;
+        quant16(h.q, r, c, mine, v, is_there, &tally[0], &part[0], left);
+    }
+    tally_add(h.n, &tally[0], part[0]);
+    tally_add(g_kept.n, &tally[1], part[1]);
+    tally_add(u_kept.n, &tally[2], part[2]);
 }
 
 extern "C" Err swiglu_quant_fwd_cuda(OpCx *cx, QuantOut h, QuantOut g_kept, QuantOut u_kept, Mat g, Mat u,
                                      const float *gate) {
-    size_t mark = arena_mark(cx->scratch);
-    Mat m;
-    TRY(temporary(cx, &m, g.rows, g.cols));
-    TRY(swiglu_fwd_cuda(cx, m, g, u, gate));
-    TRY(quant_tile_cuda(cx, h.q, m, tiles, h.n));
-    TRY(quant_tile_cuda(cx, g_kept.q, g, tiles, g_kept.n));
-    TRY(quant_tile_cuda(cx, u_kept.q, u, tiles, u_kept.n));
-    arena_release(cx->scratch, mark);
+    (void)cx;
+    int64_t M = g.rows, F = g.cols, ntiles = M * ceil_div(F, TILE);
+    TRY(check_out("swiglu_quant_fwd", h, M, F));
+    TRY(check_out("swiglu_quant_fwd", g_kept, M, F));
+    TRY(check_out("swiglu_quant_fwd", u_kept, M, F));
+    CUDA_MAT(g, M, F);
+    CUDA_MAT(u, M, F);
+    CHECK(g.t == DT_BF16 && u.t == DT_BF16, E_INTERNAL, "swiglu_quant_fwd: g and u are %s and %s, not bf16",
+          dtype_name(g.t), dtype_name(u.t));
+    CHECK(ntiles < INT32_MAX - 65536, E_INTERNAL, "swiglu_quant_fwd: %lld tiles", (long long)ntiles);
+    if (ntiles == 0) return OK;
+    LAUNCH(swiglu_quant_fwd_kernel, blocks_at_once(ceil_div(ntiles, OCTETS), QUANT_PER_SM), dim3(QUANT_THREADS), 0,
+           STREAM, h, g_kept, u_kept, g, u, gate);
+    CHECK_LAUNCH("swiglu_quant_fwd");
     return OK;
+}
+
+// What a block of the backward keeps in shared memory: its tiles of dg, du and h, and counters.
+typedef struct GatedRoom {
+    TurnTile dg, du, h;
+    TurnMost most;
+    QuantTally tally[5];
+} GatedRoom;
+
+// 16 values of row r from c on: rounded, into the tile and, if they exist, into codes.
+DEV void emit(QuantOut out, TurnTile *tile, int i, int64_t r, int64_t c0, int c, int mine, float *v, bool is_there,
+              QuantTally *tally, QuantPart *part, int width) {
+    UNROLL
+    for (int k = 0; k < PER_LANE; k++) v[k] = k < mine ? quant_round(v[k]) : 0.0f;
+    turn_put(tile, i, c, v);
+    quant16(out.q, r, c0 + c, mine, v, is_there, tally, part, width);
+}
+
+// The values that the codes of v would have, in the formats of q: what a row of h goes through before it is turned.
+DEV void through_codes(MatQ q, float *v) {
+    TileStat stat = octet_stat(v);
+    QuantScale s = scale_for(q.st, stat.most);
+    QuantPart uncounted = {0, 0};
+    decode16(v, encode16(v, s, &uncounted), s.s);
+    UNROLL
+    for (int k = 0; k < PER_LANE; k++) v[k] = quant_round(v[k]);
+}
+
+static __global__ void __launch_bounds__(QUANT_THREADS, 2)
+    swiglu_quant_bwd_kernel(SwigluQuantBwd out, float *dgate_part, Mat dh, MatQ g, MatQ u, const float *gate,
+                            Groups groups, DeviceFault *fault) {
+    DYN_SMEM(GatedRoom, room);
+    GroupTile at = group_tile(groups, dh.rows, TILE, blockIdx.x, fault);
+    if (at.rows == 0) return;
+    for (int i = 0; i < 5; i++) tally_clear(&room->tally[i]);
+    int64_t c0 = (int64_t)blockIdx.y * TILE;
+    int width = (int)(dh.cols - c0 < TILE ? dh.cols - c0 : TILE);
+    int octet = (int)threadIdx.x / OCTET, c = (int)threadIdx.x % OCTET * PER_LANE;
+    QuantPart part[5] = {};
+    for (int i = octet; i < TILE; i += OCTETS) {
+        bool is_there = i < at.rows;
+        int64_t r = at.row + (is_there ? i : 0);
+        int mine = is_there ? width - c : 0;
+        float a[PER_LANE], b[PER_LANE], v[PER_LANE], weight = gate ? gate[r] : 1.0f;
+        decode16(a, load16(g.q + r * g.ld + c0 + c, mine), load_scale(g, r, c0));
+        decode16(b, load16(u.q + r * u.ld + c0 + c, mine), load_scale(u, r, c0));
+        UNROLL
+        for (int k = 0; k < PER_LANE; k++) a[k] = quant_round(a[k]), b[k] = quant_round(b[k]);
+        gated16(v, a, b, weight);
+        UNROLL
+        for (int k = 0; k < PER_LANE; k++) v[k] = k < mine ? quant_round(v[k]) : 0.0f;
+        through_codes(out.h_t.q, v);
+        turn_put(&room->h, i, c, v);
+        rows16(v, dh, r, c0 + c, mine);
+        float sum = octet_sum(gated16_grad(a, b, v, weight));
+        if (dgate_part && is_there && c == 0) dgate_part[r * gridDim.y + blockIdx.y] = sum;
+        emit(out.dg, &room->dg, i, r, c0, c, mine, a, is_there, &room->tally[0], &part[0], width);
+        emit(out.du, &room->du, i, r, c0, c, mine, b, is_there, &room->tally[1], &part[1], width);
+    }
+    __syncthreads();
+    turn_tile(out.dg_t.q, c0, width, at, blockIdx.x, &room->dg, &room->most, &room->tally[2], &part[2]);
+    turn_tile(out.du_t.q, c0, width, at, blockIdx.x, &room->du, &room->most, &room->tally[3], &part[3]);
+    turn_tile(out.h_t.q, c0, width, at, blockIdx.x, &room->h, &room->most, &room->tally[4], &part[4]);
+    tally_add(out.dg.n, &room->tally[0], part[0]);
+    tally_add(out.du.n, &room->tally[1], part[1]);
+    tally_add(out.dg_t.n, &room->tally[2], part[2]);
+    tally_add(out.du_t.n, &room->tally[3], part[3]);
+    tally_add(out.h_t.n, &room->tally[4], part[4]);
+}
+
+// The gates' gradients from their parts, one thread per row of a group, tiles in order.
+static __global__ void __launch_bounds__(TILE)
+    gate_sum_kernel(float *dgate, const float *part, int64_t ntiles, int64_t rows, Groups groups, DeviceFault *fault) {
+    GroupTile at = group_tile(groups, rows, TILE, blockIdx.x, fault);
+    if ((int64_t)threadIdx.x >= at.rows) return;
+    int64_t r = at.row + threadIdx.x;
+    float sum = 0.0f;
+    for (int64_t t = 0; t < ntiles; t++) sum += part[r * ntiles + t];
+    dgate[r] = sum;
 }
 
 extern "C" Err swiglu_quant_bwd_cuda(OpCx *cx, SwigluQuantBwd out, float *dgate, Mat dh, MatQ g, MatQ u,
                                      const float *gate, Groups groups) {
+    const char *op = "swiglu_quant_bwd";
+    int64_t M = dh.rows, F = dh.cols, ntiles = ceil_div(F, TILE);
+    TRY(check_out(op, out.dg, M, F));
+    TRY(check_out(op, out.du, M, F));
+    TRY(check_out(op, out.dg_t, F, M));
+    TRY(check_out(op, out.du_t, F, M));
+    TRY(check_out(op, out.h_t, F, M));
+    TRY(quant_cuda_source(op, g));
+    TRY(quant_cuda_source(op, u));
+    CHECK(g.rows == M && g.cols == F && u.rows == M && u.cols == F && dh.t == DT_BF16, E_INTERNAL,
+          "swiglu_quant_bwd: shapes disagree");
+    if (M == 0 || F == 0) return OK;
+    dim3 grid((unsigned)group_tiles_most(groups, M, TILE), (unsigned)ntiles);
+    CHECK(grid.y <= 65535, E_INTERNAL, "swiglu_quant_bwd: %lld columns", (long long)F);
     size_t mark = arena_mark(cx->scratch);
-    Mat mg, mu, h;
-    MatQ hq;
-    TRY(temporary(cx, &mg, dh.rows, dh.cols));
-    TRY(temporary(cx, &mu, dh.rows, dh.cols));
-    TRY(dequant_cuda(cx, mg, g));
-    TRY(dequant_cuda(cx, mu, u));
-    size_t inner = arena_mark(cx->scratch);
-    TRY(temporary(cx, &h, dh.rows, dh.cols));
-    TRY(arena_matq_rows(cx->scratch, &hq, out.h_t.q.st, out.h_t.q.ct, dh.rows, dh.cols, "fused"));
-    TRY(swiglu_fwd_cuda(cx, h, mg, mu, gate));
-    TRY(quant_tile_cuda(cx, hq, h, tiles, NULL));
-    TRY(requant_tile_t_cuda(cx, out.h_t.q, hq, groups, tiles, out.h_t.n));
-    arena_release(cx->scratch, inner);
-    TRY(swiglu_bwd_cuda(cx, mg, mu, dgate, dh, mg, mu, gate));
-    TRY(quant_tile_pair_cuda(cx, out.dg.q, out.dg_t.q, mg, groups, tiles, tiles, out.dg.n, out.dg_t.n));
-    TRY(quant_tile_pair_cuda(cx, out.du.q, out.du_t.q, mu, groups, tiles, tiles, out.du.n, out.du_t.n));
+    float *part = NULL;
+    if (dgate) ARENA_NEW(cx->scratch, part, M * ntiles);
+    TRY_CUDA(cudaFuncSetAttribute((const void *)swiglu_quant_bwd_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                  (int)sizeof(GatedRoom)));
+    LAUNCH(swiglu_quant_bwd_kernel, grid, dim3(QUANT_THREADS), sizeof(GatedRoom), STREAM, out, part, dh, g, u, gate,
+           groups, device_cuda_fault());
+    if (dgate)
+        LAUNCH(gate_sum_kernel, dim3(grid.x), dim3(TILE), 0, STREAM, dgate, part, ntiles, M, groups,
+               device_cuda_fault());
+    CHECK_LAUNCH(op);
     arena_release(cx->scratch, mark);
     return OK;
 }

@@ -3,10 +3,10 @@
 // A block of 256 threads makes 64 x 64 outputs, 4 x 4 per thread; slices of 32 of the contraction are decoded to FP32
 // in shared memory. FP8: 128 products are summed in FP32, then the sum is multiplied by both scales and added
 // (promotion). Each output is one sum over k in ascending order, whatever the grouping.
-#include "rows_cuda.h"
+#include "gemm_cuda_part.h"
 extern "C" {
 #include "blas_cuda.h"
-#include "gemm_cuda.h"
+#include "gemm_cuda_mma.h"
 #include "gemm_cuda_sm90.h"
 }
 
@@ -14,49 +14,6 @@ extern "C" {
 #define SLICE 32    // of the contraction in shared memory
 #define PER 4       // rows and columns of a thread
 #define THREADS 256 // 16 x 16 of them
-
-// Element (outer, k) of an operand as float, its scale left out.
-DEV float operand_value(const GemmOperand &o, int64_t outer, int64_t k) {
-    int64_t at = o.is_k_contig ? outer * o.ld + k : k * o.ld + outer;
-    switch (o.t) {
-    case SRC_F32: return ((const float *)o.p)[at];
-    case SRC_BF16: return f32_from_bf16(((const uint16_t *)o.p)[at]);
-    default: return f32_from_e4m3(((const uint8_t *)o.p)[at]);
-    }
-}
-// The scale of (outer, k): FP8 only. k is relative to the start of the group.
-DEV float operand_scale(const GemmOperand &o, int64_t outer, int64_t k) {
-    int64_t at = outer / o.s_tile * o.s_outer + k / TILE * o.s_k;
-    return o.st == SCALE_F32 ? ((const float *)o.s)[at] : f32_from_e8m0(((const uint8_t *)o.s)[at]);
-}
-
-// What one block works on, after the groups: origins inside the operands, and extents.
-typedef struct GemmPart {
-    int64_t a_row, a_k, b_k, y_row; // where a, b and y begin
-    int64_t m0, m, n0, k;           // rows [m0, m) and columns from n0 of this part; k elements
-    int64_t e, tile;                // group, its first scale along the contraction
-} GemmPart;
-
-DEV bool find_part(const GemmCall &c, GemmPart *q) {
-    *q = GemmPart{0, 0, 0, 0, (int64_t)blockIdx.y * EDGE, c.p.m, (int64_t)blockIdx.x * EDGE, c.p.k, 0, 0};
-    if (c.kind == GEMM_ROW_GROUPS) {
-        GroupTile t = group_tile(c.g, c.p.m, EDGE, blockIdx.y, c.fault);
-        if (t.rows == 0) return false;
-        q->e = t.e;
-        q->m0 = 0;
-        q->m = t.rows;
-        q->a_row = q->y_row = t.row;
-    } else if (c.kind == GEMM_DEPTH_GROUPS) {
-        q->e = blockIdx.z;
-        if (group_is_bad(c.g, q->e, c.p.k, c.fault)) return false;
-        q->k = c.g.count[q->e];
-        q->a_k = q->b_k = c.g.start[q->e];
-        q->y_row = q->e * c.p.m;
-        for (int64_t i = 0; i < q->e; i++) q->tile += (c.g.count[i] + TILE - 1) / TILE;
-        if (q->k == 0 && c.p.acc) return false; // adds exactly nothing
-    }
-    return true;
-}
 
 // The scales of a thread's rows and columns for the 128 elements around k; 0 outside the matrix.
 DEV void load_scales(float *s, const GemmOperand &o, int64_t base, int64_t first, int64_t end, int64_t k) {
@@ -98,12 +55,8 @@ template <int HOW> static __global__ void __launch_bounds__(THREADS) gemm_kernel
     SMEM(float, as, [SLICE][EDGE + 1]);
     SMEM(float, bs, [SLICE][EDGE + 1]);
     GemmPart q;
-    if (!find_part(c, &q)) return;
-    GemmOperand a = c.p.a, b = c.p.b;
-    if (c.kind == GEMM_ROW_GROUPS) {
-        b.p = (const char *)b.p + q.e * c.b_step * (HOW ? 1 : b.t == SRC_F32 ? 4 : 2);
-        if (HOW) b.s = (const char *)b.s + q.e * c.bs_step * (b.st == SCALE_F32 ? 4 : 1);
-    }
+    if (!find_part<EDGE>(c, &q)) return;
+    GemmOperand a = c.p.a, b = stacked_b<HOW != 0>(c, q);
     int ti = (int)threadIdx.x / 16 * PER, tj = (int)threadIdx.x % 16 * PER;
     int64_t row0 = q.m0 + ti, col0 = q.n0 + tj;
     float sum[PER][PER] = {}, total[PER][PER] = {}, sa[PER] = {}, sb[PER] = {};
@@ -129,6 +82,11 @@ template <int HOW> static __global__ void __launch_bounds__(THREADS) gemm_kernel
     store_part(c, q, row0, col0, HOW == 1 ? total : sum);
 }
 
+static int64_t plain_codes;
+extern "C" int64_t gemm_cuda_plain_codes(void) {
+    return plain_codes;
+}
+
 extern "C" Err gemm_cuda_run(OpCx *cx, const char *op, GemmCall c) {
     bool is_fp8 = c.p.a.t == SRC_E4M3;
     CHECK(c.p.m >= 0 && c.p.n >= 0 && c.p.k >= 0, E_INTERNAL, "%s: size %lld x %lld x %lld", op, (long long)c.p.m,
@@ -144,6 +102,7 @@ extern "C" Err gemm_cuda_run(OpCx *cx, const char *op, GemmCall c) {
           "%s: the CUDA backend sums as promote128 (every 128) or fp32; the other ways are the CPU's", op);
     if (c.p.m == 0 || c.p.n == 0 || (c.kind != GEMM_DEPTH_GROUPS && c.p.k == 0 && c.p.acc)) return OK;
     c.fault = device_cuda_fault();
+    if (gemm_mma_takes(&c, is_promoted)) return gemm_mma_run(op, c);
     int64_t rows = c.kind == GEMM_ROW_GROUPS ? group_tiles_most(c.g, c.p.m, EDGE) : ceil_div(c.p.m, EDGE);
     CHECK(rows <= 65535 && c.g.n <= 65535, E_INTERNAL, "%s: %lld rows in %lld groups", op, (long long)c.p.m,
           (long long)c.g.n);
@@ -156,6 +115,7 @@ extern "C" Err gemm_cuda_run(OpCx *cx, const char *op, GemmCall c) {
     else
         LAUNCH(gemm_kernel<2>, grid, dim3(THREADS), 0, STREAM, c);
     CHECK_LAUNCH(op);
+    plain_codes += is_fp8;
     return OK;
 }
 

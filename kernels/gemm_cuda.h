@@ -25,3 +25,6 @@ typedef struct GemmCall {
 // gemm_cuda_run: launch it. Errors: E_INTERNAL if types or sizes disagree, codes are E5M2 or OpCx asks for a sum that
 // only the CPU has (hopper14, other promotion intervals).
 Err gemm_cuda_run(OpCx *cx, const char *op, GemmCall call) MUST_CHECK;
+// gemm_cuda_plain_codes: FP8 products that this kernel has computed so far; on a GPU with tensor cores for them, in
+// training, none.
+int64_t gemm_cuda_plain_codes(void);

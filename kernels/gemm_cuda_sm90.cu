@@ -13,6 +13,12 @@ extern "C" {
 using namespace sm90;
 
 static int reserved, width, chosen = -1;
+static int64_t products, copies;
+
+void gemm_sm90_counts(int64_t *out_products, int64_t *out_copies) {
+    *out_products = products;
+    *out_copies = copies;
+}
 
 void gemm_sm90_reserve(int multiprocessors) {
     reserved = multiprocessors;
@@ -59,9 +65,9 @@ bool gemm_sm90_takes(const OpCx *cx, MatQ a, MatQ b, bool is_turned) {
     }
     bool is_sum = (cx->accumulate == GEMM_PROMOTE128 || cx->accumulate == GEMM_PROMOTE128_HOPPER14) &&
                   (cx->promote_every == 0 || cx->promote_every == TILE);
-    size_t copies = aligned_bytes(a) + (is_turned ? gemm_sm90_turned_bytes(b) : aligned_bytes(b));
+    size_t bytes = aligned_bytes(a) + (is_turned ? gemm_sm90_turned_bytes(b) : aligned_bytes(b));
     size_t room = arena_size(cx->scratch) - arena_mark(cx->scratch);
-    return chosen == 1 && is_sum && (copies == 0 || copies + 1024 <= room);
+    return chosen == 1 && is_sum && (bytes == 0 || bytes + 1024 <= room);
 }
 
 // Codes that TMA cannot copy get rows of a multiple of 16 bytes in scratch.
@@ -69,6 +75,7 @@ static Err make_regular(OpCx *cx, Stack *s) {
     if (is_regular(*s) || s->cols == 0 || s->rows == 0) return OK;
     int64_t ld = ceil_div(s->cols, 16) * 16;
     void *p = NULL;
+    copies++;
     TRY(arena_push(cx->scratch, &p, (size_t)(s->mats * s->rows * ld), "gemm: aligned codes"));
     for (int64_t i = 0; i < s->mats; i++) {
         LAUNCH(copy_rows, dim3((unsigned)min_i64(ceil_div(s->rows, 8), 2048)), dim3(256), 0, STREAM,
@@ -179,6 +186,7 @@ static Err run(OpCx *cx, Product d) {
     TRY_CUDA(cudaDeviceGetAttribute(&all, cudaDevAttrMultiProcessorCount, device));
     int bn = pick_width(d, p, (int)max_i64(1, all - reserved));
     int blocks = (int)max_i64(1, min_i64(all - reserved, most_tiles(d, p.m, bn)));
+    products++;
     size_t mark = arena_mark(cx->scratch);
     TRY(make_regular(cx, &d.a));
     TRY(make_regular(cx, &d.b));

@@ -34,6 +34,9 @@ Err gemm_sm90_dgrad_turned(OpCx *cx, Mat y, MatQ a, MatQ w, const uint8_t *wt, G
 // scratch has room for what must be copied. Else the plain kernels of gemm_cuda.h compute it.
 bool gemm_sm90_takes(const OpCx *cx, MatQ a, MatQ b, bool is_turned);
 void gemm_sm90_choose(int is_on);
+// gemm_sm90_counts: products of these kernels so far, and how many operands had to be copied first because TMA could
+// not read them where they lay.
+void gemm_sm90_counts(int64_t *products, int64_t *copies);
 // gemm_sm90_width: columns of the tiles of Fprop and Dgrad into BF16, 128 or 160; 0 = by the shape. For tests and
 // measurements.
 void gemm_sm90_width(int columns);

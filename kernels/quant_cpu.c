@@ -391,8 +391,12 @@ Err dequant_cpu(OpCx *cx, Mat y, MatQ x) {
 
 // --- weights ---
 
+// Rows start at multiples of 16 bytes, as tensor memory copies of a GPU need it.
+static int64_t weight_ld(int64_t K) {
+    return ceil_div(K, 16) * 16;
+}
 static int64_t weight_code_bytes(int64_t nmat, int64_t N, int64_t K) {
-    return ceil_div(nmat * N * K, ARENA_ALIGN) * ARENA_ALIGN;
+    return ceil_div(nmat * N * weight_ld(K), ARENA_ALIGN) * ARENA_ALIGN;
 }
 
 size_t weight_bytes(int64_t nmat, int64_t N, int64_t K, ScaleType st) {
@@ -404,12 +408,12 @@ MatQ weight_view(void *p, int64_t nmat, int64_t N, int64_t K, ScaleType st) {
     MatQ w = {.q = p, .s = (char *)p + weight_code_bytes(nmat, N, K), .st = st};
     w.rows = N;
     w.cols = K;
-    w.ld = K;
+    w.ld = weight_ld(K);
     w.srow = ceil_div(K, TILE);
     w.scol = 1;
     w.tile_rows = TILE;
     w.nmat = nmat;
-    w.qstep = N * K;
+    w.qstep = N * w.ld;
     w.sstep = ceil_div(N, TILE) * ceil_div(K, TILE);
     return w;
 }

@@ -76,50 +76,59 @@ extern "C" Err route_fwd_cuda(OpCx *cx, int32_t *idx, float *gate, float *score,
     return OK;
 }
 
-// Partial sums of up to 128 tokens of one sequence, one warp each: prob [E] of score / sum of scores, and how many
-// tokens have the expert among their unbiased top K.
-static __global__ void balance_part_kernel(double *prob, int64_t *count, const float *score, RouteShape s, int64_t S) {
+// What the balance loss needs of one token, by one warp: the sum of its scores, and its K experts without a bias.
+static __global__ void __launch_bounds__(32)
+    balance_token_kernel(float *sums, int32_t *tops, const float *score, RouteShape s) {
     DYN_SMEM(float, best);
-    int32_t *top = (int32_t *)(best + s.K);
+    int64_t t = blockIdx.x;
+    const float *row = score + t * s.E;
+    float sum = s.is_sigmoid ? warp_sum16(s.E, [=](int64_t e) { return row[e]; }) : 1.0f;
+    if (threadIdx.x != 0) return;
+    sums[t] = sum;
+    route_top(tops + t * s.K, best, s.K, row, nullptr, s.E);
+}
+// Partial sums of up to 128 tokens of one sequence, a thread per expert, tokens in order: prob [E] of score / sum of
+// scores, and how many tokens have the expert among their unbiased top K.
+static __global__ void __launch_bounds__(ROW_THREADS)
+    balance_part_kernel(double *prob, int64_t *count, const float *score, const float *sums, const int32_t *tops,
+                        RouteShape s, int64_t S) {
     int64_t per = (S + ROW_BLOCK - 1) / ROW_BLOCK, q = blockIdx.x / per, t0 = blockIdx.x % per * ROW_BLOCK;
-    int64_t rows = S - t0 < ROW_BLOCK ? S - t0 : ROW_BLOCK;
-    int lane = (int)threadIdx.x;
-    prob += blockIdx.x * s.E;
-    count += blockIdx.x * s.E;
-    for (int64_t e = lane; e < s.E; e += 32) {
-        prob[e] = 0.0;
-        count[e] = 0;
+    int64_t e = (int64_t)blockIdx.y * ROW_THREADS + threadIdx.x, end = S - t0 < ROW_BLOCK ? S : t0 + ROW_BLOCK;
+    if (e >= s.E) return;
+    double p = 0.0;
+    int64_t n = 0;
+    for (int64_t t = q * S + t0; t < q * S + end; t++) {
+        p += (double)(score[t * s.E + e] / sums[t]);
+        for (int64_t k = 0; k < s.K; k++) n += tops[t * s.K + k] == e;
     }
-    __syncwarp();
-    for (int64_t t = 0; t < rows; t++) {
-        const float *row = score + (q * S + t0 + t) * s.E;
-        float sum = s.is_sigmoid ? warp_sum16(s.E, [=](int64_t e) { return row[e]; }) : 1.0f;
-        for (int64_t e = lane; e < s.E; e += 32) prob[e] += (double)(row[e] / sum);
-        if (lane != 0) continue;
-        route_top(top, best, s.K, row, nullptr, s.E);
-        for (int64_t k = 0; k < s.K; k++) count[top[k]]++;
-    }
+    prob[blockIdx.x * s.E + e] = p;
+    count[blockIdx.x * s.E + e] = n;
 }
 
-// coef and the loss from the parts, one thread: E * nseq terms, added in the order of the CPU.
-static __global__ void balance_loss_kernel(double *loss, float *coef, const double *prob, const int64_t *count,
-                                           RouteShape s, int64_t nseq, int64_t S) {
+// coef and the loss from the parts by one block, a thread per expert; the terms are added in the order of the CPU.
+static __global__ void __launch_bounds__(ROW_THREADS)
+    balance_loss_kernel(double *loss, float *coef, const double *prob, const int64_t *count, RouteShape s, int64_t nseq,
+                        int64_t S) {
+    SMEM(double, term, [ROW_THREADS]);
     int64_t per = (S + ROW_BLOCK - 1) / ROW_BLOCK;
     double total = 0.0;
-    for (int64_t q = 0; q < nseq; q++) {
-        for (int64_t e = 0; e < s.E; e++) {
+    for (int64_t q = 0; q < nseq; q++)
+        for (int64_t first = 0; first < s.E; first += ROW_THREADS) {
+            int64_t e = first + threadIdx.x, here = s.E - first < ROW_THREADS ? s.E - first : ROW_THREADS;
             double p = 0.0;
             int64_t n = 0;
-            for (int64_t b = 0; b < per; b++) {
+            for (int64_t b = 0; e < s.E && b < per; b++) {
                 p += prob[(q * per + b) * s.E + e];
                 n += count[(q * per + b) * s.E + e];
             }
             double f = (double)s.E * (double)n / ((double)s.K * (double)S);
-            coef[q * s.E + e] = (float)f;
-            total += f * (p / (double)S);
+            if (e < s.E) coef[q * s.E + e] = (float)f;
+            term[threadIdx.x] = f * (p / (double)S);
+            __syncthreads();
+            for (int64_t i = 0; threadIdx.x == 0 && i < here; i++) total += term[i];
+            __syncthreads();
         }
-    }
-    *loss += total;
+    if (threadIdx.x == 0) *loss += total;
 }
 
 extern "C" Err route_seqbal_cuda(OpCx *cx, double *loss, float *coef, const float *score, RouteShape s, int64_t nseq) {
@@ -131,10 +140,16 @@ extern "C" Err route_seqbal_cuda(OpCx *cx, double *loss, float *coef, const floa
     size_t mark = arena_mark(cx->scratch);
     double *prob = NULL;
     int64_t *count = NULL;
+    float *sums = NULL;
+    int32_t *tops = NULL;
     ARENA_NEW(cx->scratch, prob, nparts * s.E);
     ARENA_NEW(cx->scratch, count, nparts * s.E);
-    LAUNCH(balance_part_kernel, dim3((unsigned)nparts), dim3(32), (size_t)s.K * 8, STREAM, prob, count, score, s, S);
-    LAUNCH(balance_loss_kernel, dim3(1), dim3(1), 0, STREAM, loss, coef, prob, count, s, nseq, S);
+    ARENA_NEW(cx->scratch, sums, s.T);
+    ARENA_NEW(cx->scratch, tops, s.T * s.K);
+    LAUNCH(balance_token_kernel, dim3((unsigned)s.T), dim3(32), (size_t)s.K * 4, STREAM, sums, tops, score, s);
+    LAUNCH(balance_part_kernel, dim3((unsigned)nparts, (unsigned)ceil_div(s.E, ROW_THREADS)), dim3(ROW_THREADS), 0,
+           STREAM, prob, count, score, sums, tops, s, S);
+    LAUNCH(balance_loss_kernel, dim3(1), dim3(ROW_THREADS), 0, STREAM, loss, coef, prob, count, s, nseq, S);
     CHECK_LAUNCH("route_seqbal");
     arena_release(cx->scratch, mark);
     return OK;

@@ -28,6 +28,75 @@ static inline dim3 blocks_for(int64_t n, int64_t per) {
     return dim3((unsigned)ceil_div(n, per));
 }
 
+// blocks_at_once: blocks that loop over n pieces of work: no more than `per_sm` for each multiprocessor, so that all of
+// them run at the same time.
+static inline dim3 blocks_at_once(int64_t n, int per_sm) {
+    static int multiprocessors;
+    int device = 0;
+    if (multiprocessors == 0 && (cudaGetDevice(&device) != cudaSuccess ||
+                                 cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device) !=
+                                     cudaSuccess))
+        multiprocessors = 132;
+    int64_t most = (int64_t)multiprocessors * per_sm;
+    return dim3((unsigned)(n < most ? n : most));
+}
+
+// rows16: elements c .. c + 15 of a row as floats, n of them; what lies beyond is 0. In 16-byte loads where the address
+// allows it. put16: the same elements, each rounded once.
+DEV void rows16(float *v, Mat m, int64_t r, int64_t c, int n) {
+    if (m.t == DT_BF16) {
+        const uint16_t *from = (const uint16_t *)m.p + r * m.ld + c;
+        if (n >= 16 && (uintptr_t)from % 16 == 0) {
+            for (int k = 0; k < 2; k++) {
+                uint4 w = ((const uint4 *)from)[k];
+                uint32_t part[4] = {w.x, w.y, w.z, w.w};
+                for (int i = 0; i < 4; i++) {
+                    v[8 * k + 2 * i] = f32_from_bits(part[i] << 16);
+                    v[8 * k + 2 * i + 1] = f32_from_bits(part[i] & 0xFFFF0000u);
+                }
+            }
+        } else {
+            for (int i = 0; i < 16; i++) v[i] = i < n ? f32_from_bf16(from[i]) : 0.0f;
+        }
+        return;
+    }
+    const float *from = (const float *)m.p + r * m.ld + c;
+    if (n >= 16 && (uintptr_t)from % 16 == 0) {
+        for (int k = 0; k < 4; k++) {
+            float4 w = ((const float4 *)from)[k];
+            v[4 * k] = w.x, v[4 * k + 1] = w.y, v[4 * k + 2] = w.z, v[4 * k + 3] = w.w;
+        }
+    } else {
+        for (int i = 0; i < 16; i++) v[i] = i < n ? from[i] : 0.0f;
+    }
+}
+DEV void put16(Mat m, int64_t r, int64_t c, int n, const float *v) {
+    if (m.t == DT_BF16) {
+        uint16_t *to = (uint16_t *)m.p + r * m.ld + c;
+        if (n >= 16 && (uintptr_t)to % 16 == 0) {
+            for (int k = 0; k < 2; k++) {
+                uint32_t w[4];
+                for (int i = 0; i < 4; i++) {
+                    w[i] = bf16_from_f32(v[8 * k + 2 * i]);
+                    w[i] |= (uint32_t)bf16_from_f32(v[8 * k + 2 * i + 1]) << 16;
+                }
+                ((uint4 *)to)[k] = uint4{w[0], w[1], w[2], w[3]};
+            }
+        } else {
+            for (int i = 0; i < 16; i++)
+                if (i < n) to[i] = bf16_from_f32(v[i]);
+        }
+        return;
+    }
+    float *to = (float *)m.p + r * m.ld + c;
+    if (n >= 16 && (uintptr_t)to % 16 == 0) {
+        for (int k = 0; k < 4; k++) ((float4 *)to)[k] = float4{v[4 * k], v[4 * k + 1], v[4 * k + 2], v[4 * k + 3]};
+    } else {
+        for (int i = 0; i < 16; i++)
+            if (i < n) to[i] = v[i];
+    }
+}
+
 // row_value / row_store: element (r, c) as float; stored with one rounding.
 DEV float row_value(Mat m, int64_t r, int64_t c) {
     if (m.t == DT_F32) return ((const float *)m.p)[r * m.ld + c];
@@ -38,6 +107,22 @@ DEV void row_store(Mat m, int64_t r, int64_t c, float v) {
         ((float *)m.p)[r * m.ld + c] = v;
     else
         ((uint16_t *)m.p)[r * m.ld + c] = bf16_from_f32(v);
+}
+
+// each16: f(row, column, how many) for 16 neighbouring elements at a time, by a loop of all threads of all blocks;
+// each16_blocks: as many blocks as run at once. Errors: E_INTERNAL for more than 2^31 pieces.
+template <class F> DEV void each16(int64_t rows, int64_t cols, F f) {
+    uint32_t per_row = (uint32_t)((cols + 15) / 16), all = (uint32_t)rows * per_row;
+    for (uint32_t i = blockIdx.x * ROW_THREADS + threadIdx.x; i < all; i += gridDim.x * ROW_THREADS) {
+        int64_t r = i / per_row, c = i % per_row * 16;
+        f(r, c, (int)(cols - c < 16 ? cols - c : 16));
+    }
+}
+static inline Err each16_blocks(const char *op, int64_t rows, int64_t cols, dim3 *blocks) {
+    int64_t n = rows * ceil_div(cols, 16);
+    CHECK(n < INT32_MAX - 65536, E_INTERNAL, "%s: [%lld, %lld] elements", op, (long long)rows, (long long)cols);
+    *blocks = blocks_at_once(ceil_div(n, ROW_THREADS), 2048 / ROW_THREADS);
+    return OK;
 }
 
 // warp_sum / warp_max: over the 32 lanes, by halves; every lane gets the result.
@@ -107,23 +192,43 @@ DEV bool group_is_bad(Groups g, int64_t e, int64_t all_rows, DeviceFault *fault)
 }
 
 // group_tile: the t-th tile of `size` rows, tiles starting anew in each group; g.n == 0: one group of all rows. A
-// group outside of the matrix is reported and ends the list.
+// group outside of the matrix is reported and ends the list. Whole warps, t the same in all lanes: 32 groups are looked
+// at together.
 DEV GroupTile group_tile(Groups g, int64_t all_rows, int64_t size, int64_t t, DeviceFault *fault) {
     GroupTile at = {0, t * size, 0, 0};
     if (g.n == 0) {
         if (at.row < all_rows) at.rows = all_rows - at.row < size ? all_rows - at.row : size;
         return at;
     }
-    for (; at.e < g.n; at.e++) {
-        if (group_is_bad(g, at.e, all_rows, fault)) return at;
-        int64_t count = g.count[at.e], tiles = (count + size - 1) / size;
-        if (t < at.first + tiles) {
+    int lane = (int)(threadIdx.x % 32);
+    for (int64_t base = 0; base < g.n; base += 32) {
+        int64_t e = base + lane, start = 0, count = 0;
+        if (e < g.n) start = g.start[e], count = g.count[e];
+        uint32_t bad = __ballot_sync(WARP_ALL, start < 0 || count < 0 || start + count > all_rows);
+        int good = bad ? __ffs((int)bad) - 1 : 32; // lanes before the first bad group
+        int64_t tiles = lane < good ? (count + size - 1) / size : 0, end = tiles;
+        for (int d = 1; d < 32; d *= 2) {
+            int64_t before = __shfl_up_sync(WARP_ALL, end, d);
+            if (lane >= d) end += before;
+        }
+        end += at.first;
+        uint32_t hit = __ballot_sync(WARP_ALL, t >= end - tiles && t < end);
+        if (hit) {
+            int from = __ffs((int)hit) - 1;
+            at.e = base + from;
+            at.first = __shfl_sync(WARP_ALL, end - tiles, from);
+            start = __shfl_sync(WARP_ALL, start, from);
+            count = __shfl_sync(WARP_ALL, count, from);
             int64_t i = (t - at.first) * size;
-            at.row = g.start[at.e] + i;
+            at.row = start + i;
             at.rows = count - i < size ? count - i : size;
             return at;
         }
-        at.first += tiles;
+        if (bad) {
+            if (lane == good) group_is_bad(g, e, all_rows, fault);
+            return at;
+        }
+        at.first = __shfl_sync(WARP_ALL, end, 31);
     }
     return at;
 }

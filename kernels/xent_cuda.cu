@@ -5,43 +5,78 @@
 
 #include "xent_core.h"
 
-static __global__ void xent_kernel(float *loss, int32_t *correct, Mat dlogits, Mat logits, const int32_t *target,
-                                   float scale, DeviceFault *fault) {
-    SMEM(float, room, [ROW_THREADS / 32]);
-    SMEM(double, wide, [ROW_THREADS / 32]);
-    int64_t t = blockIdx.x, V = logits.cols;
+#define XENT_THREADS 512
+
+// The largest of what a thread has seen and the sum of exp(l - largest): logits come in any order, the sum is rescaled
+// when a larger one comes.
+typedef struct Online {
+    float most;
+    double sum;
+} Online;
+DEV void online_add(Online *o, const float *l, int n) {
+    float most = o->most;
+    UNROLL
+    for (int i = 0; i < 16; i++)
+        if (i < n) most = l[i] > most ? l[i] : most;
+    if (most > o->most) {
+        o->sum *= (double)exp_f32(o->most - most); // 0 at the start, where the largest is -infinity
+        o->most = most;
+    }
+    UNROLL
+    for (int i = 0; i < 16; i++) // -infinity where there is nothing larger yet adds nothing; NaN makes the sum NaN
+        if (i < n && !(l[i] == -INFINITY)) o->sum += (double)exp_f32(l[i] - most);
+}
+
+// The row is read once for largest and sum, once more, partly from the cache, for its gradient.
+static __global__ void __launch_bounds__(XENT_THREADS)
+    xent_kernel(float *loss, int32_t *correct, Mat dlogits, Mat logits, const int32_t *target, float scale,
+                DeviceFault *fault) {
+    SMEM(float, room, [XENT_THREADS / 32]);
+    SMEM(double, wide, [XENT_THREADS / 32]);
+    const int64_t t = blockIdx.x, V = logits.cols, step = XENT_THREADS * 16;
     int32_t want = target[t];
-    if (want < 0 || want >= V) {
-        for (int64_t c = threadIdx.x; dlogits.p && c < V; c += ROW_THREADS) row_store(dlogits, t, c, 0.0f);
+    bool is_there = want >= 0 && want < V;
+    if (!is_there) {
+        float none[16] = {};
+        for (int64_t c = threadIdx.x * 16; dlogits.p && c < V; c += step)
+            put16(dlogits, t, c, (int)(V - c < 16 ? V - c : 16), none);
         if (threadIdx.x != 0) return;
         loss[t] = want < 0 ? 0.0f : f32_from_bits(0x7FC00000u);
         if (correct) correct[t] = 0;
         if (want >= V) fault_report(fault, FAULT_TARGET, want, t, V);
         return;
     }
-    const float *l = (const float *)logits.p + t * logits.ld;
-    float most = -INFINITY;
-    for (int64_t c = threadIdx.x; c < V; c += ROW_THREADS) most = l[c] > most ? l[c] : most;
-    most = block_max(most, room);
-    double part = 0.0;
-    float earlier = 0.0f; // a largest logit before the target
-    for (int64_t c = threadIdx.x; c < V; c += ROW_THREADS) {
-        part += (double)exp_f32(l[c] - most);
-        if (c < want && l[c] == most) earlier = 1.0f;
+    float at_target = ((const float *)logits.p)[t * logits.ld + want], earlier = 0.0f, l[16];
+    Online o = {-INFINITY, 0.0};
+    for (int64_t c = threadIdx.x * 16; c < V; c += step) {
+        int n = (int)(V - c < 16 ? V - c : 16);
+        rows16(l, logits, t, c, n);
+        online_add(&o, l, n);
+        UNROLL
+        for (int i = 0; i < 16; i++)
+            if (c + i < want && l[i] == at_target) earlier = 1.0f;
     }
-    double sum = block_sum(part, wide);
+    float most = block_max(o.most, room);
     earlier = block_max(earlier, room);
-    float at_target = l[want];
-    __syncthreads(); // dlogits may be the memory of logits: everybody has read the target's
+    // Barriers are behind: everybody has read the target's logit, whose place may soon hold its gradient.
+    double part = o.most > -INFINITY ? o.sum * (double)exp_f32(o.most - most) : o.sum;
+    double sum = block_sum(part, wide);
+    if (!(most > -INFINITY)) sum = NAN; // all are -infinity or NaN
     if (threadIdx.x == 0) {
         loss[t] = xent_loss(most, sum, at_target);
         if (correct) correct[t] = at_target == most && earlier == 0.0f;
     }
     if (!dlogits.p) return;
     float inv = (float)((double)scale / sum);
-    for (int64_t c = threadIdx.x; c < V; c += ROW_THREADS) {
-        float d = xent_grad(l[c], most, inv);
-        row_store(dlogits, t, c, c == want ? d - scale : d);
+    for (int64_t c = threadIdx.x * 16; c < V; c += step) {
+        int n = (int)(V - c < 16 ? V - c : 16);
+        rows16(l, logits, t, c, n);
+        UNROLL
+        for (int i = 0; i < 16; i++) {
+            l[i] = xent_grad(l[i], most, inv);
+            if (c + i == want) l[i] -= scale;
+        }
+        put16(dlogits, t, c, n, l);
     }
 }
 
@@ -58,7 +93,7 @@ extern "C" Err xent_fwd_bwd_cuda(OpCx *cx, float *loss, int32_t *correct, Mat dl
     }
     if (T == 0) return OK;
     DeviceFault *fault = device_cuda_fault();
-    LAUNCH(xent_kernel, dim3((unsigned)T), dim3(ROW_THREADS), 0, STREAM, loss, correct, dlogits, logits, target, scale,
+    LAUNCH(xent_kernel, dim3((unsigned)T), dim3(XENT_THREADS), 0, STREAM, loss, correct, dlogits, logits, target, scale,
            fault);
     CHECK_LAUNCH("xent_fwd_bwd");
     return OK;

@@ -100,6 +100,16 @@ Err comm_sum(Comm *c, double *x, int n) {
     return OK;
 }
 
+Err comm_sum_list(Comm *c, double *x, int n, double *list) {
+    CHECK(n >= 1 && n <= COMM_CHUNK / 8, E_INTERNAL, "comm %s: a list with a sum of %d numbers", c->name, n);
+    list[0] = x[n - 1];
+    TRY(fold(c, FOLD_SUM_F64, x, n));
+    if (c->is_null || c->nranks == 1) return OK;
+    const double *all = c->scratch; // of the one piece
+    for (int r = 0; r < c->nranks; r++) list[r] = all[(int64_t)r * n + n - 1];
+    return OK;
+}
+
 Err comm_sum_i64(Comm *c, int64_t *x, int n) {
     TRY(fold(c, FOLD_SUM_I64, x, n));
     return OK;

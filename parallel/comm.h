@@ -80,7 +80,8 @@ Err comm_self(Comm **out, const char *name) MUST_CHECK;
 // comm_null: the group of measure mode: pretends to be `rank` of `nranks`, does nothing, returns
 // OK. The sums below leave their values as they are and comm_agree returns its argument. Local.
 Err comm_null(Comm **out, const char *name, int rank, int nranks) MUST_CHECK;
-// comm_rows: the table for rows in memory of the device: on_device, or the group itself, for memory of the host. Local.
+// comm_rows: the table for rows in memory of the device: on_device, or the group itself, for memory of the host.
+// Local.
 static inline Comm *comm_rows(Comm *c) {
     return c->on_device ? c->on_device : c;
 }
@@ -105,6 +106,9 @@ Err comm_progress(Comm *c) MUST_CHECK;
 
 // comm_sum: x[i] = sum over ranks in rank order, in double. Collective over the group. n <= 65536.
 Err comm_sum(Comm *c, double *x, int n) MUST_CHECK;
+// comm_sum_list: the same for at most COMM_CHUNK / 8 numbers, and list[r] = rank r's own x[n - 1], for nothing more:
+// the sum gathers them anyway. Collective over the group.
+Err comm_sum_list(Comm *c, double *x, int n, double *list) MUST_CHECK;
 // comm_sum_i64 / comm_max_i64: exact integer sum (modulo 2^64) and maximum, in place. The cost does
 // not grow with the ranks where the backend has reduce_i64. Collective over the group. n <= 65536.
 Err comm_sum_i64(Comm *c, int64_t *x, int n) MUST_CHECK;

@@ -144,6 +144,11 @@ typedef struct Way {
     int64_t row;
 } Way;
 
+// is_fine: a call inside of a group may say that the communicator is still at work; the end of the group is polled for.
+static bool is_fine(ncclResult_t rc) {
+    return rc == ncclSuccess || rc == ncclInProgress;
+}
+
 // send_all: one group of sends and receives; partners in the order of comm_mpi.c. No message is empty.
 static Err send_all(Comm *c, const Way *w) {
     NcclGroup *g = c->impl;
@@ -151,15 +156,15 @@ static Err send_all(Comm *c, const Way *w) {
     ncclResult_t rc = ncclGroupStart();
     for (int s = 1; s < n; s++) {
         int from = (me - s + n) % n, to = (me + s) % n;
-        if (w->rcount[from] > 0 && rc == ncclSuccess)
+        if (w->rcount[from] > 0 && is_fine(rc))
             rc = ncclRecv(w->dst + w->roff[from] * w->row, (size_t)(w->rcount[from] * w->row), ncclUint8, from, g->comm,
                           g->stream);
-        if (w->scount[to] > 0 && rc == ncclSuccess)
+        if (w->scount[to] > 0 && is_fine(rc))
             rc = ncclSend(w->src + w->soff[to] * w->row, (size_t)(w->scount[to] * w->row), ncclUint8, to, g->comm,
                           g->stream);
     }
     ncclResult_t end = ncclGroupEnd();
-    TRY(finish_call(c, rc != ncclSuccess ? rc : end, "ncclGroupEnd"));
+    TRY(finish_call(c, is_fine(rc) ? end : rc, "ncclGroupEnd"));
     return OK;
 }
 

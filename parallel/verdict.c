@@ -207,8 +207,8 @@ static void follow(Verdict *v, const LedgerState *r, int n, int from, const doub
         }
         if (end >= 0) {
             const LedgerState *m = &r[end];
-            bool is_lost = !m->is_known || m->is_silent || m->is_gone || m->is_closed;
-            v->kind = is_lost || is_late(limit, m, m->idle) ? VERDICT_HANG : VERDICT_WAIT;
+            bool is_out = !m->is_known || m->is_silent || m->is_gone || m->is_closed;
+            v->kind = is_out || is_late(limit, m, m->idle) ? VERDICT_HANG : VERDICT_WAIT;
             v->left = limit_of(limit, m) > 0.0 ? limit_of(limit, m) - m->idle : INFINITY;
             v->culprit = end;
             w = nearest(r, n, w, end, is_in);
@@ -222,6 +222,52 @@ static void follow(Verdict *v, const LedgerState *r, int n, int from, const doub
         }
         at = next;
     }
+}
+
+static bool is_lost(const LedgerState *s) {
+    return !s->is_known || s->is_silent || s->is_gone;
+}
+
+// behind: rank i has begun fewer operations of a group than another of its ranks; *g: that group, *most: of the other.
+static bool behind(const LedgerState *r, int n, int i, const LedgerGroup **g, int64_t *most) {
+    for (int k = 0; k < r[i].ngroups; k++) {
+        *g = &r[i].group[k];
+        *most = 0;
+        for (int m = 0; m < (*g)->n; m++) {
+            int other = (*g)->first + m * (*g)->stride;
+            int64_t has = other >= 0 && other < n ? entered_of(&r[other], *g) : -1;
+            if (has > *most) *most = has;
+        }
+        if ((*g)->entered < *most) return true;
+    }
+    return false;
+}
+
+// say_idle: nobody waits in an operation, yet rank `idle` stands still: perhaps it waits for its device, and that for a
+// rank that has not issued its part. A rank that does not answer is named first, then one that is behind.
+static void say_idle(Verdict *v, const LedgerState *r, int n, int idle) {
+    char doing[500] = "", how[120] = "stands still and nobody waits for it";
+    const LedgerGroup *g = NULL;
+    int64_t most = 0;
+    v->kind = VERDICT_HANG;
+    v->culprit = -1;
+    int known = 0;
+    for (int i = 0; i < n; i++) known += r[i].is_known;
+    for (int i = 0; i < n && v->culprit < 0 && known > 1; i++) {
+        if (is_lost(&r[i]) && !r[i].is_closed) v->culprit = i;
+    }
+    if (v->culprit >= 0)
+        snprintf(how, sizeof how, "is lost, while rank %d (%s) stands still", idle, host_of(&r[idle]));
+    for (int i = 0; i < n && v->culprit < 0; i++) {
+        if (!behind(r, n, i, &g, &most)) continue;
+        v->culprit = i;
+        snprintf(how, sizeof how, "never began operation %lld of %s, while rank %d (%s) stands still", (long long)most,
+                 g->name, idle, host_of(&r[idle]));
+    }
+    if (v->culprit < 0) v->culprit = idle;
+    const LedgerState *m = &r[v->culprit];
+    if (m->is_known) add_doing(doing, sizeof doing, m);
+    snprintf(v->text, sizeof v->text, "rank %d (%s) %s%s", v->culprit, host_of(m), how, doing);
 }
 
 void verdict_find(Verdict *v, const LedgerState *r, int n, const double limit[LEDGER_PHASES], bool *marks) {
@@ -250,11 +296,5 @@ void verdict_find(Verdict *v, const LedgerState *r, int n, const double limit[LE
         follow(v, r, n, longest, limit, is_in, was);
         return;
     }
-    if (idle < 0) return;
-    char doing[500];
-    add_doing(doing, sizeof doing, &r[idle]);
-    v->kind = VERDICT_HANG;
-    v->culprit = idle;
-    snprintf(v->text, sizeof v->text, "rank %d (%s) stands still and nobody waits for it%s", idle, host_of(&r[idle]),
-             doing);
+    if (idle >= 0) say_idle(v, r, n, idle);
 }

@@ -140,6 +140,7 @@ static const char every_key[] =
     "../t.json}\n"
     "eval: {every: 100, max_sequences: 5}\n"
     "checkpoint: {every: 200, keep_last: 3, keep_every: 400, async: false, on_error: continue}\n"
+    "straggler: {factor: 1.5, steps: 7}\n"
     "watchdog: {start: 11, data: 12, step: 13, save: 14, eval: 0}\n"
     "log: {every: 5}\n"
     "debug: {state_hash: true, unfused: true}\n";

@@ -343,6 +343,14 @@ static void test_chains(void **state) {
     expect(VERDICT_HANG, 3, "rank 3 (node0) stands still and nobody waits for it");
     ranks[3].is_closed = true;
     expect(VERDICT_NONE, -1, NULL);
+    // All stand still, waiting for their devices: the one that has not issued its part, or that does not answer.
+    all_compute();
+    for (int i = 0; i < N; i++) ranks[i].idle = 12.0;
+    expect(VERDICT_HANG, 0, "rank 0 (node0) stands still and nobody waits for it");
+    for (int i = 4; i < N; i++) ranks[i].group[1].entered += i != 6;
+    expect(VERDICT_HANG, 6, "rank 6 (node1) never began operation 41 of ep, while rank 0 (node0) stands still;");
+    ranks[5].is_silent = true;
+    expect(VERDICT_HANG, 5, "rank 5 (node1) is lost, while rank 0 (node0) stands still");
     // Nothing is known of the others.
     all_compute();
     waits(2, 0, LEDGER_REDUCE, "sum", 40.0);

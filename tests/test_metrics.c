@@ -67,6 +67,8 @@ static StepMetrics sample(int64_t step) {
     s.rss_bytes = 3.5e9;
     s.global_batch = 8;
     s.eta_s = 3700;
+    s.unsaved_steps = 3;
+    s.unsaved_s = 65.5;
     return s;
 }
 
@@ -87,6 +89,10 @@ static void test_keys(void **state) {
     s.route_hash = 0x12u;
     s.mfu = 0.455;
     s.loss = INFINITY;
+    s.skipped = 16;
+    s.has_slow = true;
+    s.slow_rank = 5;
+    s.slow_factor = 1.25;
     assert_int_equal(metrics_step(m, &s, 200, false), OK);
     metrics_close(&m);
     assert_null(m);
@@ -104,7 +110,7 @@ static void test_keys(void **state) {
         "\"dead_experts\":0.03125,\"a2a_dispatch_bytes\":9007199254740993,\"a2a_combine_bytes\":22,"
         "\"a2a_meta_bytes\":33,\"fp8_saturated\":0.0001,\"fp8_underflow\":0.0123,\"fp8_nonfinite_"
         "tiles\":0,"
-        "\"rss_bytes\":3.5e+09,\"eta_s\":3700}");
+        "\"rss_bytes\":3.5e+09,\"eta_s\":3700,\"unsaved_steps\":3,\"unsaved_s\":65.5}");
     assert_non_null(strstr(second, "\"loss\":null,"));
     assert_non_null(strstr(second, "\"mfu\":0.455,"));
     assert_non_null(strstr(second, ""
@@ -465,13 +471,14 @@ static void test_line(void **state) {
 #define REST                                                                                       \
     "/235000 eta 12d12h | loss 10.8343 lm 8.3341 mtp 8.3324 | gnorm 1.25 lr 1.0e-04 | 3.27M tok/s " \
     "MFU 42.1% | MaxVio 0.75 dead 3.1% | "
+#define TAIL " | unsaved 3 steps 1m06s | 61.2 GiB\n"
     assert_string_equal(
-        text, "step 120000" REST "fp8 sat 0.01% (L3.o.dy) uf 1.23% (L61.expert.down.x_t) | 61.2 GiB\n"
-              "step 120001" REST "fp8 sat 0% uf 100% (L61.expert.down.x_t) NaN tiles 12 (L2.q.w) | 61.2 GiB\n"
+        text, "step 120000" REST "fp8 sat 0.01% (L3.o.dy) uf 1.23% (L61.expert.down.x_t)" TAIL
+              "step 120001" REST "fp8 sat 0% uf 100% (L61.expert.down.x_t) NaN tiles 12 (L2.q.w)" TAIL
               "fp8 shadow step 120002: largest error of a product against BF16 8.75% (L3.o.fprop), median 2.00%, "
               "5 products\n"
-              "step 120003" REST "61.2 GiB\n");
-    assert_true(n <= 700);
+              "step 120003" REST "unsaved 3 steps 1m06s | 61.2 GiB\n");
+    assert_true(n <= 700 + 3 * strlen("unsaved 3 steps 1m06s | "));
 }
 
 int main(void) {

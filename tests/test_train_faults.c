@@ -258,11 +258,11 @@ static void test_killed_rank(void **state) {
     static Job j;
     const char *dir = path_of("killed");
     job_start(&j, 2, "train %s --run-dir %s --set parallel.ep=2 --set checkpoint.every=2 %s", tiny(), dir, SHORT);
-    wait_for_step(&j, dir, 5, 120); // the save of step 4 has begun, so that of step 2 is done
+    wait_for_step(&j, dir, 5, 200); // the save of step 4 has begun, so that of step 2 is done
     pid_t rank = job_rank(&j, 1);
     assert_true(rank > 0);
     kill(rank, SIGKILL);
-    job_wait(&j, 60); // the other rank must not hang
+    job_wait(&j, 240); // the other rank must not hang
     assert_true(j.code != 0);
     Steps s = steps_read(dir);
     int end = s.n < 8 ? 8 : s.n + 1;

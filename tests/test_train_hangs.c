@@ -1,5 +1,5 @@
-// test_train_hangs.c - a rank that stops is named in one sentence, whichever it is and whatever stopped it, and the job
-// ends with code 69 and leaves no process; what only waits is left alone.
+// test_train_hangs.c - a rank that stops, or is slow, is named in one sentence, whichever it is and whatever did it;
+// the job with a stopped one ends with code 69 and leaves no process; what only waits is left alone.
 #include <ctype.h>
 #include <dirent.h>
 #include <signal.h>
@@ -174,11 +174,39 @@ static void test_alone(void **state) {
     assert_says(&j, "step 2, phase step");
 }
 
+// One of two ranks takes longer for some steps: named once, and once more when it is over.
+static void test_slow(void **state) {
+    (void)state;
+    static Job j;
+    char path[400];
+    size_t n = 0;
+    const char *dir = path_of("slow");
+    run(&j, 2,
+        "train %s --run-dir %s --set parallel.ep=2 --set straggler.factor=1.5 --set straggler.steps=3 --steps 6 "
+        "--inject slow@step=2-5,rank=1,seconds=0.4 %s",
+        tiny(), dir, SHORT);
+    assert_ends(&j, 0);
+    assert_says(&j, "slow: rank 1 (");
+    assert_says(&j, "times as long as the median rank, 3 steps in a row");
+    assert_says(&j, "| unsaved 5 steps ");
+    snprintf(path, sizeof path, "%s/events.jsonl", dir);
+    char *events = read_file(path, &n);
+    char *first = strstr(events, "\"event\":\"straggler\"");
+    assert_non_null(first);
+    assert_int_equal(count(events, "\"event\":\"straggler\""), 1);
+    assert_true(json_number(first, "rank") == 1.0);
+    assert_true(json_number(first, "factor") >= 1.5);
+    free(events);
+    Steps s = steps_read(dir);
+    for (int i = 2; i <= 5; i++) assert_string_equal(step_text(&s, i, "slow_rank"), "1");
+    steps_free(&s);
+}
+
 int main(int argc, char **argv) {
     drive_init(argc, argv);
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_stopped),  cmocka_unit_test(test_stopped_first_rank), cmocka_unit_test(test_goes_on),
-        cmocka_unit_test(test_injected), cmocka_unit_test(test_alone),
+        cmocka_unit_test(test_injected), cmocka_unit_test(test_alone),    cmocka_unit_test(test_slow),
     };
     return drive_done(cmocka_run_group_tests(tests, NULL, NULL));
 }

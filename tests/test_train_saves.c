@@ -98,6 +98,25 @@ static void test_beside_the_training(void **state) {
     free(events);
 }
 
+// Told to stop while a save is under way, a run finishes that one and saves what came after it.
+static void test_signal_meets_save(void **state) {
+    (void)state;
+    static Job j;
+    const char *dir = path_of("met");
+    job_start(&j, 2, "train %s --run-dir %s --steps 100000 --set parallel.ep=2 --set checkpoint.every=3 %s", tiny(),
+              dir, SHORT);
+    wait_for_step(&j, dir, 4, 240);
+    job_signal(&j, SIGUSR1); // mpirun kills its ranks a second after a SIGTERM
+    job_wait(&j, 480);
+    assert_ends(&j, 75);
+    Steps s = steps_read(dir);
+    int last = s.n;
+    steps_free(&s);
+    assert_true(last >= 4 && has_step(dir, last - last % 3) && has_step(dir, last));
+    run(&j, 1, "inspect %s", dir);
+    assert_ends(&j, 0);
+}
+
 static void test_full_disk_and_on(void **state) {
     (void)state;
     static Job j;
@@ -270,10 +289,10 @@ static void test_consumed(void **state) {
 
 int main(int argc, char **argv) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_beside_the_training), cmocka_unit_test(test_full_disk_and_on),
-        cmocka_unit_test(test_last_save_must_succeed), cmocka_unit_test(test_wrong_byte),
-        cmocka_unit_test(test_consumed),
-        cmocka_unit_test(test_small_disk),           cmocka_unit_test(test_small_disk_and_on),
+        cmocka_unit_test(test_beside_the_training),   cmocka_unit_test(test_signal_meets_save),
+        cmocka_unit_test(test_full_disk_and_on),      cmocka_unit_test(test_last_save_must_succeed),
+        cmocka_unit_test(test_wrong_byte),            cmocka_unit_test(test_consumed),
+        cmocka_unit_test(test_small_disk),            cmocka_unit_test(test_small_disk_and_on),
     };
     drive_init(argc, argv);
     return drive_done(cmocka_run_group_tests_name("train_saves", tests, NULL, NULL));

@@ -75,6 +75,9 @@ static void print_manifest(const Manifest *m) {
     printf("  written %s by %d rank%s, expert-parallel size %d\n", m->created, m->world,
            m->world == 1 ? "" : "s", m->ep);
     printf("  data fingerprint %s\n", m->data_fingerprint[0] ? m->data_fingerprint : "none");
+    if (m->read_samples >= 0)
+        printf("  data order       seed %lld; %lld samples read, hash %016llx\n", (long long)m->seed,
+               (long long)m->read_samples, (unsigned long long)m->read_hash);
     printf("  tokenizer        %s\n", m->tokenizer_hash[0] ? m->tokenizer_hash : "none");
 }
 

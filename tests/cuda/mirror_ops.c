@@ -158,13 +158,13 @@ MIRROR(slots_spread,
        BYTES(slot, 4 * n))
 MIRROR(slots_join,
        (OpCx * cx, float *y, const uint32_t *rows, const int32_t *first, const int32_t *idx, int64_t T, int64_t K),
-       (cx, y, rows, first, idx, T, K), BYTES(y, 4 * T * K), BYTES(rows, 4 * rows_named(idx, first[T]) * K),
+       (cx, y, rows, first, idx, T, K), BYTES(y, 4 * T * K), BYTES(rows, 4 * K * rows_named(idx, first[T])),
        BYTES(idx, 4 * first[T]), BYTES(first, 4 * (T + 1)))
 MIRROR(parts_sum,
        (OpCx * cx, float *y, const float *own, int64_t own_at, const float *parts, int64_t stride, int64_t nparts,
         int64_t n),
        (cx, y, own, own_at, parts, stride, nparts, n), BYTES(y, 4 * n), BYTES(own, 4 * n),
-       BYTES(parts, nparts > 1 ? 4 * ((nparts - 2) * stride + n) : 0))
+       BYTES(parts, nparts > 1 ? 4 * (stride * (nparts - 2) + n) : 0))
 MIRROR(embed_fwd, (OpCx * cx, Mat x, Mat table, const int32_t *token), (cx, x, table, token), MAT(x), MAT(table),
        BYTES(token, 4 * x.rows))
 MIRROR(embed_bwd, (OpCx * cx, Mat dtable, Mat dx, const int32_t *token), (cx, dtable, dx, token), MAT(dtable), MAT(dx),

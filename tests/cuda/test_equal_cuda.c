@@ -2,6 +2,7 @@
 // schedule; and every operation gives the same bits under every schedule.
 #include "on_cpu.h"
 #include "e5m6.h"
+#include "gemm_cuda_mma.h"
 #include "gemm_cuda_sm90.h"
 
 static const Device *dev;
@@ -73,15 +74,17 @@ static void same_counts(QuantCount a, QuantCount b) {
     assert_true(a.values > 0 && a.tiles > 0);
 }
 
-static const int64_t sizes[][2] = {{1, 1}, {3, 130}, {130, 257}, {65, 128}, {2, 1000}};
+// The last two with rows at multiples of 16 bytes.
+static const int64_t sizes[][2] = {{1, 1}, {3, 130}, {130, 257}, {65, 128}, {2, 1000}, {40, 384}, {9, 272}};
+enum { SIZES = 7 };
 
 static void test_quant(void **state) {
     (void)state;
-    for (int k = 0; k < 5 * 4; k++) {
-        int64_t M = sizes[k / 4][0], K = sizes[k / 4][1];
+    for (int k = 0; k < SIZES * 4; k++) {
+        int64_t M = sizes[k / 4][0], K = sizes[k / 4][1], pad = k / 4 < 5;
         DType t = k & 1 ? DT_BF16 : DT_F32;
         ScaleType st = k & 2 ? SCALE_E8M0 : SCALE_F32;
-        Mat x = values(t, M, K, 3, true), y = values(t, M, K, 1, false), z = like(y);
+        Mat x = values(t, M, K, 3 * pad, true), y = values(t, M, K, pad, false), z = like(y);
         Codes a = codes(st, M, K, ceil_div(K, TILE), 1, 1), b = codes(st, M, K, ceil_div(K, TILE), 1, 1);
         QuantCount na = {0}, nb = {0};
         MUST_OK(quant_tile_cpu(&cx, a.m, x, tiles_rule, &na));
@@ -351,6 +354,100 @@ static void test_steady(void **state) {
     for (int k = 0; k < 4; k++) free(in[k].p);
 }
 
+// The gated unit's backward, fused and not: the same bits under every schedule, and those of each other.
+static void test_gated(void **state) {
+    (void)state;
+    enum { M = 300, F = 300, TILES = 3 + 3 };
+    int64_t start[] = {0, 70, 70}, count[] = {66, 0, 230};
+    Groups g = {start, count, 3};
+    Mat dh = values(DT_BF16, M, F, 0, true), gu = values(DT_BF16, M, 2 * F, 0, false);
+    Mat gate = values(DT_F32, 1, M, 0, false);
+    Codes kept = codes(SCALE_E8M0, M, 2 * F, ceil_div(2 * F, TILE), 1, 1), first[5];
+    float dgate[2][M] = {0}, single[M] = {0};
+    MUST_OK(quant_tile_cuda(&cx, kept.m, gu, tiles_rule, NULL));
+    MatQ qg = kept.m, qu = matq_cols(kept.m, 2 * TILE, F, 2);
+    qg.cols = F;
+    Mat a = values(DT_BF16, M, F, 0, false), b = like(a);
+    MUST_OK(dequant_cuda(&cx, a, qg));
+    MUST_OK(dequant_cuda(&cx, b, qu));
+    MUST_OK(swiglu_bwd_cuda(&cx, a, b, single, dh, a, b, gate.p));
+    FOR_SCHEDULES(i) {
+        Codes out[5];
+        Mat again = values(DT_BF16, M, F, 0, false), other = like(again);
+        for (int k = 0; k < 5; k++)
+            out[k] = k < 2 ? codes(SCALE_E8M0, M, F, 3, 1, 1) : codes(SCALE_F32, F, M, TILES, 1, 1);
+        SwigluQuantBwd to = {{out[0].m, NULL}, {out[1].m, NULL}, {out[2].m, NULL}, {out[3].m, NULL}, {out[4].m, NULL}};
+        MUST_OK(swiglu_quant_bwd_cuda(&cx, to, dgate[i != 0], dh, qg, qu, gate.p, g));
+        MUST_OK(dequant_cuda(&cx, again, qg));
+        MUST_OK(dequant_cuda(&cx, other, qu));
+        float sums[M];
+        MUST_OK(swiglu_bwd_cuda(&cx, again, other, sums, dh, again, other, gate.p));
+        same(a, again, "dg"), same(b, other, "du");
+        assert_memory_equal(sums, single, sizeof sums);
+        for (int r = 0; r < M; r++) // nobody's rows are left alone
+            assert_true(r >= 66 && r < 70 ? dgate[0][r] == 0.0f : !memcmp(&sums[r], &dgate[0][r], 4));
+        assert_memory_equal(dgate[0], dgate[i != 0], sizeof sums);
+        for (int k = 0; k < 5; k++) {
+            if (i == 0)
+                first[k] = out[k];
+            else
+                same_codes(first[k], out[k], "gated backward"), free_codes(out[k]);
+        }
+        free(again.p), free(other.p);
+    }
+    for (int k = 0; k < 5; k++) free_codes(first[k]);
+    free(dh.p), free(gu.p), free(gate.p), free(a.p), free(b.p), free_codes(kept);
+}
+
+// Products of BF16 and of codes on the tensor cores of any GPU: the same bits under every schedule. Their distance from
+// double is what the unit tests measure.
+static void test_mma(void **state) {
+    (void)state;
+    int64_t start[] = {0, 70, 70, 80}, count[] = {66, 0, 9, 60};
+    Groups g = {start, count, 4};
+    Mat x = values(DT_BF16, 150, 200, 0, false), w = values(DT_BF16, 4 * 72, 200, 0, false), first[4];
+    Mat d = values(DT_BF16, 150, 72, 0, false);
+    Codes qx = codes(SCALE_E8M0, 150, 200, 2, 1, 1), qw = codes(SCALE_F32, 72, 200, 2, TILE, 4);
+    int64_t products = gemm_mma_products();
+    MUST_OK(quant_tile_cuda(&cx, qx.m, x, tiles_rule, NULL));
+    MUST_OK(weight_prepare_cuda(&cx, qw.m, w, tiles_rule, NULL));
+    gemm_sm90_choose(0);
+    FOR_SCHEDULES(i) {
+        Mat out[4] = {values(DT_F32, 150, 72, 0, false), values(DT_BF16, 150, 200, 0, false),
+                      values(DT_F32, 4 * 72, 200, 0, false), values(DT_F32, 150, 72, 0, false)};
+        for (int k = 0; k < 4; k++) memset(out[k].p, 0, (size_t)(out[k].rows * out[k].cols) * dtype_bytes(out[k].t));
+        MUST_OK(ggemm_nt_cuda(&cx, out[0], x, w, g, false));
+        MUST_OK(ggemm_nn_cuda(&cx, out[1], d, w, g, false));
+        MUST_OK(ggemm_tn_cuda(&cx, out[2], d, x, g, true));
+        MUST_OK(ggemm_fp8_fprop_cuda(&cx, out[3], qx.m, qw.m, g, true));
+        for (int k = 0; k < 4; k++) {
+            if (i == 0)
+                first[k] = out[k];
+            else
+                same(first[k], out[k], "tensor cores"), free(out[k].p);
+        }
+    }
+    gemm_sm90_choose(-1);
+    assert_int_equal(gemm_mma_products() - products, 4 * SCHEDULES);
+    for (int k = 0; k < 4; k++) free(first[k].p);
+    free(x.p), free(w.p), free(d.p), free_codes(qx), free_codes(qw);
+}
+
+// A row longer than a block takes at once.
+static void test_gated_wide(void **state) {
+    (void)state;
+    Mat d = values(DT_BF16, 2, 8300, 0, false), a = values(DT_BF16, 2, 8300, 0, false);
+    Mat b = values(DT_BF16, 2, 8300, 0, false), x = like(a), y = like(a), x0 = like(a), y0 = like(a);
+    float first[2], sum[2];
+    MUST_OK(swiglu_bwd_cuda(&cx, x0, y0, first, d, a, b, NULL));
+    FOR_SCHEDULES(i) {
+        MUST_OK(swiglu_bwd_cuda(&cx, x, y, sum, d, a, b, NULL));
+        same(x, x0, "dg"), same(y, y0, "du");
+        assert_memory_equal(sum, first, sizeof sum);
+    }
+    free(d.p), free(a.p), free(b.p), free(x.p), free(y.p), free(x0.p), free(y0.p);
+}
+
 // In place (dlogits in the memory of logits) and apart: the same bits, under every schedule.
 static void test_xent(void **state) {
     (void)state;
@@ -379,7 +476,8 @@ int main(int argc, char **argv) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_quant),    cmocka_unit_test(test_quant_tokens), cmocka_unit_test(test_weights),
         cmocka_unit_test(test_elements), cmocka_unit_test(test_rows),         cmocka_unit_test(test_route),
-        cmocka_unit_test(test_steady),   cmocka_unit_test(test_xent),         cmocka_unit_test(test_refused),
+        cmocka_unit_test(test_steady),   cmocka_unit_test(test_xent),         cmocka_unit_test(test_gated),
+        cmocka_unit_test(test_refused),  cmocka_unit_test(test_gated_wide),   cmocka_unit_test(test_mma),
     };
     int failed = cmocka_run_group_tests(tests, NULL, NULL);
     arena_destroy(&scratch);

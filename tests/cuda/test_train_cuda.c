@@ -7,16 +7,18 @@
 
 #include "blas_cuda.h"
 #include "checkpoint.h"
+#include "gemm_cuda.h"
+#include "gemm_cuda_mma.h"
+#include "gemm_cuda_sm90.h"
 #include "run.h"
 #include "train_rig.h"
 
 // Products of BF16 and FP8 codes have the same bits here as on the CPU; FP32 products and all REDUCE operations add up
 // to a few hundred terms of FP32 in another order, 2^-24 apart each and of random sign, over some twenty operations.
-#define LOSS_TOLERANCE 1e-6
-#define GRADIENT_TOLERANCE 1e-5
+static double loss_tolerance = 1e-6, gradient_tolerance = 1e-5;
 
 static bool is_near(double a, double b) {
-    return isfinite(a) && fabs(a - b) <= LOSS_TOLERANCE * fabs(b);
+    return isfinite(a) && fabs(a - b) <= loss_tolerance * fabs(b);
 }
 
 // gradients_agree: the gradients of own rows, entry by entry: sums of the last step, and the last pass on top.
@@ -33,7 +35,7 @@ static void gradients_agree(const Rig *a, const Rig *b) {
             difference += ((double)x[j] - (double)y[j]) * ((double)x[j] - (double)y[j]);
             norm += (double)y[j] * (double)y[j];
         }
-        if (!(sqrt(difference) <= GRADIENT_TOLERANCE * sqrt(norm)) && failures++ < 5)
+        if (!(sqrt(difference) <= gradient_tolerance * sqrt(norm)) && failures++ < 5)
             fprintf(stderr, "rank %d: gradient of %s differs by %g of %g\n", boot.rank, e->name, sqrt(difference),
                     sqrt(norm));
         free(x);
@@ -117,9 +119,63 @@ static void trains_bf16(void) {
     check(sets, STEPS, 1, false);
 }
 
+// Attention as GPUs do it, on the tensor cores, two blocks of keys. There p and ds are rounded to BF16, 2^-9 of each,
+// and the CPU's are not; so outputs come out on the other side of their own rounding (2^-8) here and there. A gradient
+// is off by a few such errors, those of the queries by several times more: dp - delta is what is left of two numbers
+// that the same rounding of o moves apart. Losses, means over tokens, are off by less. All tokens go to all experts, as
+// one that takes another is more than all that.
+void attn_mma_choose(int which);
+static void trains_on_tensor_cores(void) {
+    static const char *const sets[] = {"precision.mode=bf16", "model.qk_nope_head_dim=16", "model.qk_rope_head_dim=8",
+                                       "model.v_head_dim=16", "train.seq_len=70", "model.max_position_embeddings=128",
+                                       "train.micro_batch=2", "model.n_routed_experts=2", NULL};
+    double loss = loss_tolerance, gradient = gradient_tolerance;
+    loss_tolerance = 0x1p-10, gradient_tolerance = 0x1p-4;
+    attn_mma_choose(1);
+    check(sets, 1, 1, false);
+    attn_mma_choose(-1);
+    loss_tolerance = loss, gradient_tolerance = gradient;
+}
+
 static void trains_fp8(void) {
     static const char *const sets[] = {"precision.mode=fp8", NULL};
     check(sets, STEPS, boot.nranks, true);
+}
+
+// Every FP8 product of training runs on tensor cores: on Hopper's kernels, which find all operands where they can read
+// them (once rows of codes are 16 bytes apart), or on those of any GPU. The widths are multiples of 16, the numbers of
+// tokens and pairs are not. The emulated tensor cores add in FP32, in another order than the CPU inside each 128; a
+// code that falls to the other side of a rounding for that moves a value by 2^-4 of itself, one of the some 10^4 that a
+// loss of this model depends on.
+static void reaches_tensor_cores(void) {
+    static const char *const sets[] = {"precision.mode=fp8", "model.hidden_size=48", "model.intermediate_size=64",
+                                       "model.moe_intermediate_size=32", "model.q_lora_rank=16",
+                                       "model.kv_lora_rank=16", "model.qk_nope_head_dim=16",
+                                       "model.qk_rope_head_dim=16", "model.v_head_dim=16", NULL};
+    Rig cpu;
+    Seen on_cpu = {.steps = 1};
+    groups(boot.nranks);
+    rig_open(&cpu, "cpu", sets);
+    train(&cpu, &on_cpu);
+    rig_close(&cpu);
+    for (int is_hopper = 0; is_hopper < 2; is_hopper++) {
+        Rig cuda;
+        Seen on_cuda = {.steps = 1};
+        int64_t plain = gemm_cuda_plain_codes(), mma = gemm_mma_products(), hopper[2], copies[2];
+        rig_open(&cuda, "cuda", sets);
+        gemm_sm90_choose(is_hopper);
+        gemm_mma_choose(1);
+        gemm_sm90_counts(&hopper[0], &copies[0]);
+        train(&cuda, &on_cuda);
+        gemm_sm90_counts(&hopper[1], &copies[1]);
+        gemm_sm90_choose(-1);
+        gemm_mma_choose(0);
+        EXPECT(gemm_cuda_plain_codes() == plain);
+        EXPECT((hopper[1] > hopper[0]) == is_hopper && (gemm_mma_products() > mma) == !is_hopper);
+        if (matq_row_bytes(SCALE_E8M0, TILE) % 16 == 0) EXPECT(copies[1] == copies[0]);
+        EXPECT(fabs(on_cuda.m[0].loss - on_cpu.m[0].loss) <= 1e-4 * on_cpu.m[0].loss);
+        rig_close(&cuda);
+    }
 }
 
 // Everything the other way round: operations one by one, nothing made again, everything kept as it is. One step: with
@@ -240,7 +296,9 @@ int main(void) {
     const RankTest tests[] = {
         {"trains_fp32", trains_fp32},
         {"trains_bf16", trains_bf16},
+        {"trains_on_tensor_cores", trains_on_tensor_cores},
         {"trains_fp8", trains_fp8},
+        {"reaches_tensor_cores", reaches_tensor_cores},
         {"trains_fp8_plain", trains_fp8_plain},
         {"finds_what_is_not_finite", finds_what_is_not_finite},
         {"runs", runs},
@@ -248,6 +306,7 @@ int main(void) {
     };
     MUST(boot_init(&boot));
     MUST(ops_isa_select("portable")); // its products add in the order of the plain kernels
+    gemm_mma_choose(0);
     int failed = rank_tests_run(tests, (int)(sizeof tests / sizeof *tests));
     boot_finish(&boot);
     return failed;

@@ -27,18 +27,18 @@ static void measure_ops(MemoryPlan *out, const Shape *s) {
 // What cuBLASLt may use beside its operands (blas_cuda.h), for two alignments.
 #define LIBRARY_SPACE (((size_t)32 << 20) + 512)
 
-// measure_device_ops: the same for the CUDA backend, which keeps whole matrices: the parts of the fused operations, the
-// router's input in FP32, codes with rows of a multiple of 16 bytes, codes of a weight turned for Dgrad; and the
-// workspace of its library.
+// measure_device_ops: the same for the CUDA backend: the router's input in FP32, the parts of the gates' gradients,
+// codes with rows of a multiple of 16 bytes, codes of a weight turned for Dgrad, partial sums of norms (one row of FP32
+// for 16 tokens) and balance losses; and the workspace of its library.
 static void measure_device_ops(MemoryPlan *out, const Shape *s, const Mesh *mesh) {
     int64_t T = s->B * s->S, pairs = T * mesh->ep * min_i64(s->K, s->L), blocks = (ceil_div(s->S, TILE) + 1) * s->B;
     int64_t wide = max_i64(s->Fd, s->Fs), latent = max_i64(s->Rq, s->Rkv);
     int64_t heads = s->H * (s->Dn + max_i64(s->Dr, s->Dv));
-    int64_t fused = 8 * max_i64(max_i64(pairs * s->F, T * wide), T * s->D);
+    int64_t fused = 4 * max_i64(max_i64(pairs * ceil_div(s->F, TILE), T * ceil_div(wide, TILE)), T * s->D);
     int64_t weight = max_i64((wide + 16) * (s->D + 16), s->L * (s->F + 16) * (s->D + 16));
     weight = max_i64(weight, (heads + 16) * (max_i64(latent, s->D) + 16));
     int64_t rows = pairs * (max_i64(s->D, s->F) + 16) + T * (max_i64(max_i64(s->D, wide), heads) + 16);
-    int64_t parts = blocks * (8 * s->D + 16 * s->E) + 4 * s->H * T;
+    int64_t parts = blocks * (32 * s->D + 16 * s->E) + 4 * (s->H + s->K + 2) * T;
     // The heads' parts of the shared key's gradient: of all sequences, or as many as 4096 blocks of 64 rows and one.
     parts += 4 * min_i64(s->H * T, ((int64_t)4096 << 6) + s->H * s->S) * s->Dr + T + 8 * s->B;
     out->op_device = (size_t)(fused + weight + rows + parts) + LIBRARY_SPACE + DEVICE_SLACK;

@@ -296,6 +296,10 @@ static Err write_json(Metrics *m, const StepMetrics *s) {
     line_int(&l, "fp8_nonfinite_tiles", s->fp8.nonfinite_tiles);
     line_real(&l, "rss_bytes", s->rss_bytes);
     line_real(&l, "eta_s", s->eta_s);
+    line_int(&l, "unsaved_steps", s->unsaved_steps);
+    line_real(&l, "unsaved_s", s->unsaved_s);
+    if (s->has_slow) line_int(&l, "slow_rank", s->slow_rank);
+    if (s->has_slow) line_real(&l, "slow_factor", s->slow_factor);
     if (s->has_hash)
         line_add(&l, ",\"state_hash\":\"%016llx\",\"route_hash\":\"%016llx\"", (unsigned long long)s->state_hash,
                  (unsigned long long)s->route_hash);
@@ -378,6 +382,9 @@ static void print_line(const StepMetrics *s, int64_t total_steps) {
     line_add(&l, " | MaxVio %.2f dead %.1f%%", s->maxvio, 100 * s->dead_experts);
     if (s->health) print_health(&l, s->health);
     if (s->skipped > 0) line_add(&l, " | skipped %lld samples", (long long)s->skipped);
+    if (s->unsaved_steps > 0)
+        line_add(&l, " | unsaved %lld step%s %s", (long long)s->unsaved_steps, s->unsaved_steps == 1 ? "" : "s",
+                 text_duration(s->unsaved_s).s);
     line_add(&l, " | %.1f GiB", s->rss_bytes / (1024.0 * 1024.0 * 1024.0));
     log_line("%s", l.s);
 }

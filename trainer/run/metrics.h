@@ -26,6 +26,11 @@ typedef struct StepMetrics {
     bool has_hash;
     uint64_t state_hash, route_hash; // route_hash: of the step's expert loads (balance.h)
     double eta_s;
+    int64_t unsaved_steps; // what a crash now would cost: since the last verified save,
+    double unsaved_s;      // and its seconds
+    bool has_slow;         // several ranks:
+    int slow_rank;         // the one that computed longest in this step,
+    double slow_factor;    // over the median rank
 } StepMetrics;
 
 typedef struct Metrics Metrics;

@@ -37,6 +37,7 @@ static Err save(Run *r) {
               "step %lld: %lld samples count as consumed, but %lld were read", (long long)at.step,
               (long long)at.samples, (long long)at.read.samples);
     }
+    run_pace_save(r);
     return saver_save(r->saver, &at);
 }
 
@@ -103,6 +104,7 @@ static Err record(Run *r, StepMetrics *m, double seconds, Pace *pace) {
     m->rss_bytes = (double)rss;
     m->has_hash = r->config->debug.state_hash;
     if (m->has_hash) TRY(run_state_hash(r, &m->state_hash));
+    run_pace(r, m);
     int64_t every = r->config->log.every;
     bool print =
         every <= 1 || r->at.step % every == 0 || r->at.step == 1 || r->at.step == r->last_step;
@@ -152,6 +154,7 @@ static Err loop(Run *r) {
                         .doc_start = r->doc_start,
                         .stop = &r->stop,
                         .inject = r->inject.n > 0 ? &r->inject : NULL,
+                        .own_s = r->own_s,
                         .shadow = r->shadow};
         StepOutput out;
         TRY(step_train(r->model, &r->cx, &in, &out));

@@ -86,6 +86,22 @@ Err run_dry(const Config *c, int world) {
     return report_saved(&plan, &s, &mesh);
 }
 
+// report_map: hosts with their ranks, cores and GPUs; what looks wrong about it, host by host.
+static void report_map(const Run *r) {
+    enum { HOSTS = 32 };
+    char text[4096];
+    int hosts = 0;
+    for (int at = 0; at < r->boot.nranks; hosts++) {
+        at = rank_map_line(r->places, r->boot.nranks, at, text, sizeof text);
+        if (hosts < HOSTS) log_line("%-10s %s", hosts == 0 ? "map" : "", text);
+    }
+    if (hosts > HOSTS) log_line("           and %d hosts more", hosts - HOSTS);
+    for (int at = 0; at < r->boot.nranks;) {
+        at = rank_map_warning(r->places, r->boot.nranks, at, text, sizeof text);
+        if (text[0]) log_warn("%s: slow, or short of memory; see the launcher's options for binding and GPUs", text);
+    }
+}
+
 // report_cores: of the first rank; and of how many ranks the threads must take turns.
 static void report_cores(const Run *r) {
     const Boot *b = &r->boot;
@@ -98,16 +114,20 @@ static void report_cores(const Run *r) {
                  (long long)r->crowded, b->nranks);
 }
 
-// report_device: what this rank took of its GPU's memory, which is all it will ever take.
+// report_device: what this rank has taken of its GPU's memory, and what it may take at most: activations and scratch
+// get it as they need it.
 static void report_device(const Cx *cx) {
     if (staging_is_host(cx)) return;
     DeviceInfo d;
     device_cuda_info(&d);
     const Arena *arenas[] = {cx->params, cx->state, cx->acts, cx->scratch};
-    double mib[4], all = 0.0;
-    for (int i = 0; i < 4; i++) all += mib[i] = (double)arena_size(arenas[i]) / 1048576.0;
-    log_line("device     %s, %.1f MiB of %.1f: params %.1f, state %.1f, acts %.1f, scratch %.1f", d.name, all,
-             (double)d.memory / 1048576.0, mib[0], mib[1], mib[2], mib[3]);
+    double mib[4], most = 0.0, held = 0.0;
+    for (int i = 0; i < 4; i++) {
+        most += mib[i] = (double)arena_size(arenas[i]) / 1048576.0;
+        held += (double)arena_held(arenas[i]) / 1048576.0;
+    }
+    log_line("device     %s, %.1f MiB of %.1f taken, at most %.1f: params %.1f, state %.1f, acts %.1f, scratch %.1f",
+             d.name, held, (double)d.memory / 1048576.0, most, mib[0], mib[1], mib[2], mib[3]);
 }
 
 void run_banner(const Run *r) {
@@ -118,6 +138,7 @@ void run_banner(const Run *r) {
         "ranks      %d = %d expert-parallel x %d data-parallel, %d thread%s each, kernels %s (%s)",
         m->world, m->ep, m->dp, r->cx.op.nthreads, r->cx.op.nthreads == 1 ? "" : "s",
         r->cx.ops->backend, r->cx.ops->isa);
+    report_map(r);
     report_cores(r);
     report_memory(&r->memory, r->config);
     report_device(&r->cx);

@@ -214,6 +214,10 @@ void saver_rewind(Saver *s, int64_t saved_step) {
     s->failed_step = -1;
 }
 
+int64_t saver_saved_step(const Saver *s) {
+    return s->saved_step;
+}
+
 Err saver_poll(Saver *s) {
     if (s->part == PART_NONE) return OK;
     int64_t is_busy = s->has_thread && !atomic_load(&s->is_ready);

@@ -40,6 +40,8 @@ Err saver_poll(Saver *s) MUST_CHECK;
 // saver_rewind: the run has gone back to the state of saved_step, which is on disk (-1: not in this folder): later
 // steps are saved again. No save may be under way. Local.
 void saver_rewind(Saver *s, int64_t saved_step);
+// saver_saved_step: the last step that is on disk and verified, -1 none. Local.
+int64_t saver_saved_step(const Saver *s);
 // saver_is_busy: a save is under way; the same on all ranks. Local. saver_wait: until none is. Collective over
 // world.
 bool saver_is_busy(const Saver *s);

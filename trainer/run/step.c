@@ -43,11 +43,14 @@ static LossScale loss_scale(const Config *c, const Shape *s, int64_t step, int64
 }
 
 // sum_losses: over ranks, and into the numbers that are logged.
-static Err sum_losses(Cx *cx, const Shape *s, const LossScale *scale, const LossSums *sums,
+// own: seconds of this rank; own_s [world] those of all, or NULL.
+static Err sum_losses(Cx *cx, const Shape *s, const LossScale *scale, const LossSums *sums, double own, double *own_s,
                       StepMetrics *o) {
-    double v[MTP_MAX + 2] = {sums->lm, sums->balance};
+    double v[MTP_MAX + 3] = {sums->lm, sums->balance};
     memcpy(v + 2, sums->mtp, sizeof sums->mtp);
-    TRY(comm_sum(cx->world, v, MTP_MAX + 2));
+    v[MTP_MAX + 2] = own;
+    if (own_s) TRY(comm_sum_list(cx->world, v, MTP_MAX + 3, own_s));
+    else TRY(comm_sum(cx->world, v, MTP_MAX + 2));
     double mtp = 0.0;
     o->nmtp = (int)s->nmtp;
     o->lm_loss = (float)(v[0] * scale->lm);
@@ -120,12 +123,9 @@ static Err drop(Model *m, Cx *cx, const StepInput *in, StepShare share, const Lo
     return model_zero_counts(m, cx);
 }
 
-// own_seconds: of this rank so far, without the time in which it exchanged rows or gradients and mostly waited.
-static double own_seconds(void) {
-    double t[PROF_COUNT], waits;
-    prof_get(t);
-    waits = t[PROF_EXCHANGE] + t[PROF_REDUCE];
-    return now_seconds() - waits;
+// own_seconds: of this rank so far, without the time in which it waited for others.
+static double own_seconds(const Cx *cx) {
+    return now_seconds() - ledger_waited(cx->world->ledger);
 }
 
 // run_micro: pass number `pass`; the last one sends the gradients to their owners while it goes back.
@@ -150,6 +150,7 @@ Err step_train(Model *m, Cx *cx, const StepInput *in, StepOutput *out) {
     StepShare share = rank_share(cx, in, out->batch);
     LossScale scale = loss_scale(in->config, s, in->step, out->batch);
     LossSums sums = {0};
+    double begun = own_seconds(cx);
     bool has_shadow = in->shadow && in->step % in->config->fp8.shadow_every == 0;
     TRY(inject_step(in->inject, in->step));
     if (has_shadow) shadow_begin(in->shadow);
@@ -165,16 +166,16 @@ Err step_train(Model *m, Cx *cx, const StepInput *in, StepOutput *out) {
         ledger_phase(cx->world->ledger, PHASE_STEP);
         if (stop_is_due(in->stop)) break;
         cx->shadow = has_shadow && i == 0 ? in->shadow : NULL;
-        double t0 = own_seconds();
+        double t0 = own_seconds(cx);
         TRY(run_micro(m, cx, in, &b, &scale, &sums, i / share.micro, i + share.micro >= share.n));
-        inject_delay(in->inject, own_seconds() - t0);
+        inject_delay(in->inject, own_seconds(cx) - t0);
         cx->shadow = NULL;
     }
     if (!stop_is_due(in->stop)) TRY(stop_agree(in->stop, cx->world, OK));
     out->is_stopped = stop_is_due(in->stop);
     if (out->is_stopped) return model_zero_counts(m, cx);
     StepMetrics *o = &out->m;
-    TRY(sum_losses(cx, s, &scale, &sums, o));
+    TRY(sum_losses(cx, s, &scale, &sums, own_seconds(cx) - begun, in->own_s, o));
     if (!isfinite(o->loss)) return drop(m, cx, in, share, &scale, &sums, NULL, out);
     OptResult r;
     TRY(update(m, cx, in, o, &r));

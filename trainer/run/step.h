@@ -18,6 +18,7 @@ typedef struct StepInput {
     int32_t *doc_start; // [micro_batch, seq_len] host, or NULL without a document mask
     Stop *stop;        // looked at before every micro-batch and before the update; NULL = never
     Inject *inject;    // faults on demand, NULL = none
+    double *own_s;     // [world] filled: seconds of each rank up to the loss, without waits for others; NULL: not
     Shadow *shadow;    // on every fp8.shadow_every-th step its samples are taken; NULL = never
 } StepInput;
 

@@ -51,6 +51,9 @@ void device_cuda_info(DeviceInfo *out);
 Err device_cuda_open(const Device **out, int local_rank);
 // device_cuda_close: wait for the device and give stream and staging back. Harmless if none was opened. Local.
 void device_cuda_close(void);
+// device_cuda_id: what names the opened device for every process of this host ("0000:1b:00.0 GPU-4c3f6d2a"); "" before
+// open. Local.
+void device_cuda_id(char *out, size_t n);
 // device_cuda_stream: the stream (cudaStream_t) that operations and copies are issued on; NULL before open.
 void *device_cuda_stream(void);
 // device_cuda_use: from now on they are issued on another stream; returns the one before. What waits for the device

@@ -17,6 +17,10 @@ Err device_cuda_open(const Device **out, int local_rank) {
 
 void device_cuda_close(void) {}
 
+void device_cuda_id(char *out, size_t n) {
+    snprintf(out, n, "%s", "");
+}
+
 void *device_cuda_stream(void) {
     return NULL;
 }

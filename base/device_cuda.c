@@ -286,6 +286,18 @@ void device_cuda_close(void) {
     memset(&gpu, 0, sizeof gpu);
 }
 
+void device_cuda_id(char *out, size_t n) {
+    struct cudaDeviceProp p;
+    int device = 0;
+    snprintf(out, n, "%s", "");
+    if (!gpu.is_open || cudaGetDevice(&device) != cudaSuccess) return;
+    if (cudaGetDeviceProperties(&p, device) != cudaSuccess) return;
+    // Parts of one GPU (MIG) have an own UUID each.
+    const unsigned char *id = (const unsigned char *)p.uuid.bytes;
+    snprintf(out, n, "%04x:%02x:%02x.0 GPU-%02x%02x%02x%02x", (unsigned)p.pciDomainID, (unsigned)p.pciBusID,
+             (unsigned)p.pciDeviceID, id[0], id[1], id[2], id[3]);
+}
+
 void *device_cuda_stream(void) {
     return gpu.current;
 }

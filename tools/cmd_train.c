@@ -2,6 +2,7 @@
 #include <string.h>
 
 #include "args.h"
+#include "cmd_train_sbatch.h"
 #include "commands.h"
 #include "run.h"
 
@@ -28,6 +29,11 @@ static const Flag flags[] = {
     {"threads", "N", NULL, 0,
      "threads per rank (default: OMP_NUM_THREADS, or cores / local ranks)"},
     {"print-config", NULL, NULL, 0, "print the resolved settings and stop"},
+    {"print-sbatch", NULL, NULL, 0,
+     "print a Slurm script for this run, from launch/slurm.sbatch, and stop; lead of the signal from --grace (120 s), "
+     "job time from --time-limit (a day), cores per rank from --threads"},
+    {"nodes", "N", "1", 0, "of --print-sbatch"},
+    {"ranks-per-node", "N", NULL, 0, "of --print-sbatch (default: parallel.ep / nodes)"},
     {"dry-run", NULL, NULL, 0,
      "print parameter counts and memory per rank and stop; opens no data"},
 };
@@ -73,7 +79,10 @@ Err cmd_train(int argc, char **argv) {
           "--init-from starts a new run, --resume %s continues one: give one of them, or --resume "
           "auto",
           o.resume);
-    Err err = run_train(&o);
+    SbatchShape shape = {0};
+    TRY(args_int(&a, "nodes", 1, 65536, &shape.nodes));
+    TRY(args_int(&a, "ranks-per-node", 1, 4096, &shape.ranks_per_node));
+    Err err = args_has(&a, "print-sbatch") ? train_print_sbatch(&o, &shape) : run_train(&o);
     args_free(&a);
     return err;
 }

@@ -144,6 +144,20 @@ MIRROR(rows_gather, (OpCx * cx, void *dst, const void *src, const int32_t *idx, 
 MIRROR(rows_sum, (OpCx * cx, Mat y, Mat x, const int32_t *first, const int32_t *idx, Mat add1, Mat add2),
        (cx, y, x, first, idx, add1, add2), MAT(y), MAT(x), BYTES(idx, 4 * first[y.rows]),
        BYTES(first, 4 * (y.rows + 1)), MAT(add1), MAT(add2))
+MIRROR(slots_spread,
+       (OpCx * cx, uint32_t *rows, const float *x, const int32_t *row, const int32_t *slot, int64_t nrows, int64_t K,
+        int64_t n),
+       (cx, rows, x, row, slot, nrows, K, n), BYTES(rows, 4 * nrows * K), BYTES(x, 4 * n), BYTES(row, 4 * n),
+       BYTES(slot, 4 * n))
+MIRROR(slots_join,
+       (OpCx * cx, float *y, const uint32_t *rows, const int32_t *first, const int32_t *idx, int64_t T, int64_t K),
+       (cx, y, rows, first, idx, T, K), BYTES(y, 4 * T * K), BYTES(rows, 4 * K * rows_named(idx, first[T])),
+       BYTES(idx, 4 * first[T]), BYTES(first, 4 * (T + 1)))
+MIRROR(parts_sum,
+       (OpCx * cx, float *y, const float *own, int64_t own_at, const float *parts, int64_t stride, int64_t nparts,
+        int64_t n),
+       (cx, y, own, own_at, parts, stride, nparts, n), BYTES(y, 4 * n), BYTES(own, 4 * n),
+       BYTES(parts, nparts > 1 ? 4 * (stride * (nparts - 2) + n) : 0))
 MIRROR(embed_fwd, (OpCx * cx, Mat x, Mat table, const int32_t *token), (cx, x, table, token), MAT(x), MAT(table),
        BYTES(token, 4 * x.rows))
 MIRROR(embed_bwd, (OpCx * cx, Mat dtable, Mat dx, const int32_t *token), (cx, dtable, dx, token), MAT(dtable), MAT(dx),

@@ -35,9 +35,16 @@ struct Event {
     }
 };
 
-// Never destroyed: the worker may outlive main.
-std::recursive_mutex &lock = *new std::recursive_mutex;
-std::vector<Stream *> &all = *new std::vector<Stream *>;
+// Never destroyed: the worker may outlive main. Made when first asked for: constructors of C open the device before
+// those of this file have run.
+std::recursive_mutex &the_lock() {
+    static std::recursive_mutex &made = *new std::recursive_mutex;
+    return made;
+}
+std::vector<Stream *> &all_streams() {
+    static std::vector<Stream *> &made = *new std::vector<Stream *>;
+    return made;
+}
 bool is_started;
 
 void merge(std::vector<uint64_t> &to, const std::vector<uint64_t> &from) {
@@ -51,12 +58,12 @@ void work() {
     for (;;) {
         bool has_moved = false;
         {
-            std::lock_guard<std::recursive_mutex> hold(lock);
-            for (size_t i = 0; i < all.size(); i++) {
-                if (all[i]->queue.empty()) continue;
-                Task *t = all[i]->queue.front();
+            std::lock_guard<std::recursive_mutex> hold(the_lock());
+            for (size_t i = 0; i < all_streams().size(); i++) {
+                if (all_streams()[i]->queue.empty()) continue;
+                Task *t = all_streams()[i]->queue.front();
                 if (!t->advance()) continue;
-                all[i]->queue.pop_front();
+                all_streams()[i]->queue.pop_front();
                 delete t;
                 has_moved = true;
             }
@@ -107,7 +114,7 @@ struct Wait : Task {
 void wait_until(const std::function<bool()> &is_over) {
     for (;;) {
         {
-            std::lock_guard<std::recursive_mutex> hold(lock);
+            std::lock_guard<std::recursive_mutex> hold(the_lock());
             if (is_over()) return;
         }
         usleep(20);
@@ -117,10 +124,10 @@ void wait_until(const std::function<bool()> &is_over) {
 } // namespace
 
 Lock::Lock() {
-    lock.lock();
+    the_lock().lock();
 }
 Lock::~Lock() {
-    lock.unlock();
+    the_lock().unlock();
 }
 
 void run(cudaStream_t stream, const std::function<void()> &f) {
@@ -147,12 +154,12 @@ bool is_behind(cudaStream_t stream) {
     Lock hold;
     Stream *s = of(stream);
     if (s->number == 0) return true;
-    return !s->seen.empty() && s->seen[0] >= all[0]->issued;
+    return !s->seen.empty() && s->seen[0] >= all_streams()[0]->issued;
 }
 
 bool has_pending() {
     Lock hold;
-    for (Stream *s : all)
+    for (Stream *s : all_streams())
         if (!s->queue.empty()) return true;
     return false;
 }
@@ -169,8 +176,8 @@ extern "C" {
 cudaError_t cudaStreamCreateWithFlags(cudaStream_t *s, unsigned) {
     Lock hold;
     Stream *n = new Stream;
-    n->number = all.size();
-    all.push_back(n);
+    n->number = all_streams().size();
+    all_streams().push_back(n);
     *s = (cudaStream_t)n;
     return cudaSuccess;
 }

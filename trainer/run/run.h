@@ -7,6 +7,7 @@
 #include "checkpoint.h"
 #include "evaluate.h"
 #include "model_memory.h"
+#include "rank_map.h"
 #include "run_dir.h"
 #include "save.h"
 #include "step.h"
@@ -58,6 +59,7 @@ typedef struct Run {
     int64_t bad_step;        // the furthest that was not finite
     int bad_in_row;          // batches that were not finite since it was passed last
     Stop stop;               // signals, the time limit
+    RankPlace *places;       // [nranks] hosts, cores and GPUs of all ranks
     Straggler *straggler;    // who is slow (run_pace.c)
     char *hosts;             // [world][64]
     double *own_s;           // [world] seconds of each rank in the last step

@@ -86,6 +86,22 @@ Err run_dry(const Config *c, int world) {
     return report_saved(&plan, &s, &mesh);
 }
 
+// report_map: hosts with their ranks, cores and GPUs; what looks wrong about it, host by host.
+static void report_map(const Run *r) {
+    enum { HOSTS = 32 };
+    char text[4096];
+    int hosts = 0;
+    for (int at = 0; at < r->boot.nranks; hosts++) {
+        at = rank_map_line(r->places, r->boot.nranks, at, text, sizeof text);
+        if (hosts < HOSTS) log_line("%-10s %s", hosts == 0 ? "map" : "", text);
+    }
+    if (hosts > HOSTS) log_line("           and %d hosts more", hosts - HOSTS);
+    for (int at = 0; at < r->boot.nranks;) {
+        at = rank_map_warning(r->places, r->boot.nranks, at, text, sizeof text);
+        if (text[0]) log_warn("%s: slow, or short of memory; see the launcher's options for binding and GPUs", text);
+    }
+}
+
 // report_cores: of the first rank; and of how many ranks the threads must take turns.
 static void report_cores(const Run *r) {
     const Boot *b = &r->boot;
@@ -118,6 +134,7 @@ void run_banner(const Run *r) {
         "ranks      %d = %d expert-parallel x %d data-parallel, %d thread%s each, kernels %s (%s)",
         m->world, m->ep, m->dp, r->cx.op.nthreads, r->cx.op.nthreads == 1 ? "" : "s",
         r->cx.ops->backend, r->cx.ops->isa);
+    report_map(r);
     report_cores(r);
     report_memory(&r->memory, r->config);
     report_device(&r->cx);

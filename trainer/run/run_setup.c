@@ -384,6 +384,16 @@ static Err connect_devices(Run *r) {
     return OK;
 }
 
+// place_ranks: where everybody is. Collective over world.
+static Err place_ranks(Run *r) {
+    char gpu[64];
+    RankPlace mine;
+    device_cuda_id(gpu, sizeof gpu);
+    rank_place(&mine, r->boot.host, r->backend.dev->alloc ? gpu : "");
+    MEM_NEW(r->places, r->boot.nranks);
+    return rank_map_gather(r->places, &mine, r->boot.world);
+}
+
 // part: a part of the start is done: an error of one rank ends all, and so does a request to stop, with nothing made or
 // saved. Collective over world.
 static Err part(Run *r, Err mine) {
@@ -404,6 +414,7 @@ Err run_setup(Run *r, bool *is_done) {
     TRY(choose_backend(r));
     TRY(part(r, connect_devices(r)));
     TRY(run_watch_devices(r));
+    TRY(place_ranks(r));
     TRY(part(r, choose_dir(r, resume_path, sizeof resume_path, &resume_step)));
     TRY(part(r, open_data(r)));
     TRY(part(r, make_model(r)));
@@ -447,6 +458,7 @@ void run_close(Run *r) {
     shadow_free(&r->shadow);
     model_free(&r->model);
     cx_destroy(&r->cx);
+    mem_free(r->places);
     mem_free(r->tokens);
     mem_free(r->doc_start);
     config_free(r->config);

@@ -16,6 +16,7 @@ struct Arena {
     void *map;      // on the host: what was reserved, `room` bytes; base is its first huge page
     size_t room;
     const Device *dev; // owner of the memory; NULL: address space of the host
+    size_t have;       // bytes with memory behind them, of a device
 };
 
 // Arenas start at a multiple of this: a page of 2 MiB must be aligned to be one, and older kernels align a
@@ -64,7 +65,7 @@ Err arena_create_on(Arena **out, const Device *dev, const char *name, size_t byt
     snprintf(a->name, sizeof a->name, "%s", name);
     a->size = align_up(bytes ? bytes : ARENA_ALIGN);
     a->dev = dev;
-    Err err = dev->alloc((void **)&a->base, a->size, name);
+    Err err = dev->reserve((void **)&a->base, a->size, &a->have, name);
     if (err != OK) {
         free(a);
         TRY(err);
@@ -91,6 +92,7 @@ Err arena_push(Arena *a, void **out, size_t bytes, const char *what) {
               "arena %s: block %s of %zu bytes does not fit: %zu of %zu bytes are in use", a->name, what,
               bytes, a->used, a->size);
     }
+    if (a->dev && a->used + need > a->have) TRY(a->dev->grow(a->base, &a->have, a->used + need, a->name));
     *out = a->is_measure ? (void *)(MEASURE_BASE + a->used) : (void *)(a->base + a->used);
     a->used += need;
     if (a->used > a->high) a->high = a->used;
@@ -124,6 +126,10 @@ const char *arena_name(const Arena *a) {
 
 size_t arena_size(const Arena *a) {
     return a->size;
+}
+
+size_t arena_held(const Arena *a) {
+    return a->dev ? a->have : 0;
 }
 
 void arena_poison(bool on) {

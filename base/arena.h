@@ -14,8 +14,9 @@ typedef struct Arena Arena;
 
 // arena_create: reserve `bytes` (0 with is_measure). Errors: E_INTERNAL if there is no address space. Local.
 Err arena_create(Arena **out, const char *name, size_t bytes, bool is_measure) MUST_CHECK;
-// arena_create_on: the same in the memory of a device (device.h); on the CPU and in measure mode as arena_create.
-// Errors: E_INTERNAL if the device has not that much. Local.
+// arena_create_on: the same in the memory of a device (device.h), which takes it as it is pushed, some 64 MiB at a
+// time, where the device can do that; on the CPU and in measure mode as arena_create. Errors: E_INTERNAL if the device
+// has not that much, then or in a push. Local.
 Err arena_create_on(Arena **out, const Device *dev, const char *name, size_t bytes, bool is_measure) MUST_CHECK;
 // arena_destroy: give the memory back; *a = NULL. Accepts NULL.
 void arena_destroy(Arena **a);
@@ -32,6 +33,8 @@ size_t arena_high(const Arena *a);
 void arena_reset_high(Arena *a);
 const char *arena_name(const Arena *a);
 size_t arena_size(const Arena *a);
+// arena_held: bytes of a device's memory behind it so far; 0 on the host.
+size_t arena_held(const Arena *a);
 // arena_poison: from now on, fill every pushed block of every arena with 0xFF. For tests.
 void arena_poison(bool on);
 

@@ -20,6 +20,12 @@ typedef struct Device {
     // address space of the host. Errors: E_INTERNAL naming `what` and the sizes. release: accepts NULL. Local.
     Err (*alloc)(void **out, size_t bytes, const char *what);
     void (*release)(void *p);
+    // reserve, grow: an arena whose memory comes as it is used: `bytes` of the device's addresses, *have of them with
+    // memory behind them (none, or all where the device cannot do it otherwise); then memory for the first `want` of
+    // them at least. NULL where arenas use address space of the host. release takes these too. Errors: as alloc; grow
+    // may also be E_PEER. Local.
+    Err (*reserve)(void **out, size_t bytes, size_t *have, const char *what);
+    Err (*grow)(void *p, size_t *have, size_t want, const char *what);
     // read: as to_host, but the bytes are only there after the next sync or to_host: many reads cost one wait. They
     // are of the moment of the call, whatever is issued between. Local.
     Err (*read)(void *host, const void *dev, size_t bytes);

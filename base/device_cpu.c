@@ -24,11 +24,12 @@ static Err null_zero(void *dev, size_t bytes) {
 }
 
 const Device *device_cpu(void) {
-    static const Device d = {"cpu", cpu_copy, cpu_copy, cpu_zero, cpu_sync, NULL, NULL, cpu_copy, cpu_copy};
+    static const Device d = {"cpu", cpu_copy, cpu_copy, cpu_zero, cpu_sync, NULL, NULL, NULL, NULL, cpu_copy, cpu_copy};
     return &d;
 }
 
 const Device *device_null(void) {
-    static const Device d = {"null", null_copy, null_copy, null_zero, cpu_sync, NULL, NULL, null_copy, null_copy};
+    static const Device d = {"null", null_copy, null_copy, null_zero, cpu_sync, NULL,
+                             NULL,   NULL,      NULL,      null_copy, null_copy};
     return &d;
 }

@@ -12,6 +12,7 @@
 #include <time.h>
 
 #include "device.h"
+#include "device_cuda_space.h"
 
 #define HALF ((size_t)4 << 20) // bytes of a pinned half
 #define ALIGN ((size_t)64)     // of what lies in it
@@ -232,12 +233,25 @@ static Err cuda_alloc(void **out, size_t bytes, const char *what) {
          (double)bytes / 1048576.0, cudaGetErrorString(e), (double)left / 1048576.0, (double)total / 1048576.0);
 }
 
-static void cuda_release(void *p) {
-    if (p) cudaFree(p);
+static Err cuda_reserve(void **out, size_t bytes, size_t *have, const char *what) {
+    *have = 0;
+    if (space_reserve(out, bytes ? bytes : 1)) return OK;
+    *have = bytes;
+    return cuda_alloc(out, bytes, what);
 }
 
-static const Device device = {"cuda",     cuda_to_host, cuda_to_device, cuda_zero, cuda_sync,
-                              cuda_alloc, cuda_release, cuda_read,      cuda_copy};
+static Err cuda_grow(void *p, size_t *have, size_t want, const char *what) {
+    return space_grow(gpu.number, p, have, want, what);
+}
+
+// Memory that the device may still work with is not taken from under it.
+static void cuda_release(void *p) {
+    if (p && gpu.stream) cudaStreamSynchronize(gpu.stream);
+    if (p && !space_release(p)) cudaFree(p);
+}
+
+static const Device device = {"cuda",       cuda_to_host, cuda_to_device, cuda_zero, cuda_sync, cuda_alloc,
+                              cuda_release, cuda_reserve, cuda_grow,      cuda_read, cuda_copy};
 
 static Err open_gpu(int local_rank) {
     DeviceInfo info;
@@ -246,6 +260,7 @@ static Err open_gpu(int local_rank) {
           info.why);
     gpu.number = local_rank % info.count;
     TRY_CUDA(cudaSetDevice(gpu.number));
+    space_open(gpu.number);
     TRY_CUDA(cudaStreamCreateWithFlags(&gpu.stream, cudaStreamNonBlocking));
     gpu.current = gpu.stream;
     TRY_CUDA(cudaEventCreateWithFlags(&gpu.now, cudaEventDisableTiming));

@@ -80,7 +80,7 @@ length($0) > max_columns && base !~ /\.def$/ { complain("more than " max_columns
     gsub(/^#[ ]*include[ ]*[<"]|[>"].*$/, "", name)
     if (name in only && FILENAME !~ only[name]) complain(name " may not be included here")
     if (name ~ /^(cuda|cublas|cooperative_groups)/ && !(name in home) && !is_test &&
-        FILENAME !~ /^(kernels\/(.*_cuda(_[a-z0-9]+)?\.|cuda_launch\.h$|ptx\.h$)|base\/device_cuda\.c$|parallel\/comm_nccl\.c$)/)
+        FILENAME !~ /^(kernels\/(.*_cuda(_[a-z0-9]+)?\.|cuda_launch\.h$|ptx\.h$)|base\/device_cuda(_space)?\.c$|parallel\/comm_nccl\.c$)/)
         complain(name " may not be included here")
 }
 

@@ -6,6 +6,7 @@
 // otherwise.
 #include "simt.h"
 #include "streams_on_cpu.h"
+#include <cuda.h>
 #include <unistd.h>
 
 static int device_count = 1;
@@ -16,8 +17,9 @@ static cudaError_t last_error = cudaSuccess;
 enum { BLOCKS = 256, PINNED = 64 };
 static struct {
     char *p, *alias;
-    size_t bytes;
+    size_t bytes, room; // with memory behind them; of the mapping
 } blocks[BLOCKS];
+static size_t memory_left = (size_t)1 << 32; // of the device
 static struct {
     char *p;
     size_t bytes;
@@ -100,7 +102,8 @@ cudaError_t cudaRuntimeGetVersion(int *v) {
     return cudaSuccess;
 }
 cudaError_t cudaMemGetInfo(size_t *free_bytes, size_t *total) {
-    *free_bytes = *total = (size_t)1 << 32;
+    *free_bytes = memory_left;
+    *total = (size_t)1 << 32;
     return cudaSuccess;
 }
 cudaError_t cudaDeviceGetPCIBusId(char *text, int n, int device) {
@@ -109,34 +112,114 @@ cudaError_t cudaDeviceGetPCIBusId(char *text, int n, int device) {
     else snprintf(text, (size_t)n, "%d:%d", (int)getpid(), device);
     return cudaSuccess;
 }
-cudaError_t cudaMalloc(void **p, size_t bytes) {
+// map_block: addresses, twice, without access for the host through the first.
+static bool map_block(void **out, size_t size, size_t bytes) {
     for (auto &b : blocks) {
         if (b.p) continue;
-        size_t size = (bytes + 4095) & ~(size_t)4095;
         int fd = memfd_create("device", MFD_CLOEXEC);
-        if (fd < 0 || ftruncate(fd, (off_t)size) != 0) return cudaErrorMemoryAllocation;
+        if (fd < 0 || ftruncate(fd, (off_t)size) != 0) return false;
         void *m = mmap(nullptr, size, PROT_NONE, MAP_SHARED | MAP_NORESERVE, fd, 0);
         void *alias = mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, fd, 0);
         close(fd);
-        if (m == MAP_FAILED || alias == MAP_FAILED) return cudaErrorMemoryAllocation;
-        if (size < ((size_t)256 << 20)) memset(alias, 0xFF, size); // large arenas are mostly never touched
+        if (m == MAP_FAILED || alias == MAP_FAILED) return false;
         b.p = (char *)m;
         b.alias = (char *)alias;
-        b.bytes = size;
-        *p = m;
-        return cudaSuccess;
+        b.bytes = bytes;
+        b.room = size;
+        *out = m;
+        return true;
     }
-    return cudaErrorMemoryAllocation;
+    return false;
+}
+static void poison(char *alias, size_t bytes) {
+    if (bytes < ((size_t)256 << 20)) memset(alias, 0xFF, bytes); // large blocks are mostly never touched
+}
+cudaError_t cudaMalloc(void **p, size_t bytes) {
+    size_t size = (bytes + 4095) & ~(size_t)4095;
+    if (size > memory_left || !map_block(p, size, size)) return cudaErrorMemoryAllocation;
+    memory_left -= size;
+    poison(runtime_alias(*p, size), size);
+    return cudaSuccess;
+}
+static bool unmap_block(void *p) {
+    for (auto &b : blocks)
+        if (p && b.p == p) {
+            munmap(b.p, b.room);
+            munmap(b.alias, b.room);
+            memory_left += b.bytes;
+            b.p = nullptr;
+            return true;
+        }
+    return false;
 }
 cudaError_t cudaFree(void *p) {
     streams::finish_all();
-    for (auto &b : blocks)
-        if (p && b.p == p) {
-            munmap(b.p, b.bytes);
-            munmap(b.alias, b.bytes);
-            b.p = nullptr;
-        }
+    unmap_block(p);
     return cudaSuccess;
+}
+
+// The driver's calls for addresses that get their memory later.
+static CUresult mem_granularity(size_t *bytes, const CUmemAllocationProp *, CUmemAllocationGranularity_flags) {
+    *bytes = (size_t)2 << 20;
+    return CUDA_SUCCESS;
+}
+static CUresult mem_reserve(CUdeviceptr *p, size_t bytes, size_t, CUdeviceptr, unsigned long long) {
+    return bytes % ((size_t)2 << 20) == 0 && map_block((void **)p, bytes, 0) ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
+}
+static CUresult mem_create(CUmemGenericAllocationHandle *h, size_t bytes, const CUmemAllocationProp *, unsigned long long) {
+    if (bytes == 0 || bytes % ((size_t)2 << 20)) return CUDA_ERROR_INVALID_VALUE;
+    if (bytes > memory_left) return CUDA_ERROR_OUT_OF_MEMORY;
+    *h = bytes;
+    return CUDA_SUCCESS;
+}
+static CUresult mem_map(CUdeviceptr p, size_t bytes, size_t, CUmemGenericAllocationHandle h, unsigned long long) {
+    for (auto &b : blocks)
+        if (b.p && (CUdeviceptr)b.p + b.bytes == p && h == bytes && b.bytes + bytes <= b.room) return CUDA_SUCCESS;
+    return CUDA_ERROR_INVALID_VALUE;
+}
+static CUresult mem_access(CUdeviceptr p, size_t bytes, const CUmemAccessDesc *d, size_t n) {
+    for (auto &b : blocks)
+        if (b.p && (CUdeviceptr)b.p + b.bytes == p && n == 1 && d->flags == CU_MEM_ACCESS_FLAGS_PROT_READWRITE) {
+            poison(b.alias + b.bytes, bytes);
+            b.bytes += bytes;
+            memory_left -= bytes;
+            return CUDA_SUCCESS;
+        }
+    return CUDA_ERROR_INVALID_VALUE;
+}
+static CUresult mem_release(CUmemGenericAllocationHandle) {
+    return CUDA_SUCCESS;
+}
+static CUresult mem_unmap(CUdeviceptr p, size_t bytes) {
+    for (auto &b : blocks)
+        if (b.p == (char *)p && b.bytes == bytes) return CUDA_SUCCESS;
+    return CUDA_ERROR_INVALID_VALUE;
+}
+static CUresult mem_give_back(CUdeviceptr p, size_t bytes) {
+    for (auto &b : blocks)
+        if (b.p == (char *)p && b.room == bytes) return unmap_block(b.p) ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
+    return CUDA_ERROR_INVALID_VALUE;
+}
+static bool has_spaces = true;
+// runtime_on_cpu_memory: what the device has left, and whether its addresses can get their memory later.
+size_t runtime_on_cpu_memory(void) {
+    return memory_left;
+}
+void runtime_on_cpu_limit(size_t bytes, int spaces) {
+    memory_left = bytes;
+    has_spaces = spaces != 0;
+}
+void *runtime_driver(const char *name) {
+    static const struct {
+        const char *name;
+        void *fn;
+    } calls[] = {{"cuMemGetAllocationGranularity", (void *)mem_granularity}, {"cuMemAddressReserve", (void *)mem_reserve},
+                 {"cuMemCreate", (void *)mem_create}, {"cuMemMap", (void *)mem_map}, {"cuMemSetAccess", (void *)mem_access},
+                 {"cuMemRelease", (void *)mem_release}, {"cuMemUnmap", (void *)mem_unmap},
+                 {"cuMemAddressFree", (void *)mem_give_back}};
+    for (auto &c : calls)
+        if (has_spaces && strcmp(c.name, name) == 0) return c.fn;
+    return nullptr;
 }
 cudaError_t cudaMallocHost(void **p, size_t bytes) {
     for (auto &b : pinned) {

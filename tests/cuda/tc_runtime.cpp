@@ -53,6 +53,8 @@ CUresult encode(CUtensorMap *map, CUtensorMapDataType type, cuuint32_t rank, voi
 
 static int multiprocessors = 4;
 
+extern "C" void *runtime_driver(const char *name); // runtime_on_cpu.cpp
+
 extern "C" {
 void tc_multiprocessors(int n) {
     multiprocessors = n;
@@ -104,8 +106,8 @@ cudaError_t cudaDeviceGetAttribute(int *value, enum cudaDeviceAttr what, int) {
 }
 cudaError_t cudaGetDriverEntryPointByVersion(const char *symbol, void **fn, unsigned, unsigned long long,
                                              cudaDriverEntryPointQueryResult *found) {
-    bool is_known = !strcmp(symbol, "cuTensorMapEncodeTiled");
-    *fn = is_known ? (void *)tc::encode : nullptr;
+    *fn = !strcmp(symbol, "cuTensorMapEncodeTiled") ? (void *)tc::encode : runtime_driver(symbol);
+    bool is_known = *fn != nullptr;
     if (found) *found = is_known ? cudaDriverEntryPointSuccess : cudaDriverEntryPointSymbolNotFound;
     return cudaSuccess;
 }

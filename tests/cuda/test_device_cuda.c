@@ -54,6 +54,60 @@ static void test_arena(void **state) {
     arena_destroy(&a);
 }
 
+size_t runtime_on_cpu_memory(void);
+void runtime_on_cpu_limit(size_t bytes, int spaces);
+
+// An arena of more than the device has: memory comes with the blocks that need it, keeps its contents and its place,
+// and goes with the arena. Where the device cannot do that, all of it is taken at once.
+static void test_space(void **state) {
+    (void)state;
+    enum { MIB = 1 << 20 };
+    size_t before = runtime_on_cpu_memory();
+    Arena *a = NULL;
+    uint8_t *x = NULL, *y = NULL, host[100], back[100];
+    for (int i = 0; i < 100; i++) host[i] = (uint8_t)(i * 7);
+    MUST_OK(arena_create_on(&a, dev, "acts", (size_t)100 << 30, false));
+    assert_int_equal(runtime_on_cpu_memory(), before);
+    assert_int_equal(arena_held(a), 0);
+    MUST_OK(arena_push(a, (void **)&x, 5 * MIB, "x"));
+    assert_int_equal(arena_held(a), 64 * MIB);
+    MUST_OK(dev->to_device(x + 5 * MIB - 100, host, 100));
+    size_t mark = arena_mark(a);
+    MUST_OK(arena_push(a, (void **)&y, (size_t)300 * MIB, "y"));
+    assert_ptr_equal(y, x + 5 * MIB);
+    assert_int_equal(arena_held(a), 320 * MIB);
+    assert_int_equal(runtime_on_cpu_memory(), before - 320 * (size_t)MIB);
+    MUST_OK(dev->to_device(y + 300 * MIB - 100, host, 100));
+    MUST_OK(dev->copy(y, x + 5 * MIB - 100, 100)); // across pieces
+    MUST_OK(dev->copy(y + 100, y + 300 * MIB - 100, 100));
+    for (int i = 0; i < 2; i++) {
+        MUST_OK(dev->to_host(back, y + i * 100, 100));
+        assert_memory_equal(back, host, 100);
+    }
+    arena_release(a, mark);
+    MUST_OK(arena_push(a, (void **)&y, (size_t)310 * MIB, "again"));
+    assert_int_equal(arena_held(a), 320 * MIB); // what was there is used again
+    MUST_FAIL(arena_push(a, (void **)&y, (size_t)8 << 30, "too much"), E_INTERNAL,
+              "acts: 320.0 MiB of the GPU's memory");
+    arena_destroy(&a);
+    assert_int_equal(runtime_on_cpu_memory(), before);
+    MUST_FAIL(arena_create_on(&a, dev, "acts", (size_t)1 << 60, false), E_INTERNAL, "acts");
+    runtime_on_cpu_limit(before, 0); // a driver without these calls
+    device_cuda_close();
+    MUST_OK(device_cuda_open(&dev, 0));
+    before = runtime_on_cpu_memory();
+    MUST_OK(arena_create_on(&a, dev, "acts", (size_t)100 * MIB, false));
+    assert_int_equal(arena_held(a), 100 * MIB);
+    assert_int_equal(runtime_on_cpu_memory(), before - 100 * (size_t)MIB);
+    MUST_OK(arena_push(a, (void **)&x, 5 * MIB, "x"));
+    arena_destroy(&a);
+    assert_int_equal(runtime_on_cpu_memory(), before);
+    MUST_FAIL(arena_create_on(&a, dev, "acts", (size_t)100 << 30, false), E_INTERNAL, "acts: 102400.0 MiB");
+    runtime_on_cpu_limit(before, 1);
+    device_cuda_close();
+    MUST_OK(device_cuda_open(&dev, 0));
+}
+
 // Host code cannot touch the device's memory, as on a GPU: this is what later tests of the trainer rest on.
 static void test_guard(void **state) {
     (void)state;
@@ -122,6 +176,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_copies),
         cmocka_unit_test(test_arena),
+        cmocka_unit_test(test_space),
         cmocka_unit_test(test_guard),
         cmocka_unit_test(test_faults),
         cmocka_unit_test(test_without_device),

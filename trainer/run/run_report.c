@@ -114,16 +114,20 @@ static void report_cores(const Run *r) {
                  (long long)r->crowded, b->nranks);
 }
 
-// report_device: what this rank took of its GPU's memory, which is all it will ever take.
+// report_device: what this rank has taken of its GPU's memory, and what it may take at most: activations and scratch
+// get it as they need it.
 static void report_device(const Cx *cx) {
     if (staging_is_host(cx)) return;
     DeviceInfo d;
     device_cuda_info(&d);
     const Arena *arenas[] = {cx->params, cx->state, cx->acts, cx->scratch};
-    double mib[4], all = 0.0;
-    for (int i = 0; i < 4; i++) all += mib[i] = (double)arena_size(arenas[i]) / 1048576.0;
-    log_line("device     %s, %.1f MiB of %.1f: params %.1f, state %.1f, acts %.1f, scratch %.1f", d.name, all,
-             (double)d.memory / 1048576.0, mib[0], mib[1], mib[2], mib[3]);
+    double mib[4], most = 0.0, held = 0.0;
+    for (int i = 0; i < 4; i++) {
+        most += mib[i] = (double)arena_size(arenas[i]) / 1048576.0;
+        held += (double)arena_held(arenas[i]) / 1048576.0;
+    }
+    log_line("device     %s, %.1f MiB of %.1f taken, at most %.1f: params %.1f, state %.1f, acts %.1f, scratch %.1f",
+             d.name, held, (double)d.memory / 1048576.0, most, mib[0], mib[1], mib[2], mib[3]);
 }
 
 void run_banner(const Run *r) {

@@ -20,6 +20,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <tuple>
 #include <type_traits>
 #include <vector_types.h>
 #if defined(__SANITIZE_ADDRESS__)
@@ -40,9 +41,17 @@
 #define blockDim (simt::blk.bdim)
 #define gridDim (simt::blk.gdim)
 #define warpSize 32
-// LAUNCH(kernel, grid, block, bytes of dynamic shared memory, stream, arguments...)
+// LAUNCH(kernel, grid, block, bytes of dynamic shared memory, stream, arguments...): the arguments are what they are now,
+// whenever the stream gets to it.
 #define LAUNCH(k, grid, block, smem, stream, ...)                                                  \
-    simt::issue((void *)(stream), [=] { simt::launch(#k, grid, block, smem, [&] { k(__VA_ARGS__); }); })
+    do {                                                                                           \
+        auto kernel_ = [=](const auto &...a) { k(a...); };                                         \
+        simt::issue((void *)(stream),                                                              \
+                    [kernel_, args = std::make_tuple(__VA_ARGS__), grid_ = dim3(grid),             \
+                     block_ = dim3(block), smem_ = (size_t)(smem)] {                               \
+                        simt::launch(#k, grid_, block_, smem_, [&] { std::apply(kernel_, args); }); \
+                    });                                                                            \
+    } while (0)
 // DYN_SMEM(T, name): the dynamic shared memory as a pointer to T, aligned to 1024 bytes.
 #define DYN_SMEM(T, name) T *name = reinterpret_cast<T *>(simt::blk.dyn)
 // SMEM(T, name, dims): `__shared__ T name dims`, dims may be empty.

@@ -303,10 +303,10 @@ void device_cuda_close(void) {
 
 void device_cuda_id(char *out, size_t n) {
     struct cudaDeviceProp p;
-    int device = 0;
+    int ordinal = 0;
     snprintf(out, n, "%s", "");
-    if (!gpu.is_open || cudaGetDevice(&device) != cudaSuccess) return;
-    if (cudaGetDeviceProperties(&p, device) != cudaSuccess) return;
+    if (!gpu.is_open || cudaGetDevice(&ordinal) != cudaSuccess) return;
+    if (cudaGetDeviceProperties(&p, ordinal) != cudaSuccess) return;
     // Parts of one GPU (MIG) have an own UUID each.
     const unsigned char *id = (const unsigned char *)p.uuid.bytes;
     snprintf(out, n, "%04x:%02x:%02x.0 GPU-%02x%02x%02x%02x", (unsigned)p.pciDomainID, (unsigned)p.pciBusID,

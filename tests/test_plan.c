@@ -252,7 +252,7 @@ static void test_plan_worst(void **state) {
         assert_int_equal(arena_create(&mkeep, "keep", 0, true), OK);
         assert_int_equal(arena_create(&mscratch, "scratch", 0, true), OK);
         int32_t idx[37 * 4];
-        float gate[37 * 4], dgate[37 * 4], dpair[37 * 4];
+        float gate[37 * 4], dpair[37 * 4], here[37 * 4], back[37 * 4];
         for (int64_t i = 0; i < T * L; i++) {
             idx[i] = (int32_t)(i % L);
             gate[i] = (float)i;
@@ -263,15 +263,20 @@ static void test_plan_worst(void **state) {
         int request = -1;
         assert_int_equal(exchange_plan(self, &p, &f, keep, scratch, idx, gate, T, L, L, NULL), OK);
         assert_int_equal(exchange_plan_end(self, &p, &f, keep), OK);
-        assert_int_equal(exchange_gates(self, &p, &f, scratch, dpair, NULL), OK);
-        assert_int_equal(exchange_gates_end(self, &p, &f, dgate), OK);
-        for (int64_t i = 0; i < T * L; i++)
-            assert_true(dgate[i] == dpair[i % L * T + i / L]); // pairs are by expert
+        assert_int_equal(p.npair, T * L);
+        for (int64_t i = 0; i < p.npair; i++) here[p.pair_recv[i] * L + p.pair_slot[i]] = dpair[i];
+        assert_int_equal(exchange_gates(self, &p, &request, back, here, NULL), OK);
+        assert_int_equal(comm_wait(self, &request), OK);
+        for (int64_t t = 0; t < T; t++) {
+            assert_int_equal(p.tok_first[t + 1] - p.tok_first[t], 1); // one row for each rank, of which there is one
+            for (int64_t k = 0; k < L; k++) // pairs are by expert
+                assert_true(back[p.tok_row[p.tok_first[t]] * L + k] == dpair[k * T + t]);
+        }
         assert_int_equal(exchange_plan(null, &m, &f, mkeep, mscratch, NULL, NULL, T, L, L, NULL),
                          OK);
         assert_int_equal(exchange_plan_end(null, &m, &f, mkeep), OK);
-        assert_int_equal(exchange_gates(null, &m, &f, mscratch, NULL, NULL), OK);
-        assert_int_equal(exchange_gates_end(null, &m, &f, NULL), OK);
+        assert_int_equal(exchange_gates(null, &m, &request, NULL, NULL, NULL), OK);
+        assert_int_equal(comm_wait(null, &request), OK);
         assert_int_equal(exchange_dispatch(null, &m, &request, NULL, NULL, 100, NULL), OK);
         assert_int_equal(comm_wait(null, &request), OK);
         assert_int_equal(exchange_combine(null, &m, &request, NULL, NULL, 100, NULL), OK);

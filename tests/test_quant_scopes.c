@@ -228,7 +228,7 @@ static void strange_tiles(void **state) {
         x[4 * TILE + c] = c % 2 ? NAN : INFINITY;
         x[5 * TILE + c] = 2.0f;
     }
-    uint8_t wire[ROWS * (TILE + 4)];
+    uint8_t wire[ROWS * (TILE + 16)];
     Mat m = mat(x, DT_F32, ROWS, TILE);
     MatQ y = matq_wire(wire, SCALE_E8M0, CODE_E4M3, ROWS, TILE);
     for (int i = 0; i < 5; i++) {
@@ -293,7 +293,7 @@ static void quantiles(void **state) {
     // Beyond either end.
     memset(&n, 0, sizeof n);
     float x[2][TILE] = {{1e-38f}, {3e38f}};
-    uint8_t wire[2 * (TILE + 4)];
+    uint8_t wire[2 * (TILE + 16)];
     MatQ y = matq_wire(wire, SCALE_F32, CODE_E4M3, 2, TILE);
     assert_int_equal(quant_tile_cpu(&cx, y, mat(x, DT_F32, 2, TILE), (QuantRule){0}, &n), OK);
     assert_int_equal(n.scales[0], 1);

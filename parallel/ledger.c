@@ -67,8 +67,10 @@ Err ledger_open(Ledger *l, const char *dir) {
     CHECK(rename(path, old) == 0 || errno == ENOENT, E_OUTPUT, "cannot rename %s: %s", path, strerror(errno));
     int fd = open(path, O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
     bool ok = fd >= 0 && write_whole(fd, (const char *)l->head, LEDGER_BYTES);
-    // At the same address, so that nobody has to be told.
-    ok = ok && mmap(l->head, LEDGER_BYTES, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, fd, 0) != MAP_FAILED;
+    // At the same address, so that nobody has to be told; elsewhere first, because a mapping that a file system refuses
+    // may already have taken the old one away.
+    void *p = ok ? mmap(NULL, LEDGER_BYTES, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0) : MAP_FAILED;
+    ok = p != MAP_FAILED && mremap(p, LEDGER_BYTES, LEDGER_BYTES, MREMAP_MAYMOVE | MREMAP_FIXED, l->head) != MAP_FAILED;
     int why = errno;
     if (fd >= 0) close(fd);
     CHECK(ok, E_OUTPUT, "cannot write %s: %s", path, strerror(why));

@@ -251,6 +251,10 @@ static void test_keep(void **state) {
     expect_found(checkpoints, -1, 500);
     MUST_OK(save(450, 1, 0));
     expect_listing("latest step_00000450 ");
+    run("rm %s/latest && mkdir %s/latest", checkpoints, checkpoints); // as a copy that follows links makes it
+    MUST_OK(save(475, 1, 0));
+    expect_listing("latest step_00000475 ");
+    expect_found(checkpoints, -1, 475);
 }
 
 static void expect_damage(int64_t step, const char *what) {

@@ -55,6 +55,9 @@ static void test_margin(void **state) {
     stop_note_save(&s, 4.0);
     stop_note_step(&s, 3.0);
     assert_true(stop_margin(&s) == 20.0);
+    s.is_saving = true; // the last save has to wait for it
+    assert_true(stop_margin(&s) == 30.0);
+    s.is_saving = false;
     s.deadline = now_seconds() + 30.0;
     assert_int_equal(stop_look(&s), 0);
     s.deadline = now_seconds() + 19.0;

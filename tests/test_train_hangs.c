@@ -6,6 +6,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "drive.h"
@@ -202,11 +203,23 @@ static void test_slow(void **state) {
     steps_free(&s);
 }
 
+// A fault that one rank cannot note down ends all of them, not that one alone.
+static void test_not_noted(void **state) {
+    (void)state;
+    static Job j;
+    const char *dir = path_of("unnoted"), *injected = path_of("unnoted/injected");
+    assert_true(mkdir(dir, 0777) == 0 && mkdir(injected, 0777) == 0);
+    run(&j, 2, "train %s --run-dir %s --set parallel.ep=2 --steps 4 --inject nan@step=2,rank=1 %s", tiny(), dir, SHORT);
+    assert_ends(&j, 74);
+    assert_says(&j, "rank 1: cannot write ");
+}
+
 int main(int argc, char **argv) {
     drive_init(argc, argv);
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_stopped),  cmocka_unit_test(test_stopped_first_rank), cmocka_unit_test(test_goes_on),
         cmocka_unit_test(test_injected), cmocka_unit_test(test_alone),    cmocka_unit_test(test_slow),
+        cmocka_unit_test(test_not_noted),
     };
     return drive_done(cmocka_run_group_tests(tests, NULL, NULL));
 }

@@ -140,6 +140,22 @@ static void test_rollback(void **state) {
     steps_free(&a);
     steps_free(&b);
     assert_true(in_file(dir, "checkpoints/step_00000004/manifest.json", "[16, 32)"));
+    assert_true(in_file(dir, "events.jsonl", "\"event\":\"save\",\"step\":4"));
+}
+
+// A run that goes on from before its newest checkpoint goes back to where it went on, not forward to that one.
+static void test_rollback_of_resumed(void **state) {
+    (void)state;
+    static Job j;
+    const char *dir = path_of("before");
+    run_ok(1, "train %s --run-dir %s --steps 4 --set checkpoint.every=2 %s", tiny(), dir, SHORT);
+    run(&j, 1,
+        "train %s --run-dir %s --resume %s@2 --steps 4 --set train.on_nonfinite=rollback --set checkpoint.every=2 "
+        "--inject nan@step=3,rank=0 %s",
+        tiny(), dir, dir, SHORT);
+    assert_ends(&j, 0);
+    assert_says(&j, "back to step 2, and on with sample 24");
+    assert_true(in_file(dir, "checkpoints/step_00000004/manifest.json", "[16, 24)"));
 }
 
 static void test_limits(void **state) {
@@ -166,7 +182,7 @@ int main(int argc, char **argv) {
     drive_init(argc, argv);
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_named),    cmocka_unit_test(test_skip_alone), cmocka_unit_test(test_skip_on_ranks),
-        cmocka_unit_test(test_rollback), cmocka_unit_test(test_limits),
+        cmocka_unit_test(test_rollback), cmocka_unit_test(test_rollback_of_resumed), cmocka_unit_test(test_limits),
     };
     return drive_done(cmocka_run_group_tests(tests, NULL, NULL));
 }

@@ -132,31 +132,39 @@ void ckdir_clean(const char *dir) {
     closedir(d);
 }
 
-static Err point_latest(const char *dir, const char *name) {
+// A convenience only: the checkpoint is whole and found without it.
+static void point_latest(const char *dir, const char *name) {
     char link[CKDIR_PATH], temp[CKDIR_PATH];
     snprintf(link, sizeof link, "%s/latest", dir);
     snprintf(temp, sizeof temp, "%s/latest.partial", dir);
     unlink(temp);
-    if (symlink(name, temp) != 0) { // a convenience only, and some file systems have no links
+    if (symlink(name, temp) != 0) { // some file systems have no links
         log_warn("cannot create the link %s: %s", link, strerror(errno));
-        return OK;
+        return;
     }
-    CHECK(rename(temp, link) == 0, E_OUTPUT, "cannot replace the link %s: %s", link,
-          strerror(errno));
-    return OK;
+    if (rename(temp, link) == 0) return; // not where a copy of the folder made a folder of it
+    log_warn("cannot replace %s by a link to %s: %s; remove it", link, name, strerror(errno));
+    unlink(temp);
 }
 
 // An old checkpoint of the same step gives up its name and is removed.
 static Err replace(const char *partial, const char *final) {
-    if (renameat2(AT_FDCWD, partial, AT_FDCWD, final, RENAME_EXCHANGE) == 0)
+    if (renameat2(AT_FDCWD, partial, AT_FDCWD, final, RENAME_EXCHANGE) == 0) {
+        sync_parent(final); // the old one goes only when the new one's name is on the disk
         return ckdir_remove(partial);
+    }
     CHECK(errno == EINVAL || errno == ENOSYS || errno == ENOTSUP, E_OUTPUT,
           "cannot rename %s to %s: %s", partial, final, strerror(errno));
     char old[CKDIR_PATH];
     snprintf(old, sizeof old, "%s.replaced.partial", final);
     TRY(ckdir_remove(old));
-    CHECK(rename(final, old) == 0 && rename(partial, final) == 0, E_OUTPUT,
-          "cannot rename %s to %s: %s", partial, final, strerror(errno));
+    CHECK(rename(final, old) == 0, E_OUTPUT, "cannot rename %s to %s: %s", final, old, strerror(errno));
+    if (rename(partial, final) != 0) {
+        int why = errno;
+        if (rename(old, final) != 0) log_warn("cannot rename %s back to %s: %s", old, final, strerror(errno));
+        FAIL(E_OUTPUT, "cannot rename %s to %s: %s", partial, final, strerror(why));
+    }
+    sync_parent(final);
     return ckdir_remove(old);
 }
 
@@ -173,7 +181,7 @@ Err ckdir_commit(const char *dir, const char *name) {
               strerror(errno));
     }
     TRY(tensorfile_sync(dir));
-    TRY(point_latest(dir, name));
+    point_latest(dir, name);
     return tensorfile_sync(dir);
 }
 

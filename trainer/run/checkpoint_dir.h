@@ -26,8 +26,8 @@ Err ckdir_make(const char *dir) MUST_CHECK;
 // ckdir_clean: remove what earlier runs left unfinished, with a line for each. Failures are only warned of.
 void ckdir_clean(const char *dir);
 // ckdir_commit: dir/name.partial becomes dir/name (one that is there already is replaced,
-// atomically where the kernel can exchange names), all synced to disk; then `latest` points at it.
-// Errors: E_OUTPUT.
+// atomically where the kernel can exchange names), all synced to disk; then `latest` points at it
+// (that it cannot is only warned of). Errors: E_OUTPUT.
 Err ckdir_commit(const char *dir, const char *name) MUST_CHECK;
 // ckdir_prune: remove all but the keep_last last written ones and those at multiples of keep_every
 // (0 = none). Those whose manifest cannot be read stay. Failures are only warned of.

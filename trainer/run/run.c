@@ -185,8 +185,8 @@ static bool is_one_sided(Err err) {
 Err run_loop(Run *r) {
     Err err = loop(r);
     if (err == OK) return saver_finish(r->saver);
-    if (err != E_STOPPED && !is_one_sided(err)) saver_drain(r->saver); // what was good before the error is kept
-    return err;
+    if (err == E_STOPPED || (r->boot.nranks > 1 && is_one_sided(err))) return err;
+    return saver_drain(r->saver, err); // what was good before the error is kept
 }
 
 // note_start: a line of events.jsonl for every start of the run, the first and the resumed ones.

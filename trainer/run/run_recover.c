@@ -45,11 +45,20 @@ static Err note_event(Run *r, const BadStep *bad, const char *policy, int64_t fi
     return comm_agree(r->boot.world, mine);
 }
 
-// find_last: the checkpoint to go back to: the run's newest that verifies, else the one it was resumed from.
-// Collective over world.
+// find_last: the checkpoint to go back to: the last one that this process saved or began with, else the run's newest
+// that verifies, else the one it was resumed from. Collective over world.
 static Err find_last(Run *r, bool *is_own) {
     char path[sizeof r->resume_from];
-    TRY(comm_agree(r->boot.world, checkpoint_find(path, sizeof path, is_own, r->dir, -1, &r->cx)));
+    int64_t step = saver_saved_step(r->saver);
+    *is_own = false;
+    // A run that was resumed from before its newest checkpoint still has that one: its steps are not this run's.
+    if (step > 0) {
+        Err err = comm_agree(r->boot.world, checkpoint_find(path, sizeof path, is_own, r->dir, step, &r->cx));
+        if (err != OK && err != E_INPUT) return err;
+        if (err != OK) log_warn("skipping a checkpoint: %s", fail_message());
+        fail_clear();
+    }
+    if (!*is_own) TRY(comm_agree(r->boot.world, checkpoint_find(path, sizeof path, is_own, r->dir, -1, &r->cx)));
     if (*is_own) snprintf(r->resume_from, sizeof r->resume_from, "%s", path);
     CHECK(r->resume_from[0], E_NUMERIC,
           "train.on_nonfinite is rollback, but there is no checkpoint to go back to: set checkpoint.every");
@@ -72,13 +81,16 @@ static Err roll_back(Run *r, const BadStep *bad, int64_t end) {
     TRY(saver_wait(r->saver)); // it may be the one to go back to
     TRY(find_last(r, &is_own));
     TRY(comm_agree(r->boot.world, checkpoint_read_info(r->resume_from, &info)));
+    CHECK(info.step < step, E_NUMERIC,
+          "step %lld: %s; there is no checkpoint to go back to: the last one that verifies, %s, is of step %lld",
+          (long long)step, bad->text, r->resume_from, (long long)info.step);
     TRY(note_event(r, bad, "rollback", info.samples, end));
     info.read = r->at.read; // what was read since the start of the process goes on adding up
     r->at = info;
     TRY(run_fill(r));
     note_skipped(&r->at, info.samples, end);
-    saver_rewind(r->saver, is_own ? info.step : -1);
     TRY(comm_agree(r->boot.world, reopen_metrics(r)));
+    saver_rewind(r->saver, is_own ? info.step : -1, r->metrics);
     log_warn("step %lld: %s; back to step %lld, and on with sample %lld: %lld samples in all have left no trace",
              (long long)step, bad->text, (long long)info.step, (long long)end, (long long)r->at.skipped);
     ledger_phase(r->ledger, was);

@@ -82,10 +82,16 @@ static void *thread_main(void *saver) {
     return NULL;
 }
 
+// What is under way now, for those who ask how long the way out takes.
+static void set_part(Saver *s, Part part) {
+    s->part = part;
+    if (s->stop) s->stop->is_saving = part != PART_NONE;
+}
+
 // Signals stay with the training's thread. Where no thread can be had the part is done at once.
 static void start_part(Saver *s, Part part) {
     sigset_t all, was;
-    s->part = part;
+    set_part(s, part);
     s->err = OK;
     atomic_store(&s->is_ready, false);
     sigfillset(&all);
@@ -119,7 +125,7 @@ static Err saved(Saver *s) {
     int64_t step = s->at.step, bytes = ckwrite_bytes(s->write);
     double now = now_seconds(), seconds = now - s->begun;
     s->stall += now - s->since;
-    s->part = PART_NONE;
+    set_part(s, PART_NONE);
     s->saved_step = step;
     if (s->stop) stop_note_save(s->stop, s->work);
     log_line("saved      step %lld, verified, %.1f s, %s; the training stood still for %.3f s", (long long)step,
@@ -135,7 +141,7 @@ static Err saved(Saver *s) {
 // An agreed error: nothing of the save stays, the earlier ones do.
 static Err failed(Saver *s, Err err) {
     char text[1100];
-    s->part = PART_NONE;
+    set_part(s, PART_NONE);
     s->failed_step = s->at.step;
     if (s->stop) stop_note_save(s->stop, s->work); // what is known of how long one takes
     err = ckwrite_abandon(s->write, err);
@@ -152,7 +158,7 @@ static Err failed(Saver *s, Err err) {
              "of step %lld",
              (long long)s->at.step, s->why_failed, (long long)s->saved_step);
     fail_clear();
-    return OK;
+    return comm_agree(s->cx->world, OK); // so that a later error of one rank alone is not taken for this one
 }
 
 // All ranks are through the part at hand: the next one begins.
@@ -209,7 +215,8 @@ Err saver_save(Saver *s, const CheckpointInfo *at) {
     return err;
 }
 
-void saver_rewind(Saver *s, int64_t saved_step) {
+void saver_rewind(Saver *s, int64_t saved_step, Metrics *metrics) {
+    s->metrics = metrics;
     s->saved_step = s->at.step = saved_step;
     s->failed_step = -1;
 }
@@ -246,13 +253,13 @@ Err saver_finish(Saver *s) {
     return OK;
 }
 
-void saver_drain(Saver *s) {
+Err saver_drain(Saver *s, Err err) {
     char why[1024];
-    Err was = fail_code();
-    if (!s || s->part == PART_NONE) return;
+    if (!s || s->part == PART_NONE) return err;
     snprintf(why, sizeof why, "%s", fail_message());
     fail_clear();
     if (saver_wait(s) != OK) log_warn("%s", fail_message());
     fail_clear();
-    if (was != OK) fail_at(was, __FILE__, __LINE__, "%s", why);
+    // Agreed on once more: the last agreement was about the save.
+    return comm_agree(s->cx->world, fail_at(err, __FILE__, __LINE__, "%s", why));
 }

@@ -38,8 +38,8 @@ Err saver_save(Saver *s, const CheckpointInfo *at) MUST_CHECK;
 // if none is. At the end of every step. Collective over world.
 Err saver_poll(Saver *s) MUST_CHECK;
 // saver_rewind: the run has gone back to the state of saved_step, which is on disk (-1: not in this folder): later
-// steps are saved again. No save may be under way. Local.
-void saver_rewind(Saver *s, int64_t saved_step);
+// steps are saved again, and events go to these metrics (as in SaverSpec). No save may be under way. Local.
+void saver_rewind(Saver *s, int64_t saved_step, Metrics *metrics);
 // saver_saved_step: the last step that is on disk and verified, -1 none. Local.
 int64_t saver_saved_step(const Saver *s);
 // saver_is_busy: a save is under way; the same on all ranks. Local. saver_wait: until none is. Collective over
@@ -48,8 +48,8 @@ bool saver_is_busy(const Saver *s);
 Err saver_wait(Saver *s) MUST_CHECK;
 // saver_finish: the same; errors: that of the last save, whatever checkpoint.on_error is. Collective over world.
 Err saver_finish(Saver *s) MUST_CHECK;
-// saver_drain: the same on the way out with an error that all ranks have, which is kept; another one is warned of.
-// Collective over world.
-void saver_drain(Saver *s);
+// saver_drain: the same on the way out with an error that all ranks have, which is kept and returned; another one is
+// warned of. Collective over world.
+Err saver_drain(Saver *s, Err err);
 // saver_memory: bytes of this rank's snapshot. Local.
 int64_t saver_memory(const Saver *s);

@@ -152,14 +152,16 @@ Err step_train(Model *m, Cx *cx, const StepInput *in, StepOutput *out) {
     LossSums sums = {0};
     double begun = own_seconds(cx);
     bool has_shadow = in->shadow && in->step % in->config->fp8.shadow_every == 0;
-    TRY(inject_step(in->inject, in->step));
+    Err injected = inject_step(in->inject, in->step); // told with the first pass: it may be one rank's alone
     if (has_shadow) shadow_begin(in->shadow);
     TRY(params_zero_grad(model_params(m), cx));
     for (int64_t i = 0; i < share.n; i += share.micro) {
         Batch b;
         ledger_phase(cx->world->ledger, PHASE_DATA);
         inject_data(in->inject);
-        Err mine = load_micro(s, in, share.first + i, min_i64(share.micro, share.n - i), &b, &out->read);
+        Err mine = injected;
+        if (mine == OK)
+            mine = load_micro(s, in, share.first + i, min_i64(share.micro, share.n - i), &b, &out->read);
         // A damaged shard on one rank stops all of them, and so does a signal, also one that came while data were
         // waited for.
         TRY(stop_agree(in->stop, cx->world, mine));

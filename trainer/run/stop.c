@@ -22,7 +22,7 @@ void stop_limit(Stop *s, double started, double time_limit, int64_t end_time, in
 }
 
 double stop_margin(const Stop *s) {
-    return 1.5 * s->save_s + s->step_s + 2.0;
+    return (s->is_saving ? 2.5 : 1.5) * s->save_s + s->step_s + 2.0;
 }
 
 int64_t stop_look(const Stop *s) {

@@ -16,6 +16,7 @@ typedef struct Stop {
     const char *limit_name; // where the deadline comes from, for messages
     double grace;           // seconds between a signal and the end, as the user says; 0 = not known
     double save_s;          // the longest save so far, from its start to verified; 0 = none yet
+    bool is_saving;         // one goes on beside the training: the last one has to wait for it
     double step_s;          // the longest of the last steps: what may pass between two looks at the flag
     double warned_s;        // save and step of the last warning
 } Stop;
@@ -23,7 +24,8 @@ typedef struct Stop {
 // stop_limit: the nearer of `time_limit` seconds after `started` (now_seconds; time_limit 0 = none) and the end of the
 // batch job (end_time and now_time, seconds since 1970; end_time 0, past or a year away: not sensible, none). Local.
 void stop_limit(Stop *s, double started, double time_limit, int64_t end_time, int64_t now_time);
-// stop_margin: seconds before the deadline at which a run must stop to save in time: 1.5 saves, one step, 2 s. Local.
+// stop_margin: seconds before the deadline at which a run must stop to save in time: 1.5 saves, one more while one is
+// under way, one step, 2 s. Local.
 double stop_margin(const Stop *s);
 // stop_look: what this rank sees now: 0, a signal's number or STOP_TIME. s may be NULL: 0. Local.
 int64_t stop_look(const Stop *s);

@@ -41,8 +41,8 @@
 #define blockDim (simt::blk.bdim)
 #define gridDim (simt::blk.gdim)
 #define warpSize 32
-// LAUNCH(kernel, grid, block, bytes of dynamic shared memory, stream, arguments...): the arguments are what they are now,
-// whenever the stream gets to it.
+// LAUNCH(kernel, grid, block, bytes of dynamic shared memory, stream, arguments...): the arguments are what they are
+// now, whenever the stream gets to it.
 #define LAUNCH(k, grid, block, smem, stream, ...)                                                  \
     do {                                                                                           \
         auto kernel_ = [=](const auto &...a) { k(a...); };                                         \

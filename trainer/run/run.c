@@ -37,13 +37,11 @@ static Err save(Run *r) {
               "step %lld: %lld samples count as consumed, but %lld were read", (long long)at.step,
               (long long)at.samples, (long long)at.read.samples);
     }
-    run_pace_save(r);
     return saver_save(r->saver, &at);
 }
 
 static Err evaluate(Run *r) {
     EvalResult e;
-    LedgerPhase was = ledger_phase(r->ledger, PHASE_EVAL);
     double t0 = now_seconds();
     TRY(evaluate_heldout(r->model, &r->cx, r->eval, r->eval_corpora, r->config->eval.max_sequences,
                          &r->stop, &e));
@@ -67,9 +65,7 @@ static Err evaluate(Run *r) {
                       "\"step\":%lld,\"loss\":%.9g,\"tokens\":%lld,\"bits_per_byte\":%.9g",
                       (long long)r->at.step, e.loss, (long long)e.tokens, e.bits_per_byte);
     }
-    mine = comm_agree(r->boot.world, mine);
-    ledger_phase(r->ledger, was);
-    return mine;
+    return comm_agree(r->boot.world, mine);
 }
 
 Err run_state_hash(Run *r, uint64_t *out) {
@@ -135,7 +131,12 @@ static Err after_step(Run *r) {
     const Config *c = r->config;
     bool is_last = r->at.step == r->last_step;
     TRY(saver_poll(r->saver));
-    if (r->eval && c->eval.every && (r->at.step % c->eval.every == 0 || is_last)) TRY(evaluate(r));
+    if (r->eval && c->eval.every && (r->at.step % c->eval.every == 0 || is_last)) {
+        LedgerPhase was = ledger_phase(r->ledger, PHASE_EVAL);
+        Err err = evaluate(r);
+        ledger_phase(r->ledger, was);
+        TRY(err);
+    }
     bool is_due = c->checkpoint.every && r->at.step % c->checkpoint.every == 0;
     if (is_last || is_due || (stop_wants_save(&r->stop) && !saver_is_busy(r->saver))) TRY(save(r));
     return OK;

@@ -61,12 +61,8 @@ typedef struct Run {
     Stop stop;               // signals, the time limit
     RankPlace *places;       // [nranks] hosts, cores and GPUs of all ranks
     Straggler *straggler;    // who is slow (run_pace.c)
-    char *hosts;             // [world][64]
     double *own_s;           // [world] seconds of each rank in the last step
     int64_t start_step;      // where this process began
-    int64_t save_step;       // the last save was begun after this step,
-    double save_begun_s;     // at this time
-    double last_save_s;      // the state that is on disk was reached then; before there is one, the start
     int64_t crowded;         // ranks with more threads than cores of their own
     double peak_flops;       // of all ranks, measured at start; 0 = not known
     int32_t *tokens, *doc_start;
@@ -92,12 +88,10 @@ Err run_fill(Run *r) MUST_CHECK;
 // Collective over world.
 Err run_bad_step(Run *r, const BadStep *bad, int64_t batch) MUST_CHECK;
 void run_good_step(Run *r);
-// run_pace.c: run_pace_start: before the first step. Collective over world. run_pace: who is slow, and what a crash
-// would cost, into the step's numbers and, where it changes, the log and the events. run_pace_save: a save begins.
-// Local.
+// run_pace.c: run_pace_start: before the first step. run_pace: who is slow, and what a crash would cost, into the
+// step's numbers and, where it changes, the log and the events. Local.
 Err run_pace_start(Run *r) MUST_CHECK;
 void run_pace(Run *r, StepMetrics *m);
-void run_pace_save(Run *r);
 void run_pace_stop(Run *r);
 // run_watch.c: the ledger and the watchdog of a run. run_watch_start: once config and groups are there.
 // run_watch_devices: once the groups have their tables for memory of devices. run_watch_files: once the run directory

@@ -1,33 +1,22 @@
 // run_pace.c - which rank holds the others up, and what a crash now would cost.
-#include <string.h>
-
 #include "arena.h"
 #include "log.h"
 #include "run.h"
 
-#define HOST_BYTES 64
-
 Err run_pace_start(Run *r) {
-    int n = r->boot.nranks;
-    char mine[HOST_BYTES];
-    MEM_NEW(r->hosts, (int64_t)n * HOST_BYTES);
-    MEM_NEW(r->own_s, n);
-    memcpy(mine, r->boot.host, sizeof mine);
-    TRY(r->boot.world->all_gather(r->boot.world, r->hosts, mine, sizeof mine));
-    r->last_save_s = now_seconds();
+    MEM_NEW(r->own_s, r->boot.nranks);
     r->start_step = r->at.step;
-    return straggler_create(&r->straggler, n, r->config->straggler.factor, r->config->straggler.steps);
+    return straggler_create(&r->straggler, r->boot.nranks, r->config->straggler.factor, r->config->straggler.steps);
 }
 
 void run_pace_stop(Run *r) {
     straggler_free(&r->straggler);
-    mem_free(r->hosts);
     mem_free(r->own_s);
 }
 
 static void tell(Run *r, const StragglerNews *x) {
-    const char *host = r->hosts + (int64_t)x->rank * HOST_BYTES;
-    char inside[2 * HOST_BYTES];
+    const char *host = r->places[x->rank].host;
+    char inside[2 * sizeof r->places->host];
     if (x->is_over) {
         log_line("slow       no more: rank %d (%s), %.2f times the median rank's seconds", x->rank, host, x->factor);
     } else {
@@ -49,16 +38,10 @@ static void tell(Run *r, const StragglerNews *x) {
 
 void run_pace(Run *r, StepMetrics *m) {
     int64_t saved = saver_saved_step(r->saver);
-    if (saved >= 0 && saved == r->save_step) r->last_save_s = r->save_begun_s;
     m->unsaved_steps = r->at.step - (saved >= 0 ? saved : r->start_step);
-    m->unsaved_s = m->unsaved_steps > 0 ? now_seconds() - r->last_save_s : 0.0;
+    m->unsaved_s = m->unsaved_steps > 0 ? now_seconds() - saver_saved_time(r->saver) : 0.0;
     if (r->boot.nranks == 1) return;
     m->has_slow = true;
     straggler_step(r->straggler, r->own_s, &m->slow_rank, &m->slow_factor);
     for (StragglerNews x; (x = straggler_news(r->straggler)).rank >= 0;) tell(r, &x);
-}
-
-void run_pace_save(Run *r) {
-    r->save_step = r->at.step;
-    r->save_begun_s = now_seconds();
 }

@@ -22,6 +22,7 @@ struct Saver {
     Stop *stop;
     CheckpointInfo at;   // of the last save that was begun
     int64_t saved_step;  // last one that is on disk, -1 none
+    double saved_time;   // when its save began
     int64_t failed_step; // last one that failed, -1 none
     char why_failed[1024];
     double begun, stall; // when the save at hand began; seconds that the training stood still for it,
@@ -49,6 +50,7 @@ Err saver_create(Saver **out, const SaverSpec *spec, const Params *p, Cx *cx) {
     s->inject = spec->inject;
     s->stop = spec->stop;
     s->saved_step = s->at.step = spec->saved_step;
+    s->saved_time = now_seconds();
     s->failed_step = -1;
     TRY(ckwrite_create(&s->write, spec->dir, p, cx, c, c->checkpoint.keep_last, c->checkpoint.keep_every,
                        c->checkpoint.async));
@@ -127,6 +129,7 @@ static Err saved(Saver *s) {
     s->stall += now - s->since;
     set_part(s, PART_NONE);
     s->saved_step = step;
+    s->saved_time = s->begun;
     if (s->stop) stop_note_save(s->stop, s->work);
     log_line("saved      step %lld, verified, %.1f s, %s; the training stood still for %.3f s", (long long)step,
              seconds, text_bytes((double)bytes).s, s->stall);
@@ -223,6 +226,10 @@ void saver_rewind(Saver *s, int64_t saved_step, Metrics *metrics) {
 
 int64_t saver_saved_step(const Saver *s) {
     return s->saved_step;
+}
+
+double saver_saved_time(const Saver *s) {
+    return s->saved_time;
 }
 
 Err saver_poll(Saver *s) {

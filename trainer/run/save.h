@@ -42,6 +42,9 @@ Err saver_poll(Saver *s) MUST_CHECK;
 void saver_rewind(Saver *s, int64_t saved_step, Metrics *metrics);
 // saver_saved_step: the last step that is on disk and verified, -1 none. Local.
 int64_t saver_saved_step(const Saver *s);
+// saver_saved_time: when this process reached the state that is on disk (now_seconds): its last save that came through
+// began then; before there is one, when the saver was made. Local.
+double saver_saved_time(const Saver *s);
 // saver_is_busy: a save is under way; the same on all ranks. Local. saver_wait: until none is. Collective over
 // world.
 bool saver_is_busy(const Saver *s);

@@ -72,6 +72,12 @@ const char *drive_source(void) {
     return drive.source;
 }
 
+const char *tiny(void) {
+    static char text[sizeof drive.source + 40];
+    snprintf(text, sizeof text, "--config %s/configs/tiny.yaml", drive.source);
+    return text;
+}
+
 // ---- processes ----------------------------------------------------------------------------------
 
 static int split_words(char *line, char **words, int max) {
@@ -387,4 +393,11 @@ void assert_same_steps(const Steps *a, const Steps *b, int first, int last, cons
             if (strcmp(x, y) != 0) fail_msg("step %d: %s is %s and %s", i, key, x, y);
         }
     }
+}
+
+void same_steps(const char *run_a, const char *run_b, int first, int last, const char *fields) {
+    Steps a = steps_read(run_a), b = steps_read(run_b);
+    assert_same_steps(&a, &b, first, last, fields);
+    steps_free(&a);
+    steps_free(&b);
 }

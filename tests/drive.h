@@ -56,6 +56,10 @@ void assert_says(const Job *j, const char *text);
 // assert_ends: the job's exit code, with its output if it is another one.
 void assert_ends(const Job *j, int code);
 
+// tiny: the words that choose the tests' model; SHORT: on short sequences, every part of it, a tenth of the time.
+const char *tiny(void);
+#define SHORT "--set train.seq_len=32 --set debug.state_hash=true --threads 1"
+
 // path_of: a path inside the temporary folder, in one of a few static buffers. has_file: does it exist?
 const char *path_of(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
 bool has_file(const char *path);
@@ -84,3 +88,6 @@ const char *step_text(const Steps *s, int step, const char *key);
 double steps_mean(const Steps *s, const char *key, int first, int last);
 // assert_same_steps: the fields (separated by blanks) of steps first..last are the same text: equal to the bit.
 void assert_same_steps(const Steps *a, const Steps *b, int first, int last, const char *fields);
+// same_steps: of the runs in two folders; BITS: what two undisturbed runs of one layout have in common to the bit.
+void same_steps(const char *run_a, const char *run_b, int first, int last, const char *fields);
+#define BITS "loss lm_loss mtp_loss balance_loss grad_norm samples tokens state_hash"

@@ -8,23 +8,6 @@
 
 #include "drive.h"
 
-#define BITS "loss lm_loss mtp_loss balance_loss grad_norm samples tokens state_hash"
-// The tests' model on short sequences: every part of it, a tenth of the time.
-#define SHORT "--set train.seq_len=32 --set debug.state_hash=true --threads 1"
-
-static const char *tiny(void) {
-    static char text[600];
-    snprintf(text, sizeof text, "--config %s/configs/tiny.yaml", drive_source());
-    return text;
-}
-
-static void compare(const char *a, const char *b, int first, int last, const char *fields) {
-    Steps x = steps_read(a), y = steps_read(b);
-    assert_same_steps(&x, &y, first, last, fields);
-    steps_free(&x);
-    steps_free(&y);
-}
-
 // The run that nothing disturbed: 8 steps on 2 ranks.
 static const char *whole_run(void) {
     const char *dir = path_of("whole");
@@ -47,7 +30,7 @@ static void test_two_runs(void **state) {
     (void)state;
     const char *a = whole_run(), *b = path_of("again");
     run_ok(2, "train %s --run-dir %s --steps 8 --set parallel.ep=2 %s", tiny(), b, SHORT);
-    compare(a, b, 1, 8, BITS " maxvio a2a_dispatch_bytes a2a_combine_bytes a2a_meta_bytes fp8_underflow");
+    same_steps(a, b, 1, 8, BITS " maxvio a2a_dispatch_bytes a2a_combine_bytes a2a_meta_bytes fp8_underflow");
     Steps s = steps_read(a);
     assert_string_not_equal(step_text(&s, 1, "state_hash"), step_text(&s, 2, "state_hash"));
     assert_string_not_equal(step_text(&s, 1, "loss"), step_text(&s, 2, "loss"));
@@ -62,7 +45,7 @@ static void test_threads(void **state) {
                "train %s --run-dir %s --steps 4 --threads %d --set precision.mode=%s --set train.micro_batch=4 "
                "--set debug.state_hash=true",
                tiny(), dir[n], n, mode);
-        compare(dir[1], dir[n], 1, 4, BITS);
+        same_steps(dir[1], dir[n], 1, 4, BITS);
     }
 }
 
@@ -71,7 +54,7 @@ static void test_threads_on_ranks(void **state) {
     const char *a = whole_run(), *b = path_of("threads-ranks");
     run_ok(2, "train %s --run-dir %s --steps 2 --set parallel.ep=2 %s --threads 2", tiny(), b,
            "--set train.seq_len=32 --set debug.state_hash=true");
-    compare(a, b, 1, 2, BITS);
+    same_steps(a, b, 1, 2, BITS);
 }
 
 // A signal to mpirun reaches all ranks; one to a rank must stop all of them all the same.
@@ -101,8 +84,8 @@ static void stop_and_resume(const char *name, int signal_number, bool to_one_ran
     assert_int_equal(s.first, 1);
     assert_int_equal(s.n, end);
     steps_free(&s);
-    compare(whole_run(), dir, 1, 8, BITS);
-    compare(whole_run(), dir, 1, 8, "step lr maxvio");
+    same_steps(whole_run(), dir, 1, 8, BITS);
+    same_steps(whole_run(), dir, 1, 8, "step lr maxvio");
 }
 
 static void test_sigusr1(void **state) {
@@ -123,7 +106,7 @@ static void test_steps_then_resume(void **state) {
     run(&j, 2, "train %s --run-dir %s --steps 8 --resume auto --set parallel.ep=2 %s", tiny(), dir, SHORT);
     assert_ends(&j, 0);
     assert_says(&j, "step 3, samples [0, 24)");
-    compare(whole_run(), dir, 1, 8, BITS);
+    same_steps(whole_run(), dir, 1, 8, BITS);
 }
 
 static void test_resume_elsewhere(void **state) {
@@ -134,8 +117,8 @@ static void test_resume_elsewhere(void **state) {
     run_ok(1, "train %s --run-dir %s --steps 3 %s", tiny(), dir, flags);
     run_ok(4, "train %s --run-dir %s --steps 6 --resume auto --set parallel.ep=4 %s", tiny(), dir, flags);
     run_ok(2, "train %s --run-dir %s --steps 9 --resume auto %s", tiny(), dir, flags);
-    compare(whole, dir, 1, 9, "step samples tokens lr");
-    compare(whole, dir, 1, 3, "loss grad_norm");
+    same_steps(whole, dir, 1, 9, "step samples tokens lr");
+    same_steps(whole, dir, 1, 3, "loss grad_norm");
     Steps x = steps_read(whole), y = steps_read(dir);
     for (int i = 1; i <= 9; i++) {
         double a = atof(step_text(&x, i, "loss")), b = atof(step_text(&y, i, "loss"));
@@ -151,7 +134,7 @@ static void test_evaluation_changes_nothing(void **state) {
     run_ok(2, "train %s --run-dir %s --steps 8 --set parallel.ep=2 --set data.eval=%s/data/samples/tiny.heldout.h5 "
               "--set eval.every=3 --set eval.max_sequences=5 %s",
            tiny(), dir, drive_source(), SHORT);
-    compare(whole_run(), dir, 1, 8, BITS " fp8_underflow a2a_dispatch_bytes maxvio");
+    same_steps(whole_run(), dir, 1, 8, BITS " fp8_underflow a2a_dispatch_bytes maxvio");
     char path[300];
     size_t n = 0;
     snprintf(path, sizeof path, "%s/events.jsonl", dir);
@@ -166,7 +149,7 @@ static void test_saving_changes_nothing(void **state) {
     (void)state;
     const char *dir = path_of("saved");
     run_ok(2, "train %s --run-dir %s --steps 4 --set parallel.ep=2 --set checkpoint.every=1 %s", tiny(), dir, SHORT);
-    compare(whole_run(), dir, 1, 4, BITS);
+    same_steps(whole_run(), dir, 1, 4, BITS);
     char path[400];
     for (int i = 1; i <= 4; i++) { // keep_last is 2
         snprintf(path, sizeof path, "%s/checkpoints/step_%08d", dir, i);
@@ -225,9 +208,9 @@ static void test_fork(void **state) {
     run_ok(1, "train %s --run-dir %s --steps 6 %s", tiny(), whole, SHORT);
     run(&j, 1, "train %s --run-dir %s --resume %s --steps 6 %s", tiny(), fork_a, base, SHORT);
     assert_ends(&j, 0);
-    compare(whole, fork_a, 5, 6, BITS);
+    same_steps(whole, fork_a, 5, 6, BITS);
     run_ok(1, "train %s --run-dir %s --resume %s@2 --steps 4 %s", tiny(), fork_b, base, SHORT);
-    compare(base, fork_b, 3, 4, BITS);
+    same_steps(base, fork_b, 3, 4, BITS);
     Steps s = steps_read(base);
     assert_int_equal(s.n, 4);
     steps_free(&s);
@@ -236,7 +219,7 @@ static void test_fork(void **state) {
     assert_false(has_file(path_of("fork-c")));
     // The fork alone is now a run of its own.
     run_ok(1, "train %s --resume %s --steps 6 %s", tiny(), fork_b, SHORT);
-    compare(whole, fork_b, 3, 6, BITS);
+    same_steps(whole, fork_b, 3, 6, BITS);
     // A checkpoint named by its own path belongs to the run that holds it.
     run_ok(1, "train %s --resume %s/checkpoints/latest --steps 7 %s", tiny(), fork_a, SHORT);
     s = steps_read(fork_a);
@@ -269,7 +252,7 @@ static void test_missing_checkpoint(void **state) {
     assert_false(has_file(dir));
     // A requeued job that never saved starts from the beginning.
     run_ok(1, "train %s --run-dir %s --resume auto --steps 2 %s", tiny(), dir, SHORT);
-    compare(base_run(), dir, 1, 2, BITS);
+    same_steps(base_run(), dir, 1, 2, BITS);
 }
 
 static void test_changed_model(void **state) {
@@ -307,7 +290,7 @@ static void test_changed_data(void **state) {
     run_ok(1, "train %s --run-dir %s --resume %s@2 --steps 4 %s --set data.train=%s",
            tiny(), path_of("moved-data"), dir,
            SHORT, moved);
-    compare(dir, path_of("moved-data"), 3, 4, BITS);
+    same_steps(dir, path_of("moved-data"), 3, 4, BITS);
 }
 
 int main(int argc, char **argv) {

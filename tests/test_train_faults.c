@@ -14,28 +14,12 @@
 #include "device.h"
 #include "drive.h"
 
-#define BITS "loss lm_loss mtp_loss balance_loss grad_norm samples state_hash"
-#define SHORT "--set train.seq_len=32 --set debug.state_hash=true --threads 1"
-
-static const char *tiny(void) {
-    static char text[600];
-    snprintf(text, sizeof text, "--config %s/configs/tiny.yaml", drive_source());
-    return text;
-}
-
 static const char *sample(const char *name) {
     static char path[2][600];
     static int next;
     char *p = path[next++ % 2];
     snprintf(p, sizeof path[0], "%s/data/samples/%s", drive_source(), name);
     return p;
-}
-
-static void compare(const char *a, const char *b, int first, int last) {
-    Steps x = steps_read(a), y = steps_read(b);
-    assert_same_steps(&x, &y, first, last, BITS);
-    steps_free(&x);
-    steps_free(&y);
 }
 
 static void assert_no_run(const char *dir) {
@@ -250,7 +234,7 @@ static void test_damaged_checkpoint(void **state) {
     assert_ends(&j, 0);
     assert_says(&j, "step_00000004");
     assert_says(&j, "step 2, samples [0, 16)");
-    compare(whole, base, 1, 6);
+    same_steps(whole, base, 1, 6, BITS);
 }
 
 static void test_killed_rank(void **state) {
@@ -274,7 +258,7 @@ static void test_killed_rank(void **state) {
     assert_int_equal(s.first, 1);
     assert_int_equal(s.n, end);
     steps_free(&s);
-    compare(whole_run(), dir, 1, 8);
+    same_steps(whole_run(), dir, 1, 8, BITS);
 }
 
 // Killed again and again, at whatever it is doing (mostly saving), a requeued run still gets to its end.
@@ -292,7 +276,7 @@ static void test_killed_often(void **state) {
         job_wait(&j, 60);
     }
     run_ok(1, "train %s --run-dir %s --resume auto --set checkpoint.every=1 --steps 6 %s", tiny(), dir, SHORT);
-    compare(whole, dir, 1, 6);
+    same_steps(whole, dir, 1, 6, BITS);
     char partial[300];
     snprintf(partial, sizeof partial, "%s/checkpoints/step_00000006", dir);
     assert_true(has_file(partial));
@@ -331,7 +315,7 @@ static void test_full_disk(void **state) {
     run(&j, 1, "train %s --run-dir %s --resume auto --steps 6 %s", tiny(), dir, SHORT);
     assert_ends(&j, 0);
     assert_says(&j, "step 2, samples [0, 16)");
-    compare(whole, dir, 1, 6);
+    same_steps(whole, dir, 1, 6, BITS);
 }
 
 // ---- numbers ------------------------------------------------------------------------------------

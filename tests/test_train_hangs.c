@@ -13,16 +13,8 @@
 #include "ledger.h"
 #include "must.h"
 
-#define SHORT "--set train.seq_len=32 --threads 1"
-
 static LedgerHead head;
 static LedgerEntry ring[LEDGER_RING];
-
-static const char *tiny(void) {
-    static char text[600];
-    snprintf(text, sizeof text, "--config %s/configs/tiny.yaml", drive_source());
-    return text;
-}
 
 // ledger_of: the rank's file of a run; false if there is none (yet).
 static bool ledger_of(const char *dir, int rank) {

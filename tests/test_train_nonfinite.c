@@ -7,22 +7,6 @@
 
 #include "drive.h"
 
-#define BITS "loss lm_loss mtp_loss balance_loss grad_norm samples state_hash"
-#define SHORT "--set train.seq_len=32 --set debug.state_hash=true --threads 1"
-
-static const char *tiny(void) {
-    static char text[600];
-    snprintf(text, sizeof text, "--config %s/configs/tiny.yaml", drive_source());
-    return text;
-}
-
-static void compare(const char *a, const char *b, int first, int last) {
-    Steps x = steps_read(a), y = steps_read(b);
-    assert_same_steps(&x, &y, first, last, BITS);
-    steps_free(&x);
-    steps_free(&y);
-}
-
 static bool in_file(const char *dir, const char *name, const char *text) {
     char path[600];
     size_t n = 0;
@@ -86,12 +70,12 @@ static void skip_on(int ranks, const char *layout) {
            "train %s --run-dir %s --steps 5 --set train.on_nonfinite=skip %s %s "
            "--inject nan@step=3,rank=%d,layer=2,in=gradient",
            tiny(), other, layout, SHORT, bad);
-    compare(dir, other, 1, 5);
+    same_steps(dir, other, 1, 5, BITS);
     // From the checkpoint behind it.
     run(&j, ranks, "train %s --run-dir %s --resume %s@4 --steps 5 %s %s", tiny(), more, dir, layout, SHORT);
     assert_ends(&j, 0);
     assert_says(&j, "8 of them left no trace, their batches were not finite: [16, 24)");
-    compare(dir, more, 5, 5);
+    same_steps(dir, more, 5, 5, BITS);
 }
 
 // Back to the checkpoint just before it is the same as dropping it.
@@ -108,7 +92,7 @@ static void back_on(int ranks, const char *layout) {
            "--inject nan@step=3,rank=%d,layer=1",
            tiny(), other, layout, SHORT, bad);
     assert_skipped(other, "rollback");
-    compare(dir, other, 1, 5);
+    same_steps(dir, other, 1, 5, BITS);
 }
 
 static void test_skip_alone(void **state) {
@@ -131,7 +115,7 @@ static void test_rollback(void **state) {
            "train %s --run-dir %s --steps 4 --set train.on_nonfinite=rollback --set checkpoint.every=2 "
            "--inject nan@step=4,rank=0,in=gradient %s",
            tiny(), dir, SHORT);
-    compare(whole, dir, 1, 2);
+    same_steps(whole, dir, 1, 2, BITS);
     Steps a = steps_read(whole), b = steps_read(dir);
     assert_int_equal(b.n, 4);
     assert_string_equal(step_text(&b, 3, "samples"), "40"); // behind [16, 32)

@@ -13,22 +13,6 @@
 #include "drive.h"
 #include "manifest.h"
 
-#define BITS "loss grad_norm samples state_hash"
-#define SHORT "--set train.seq_len=32 --set debug.state_hash=true --threads 1"
-
-static const char *tiny(void) {
-    static char text[600];
-    snprintf(text, sizeof text, "--config %s/configs/tiny.yaml", drive_source());
-    return text;
-}
-
-static void same_steps(const char *a, const char *b, int last) {
-    Steps x = steps_read(a), y = steps_read(b);
-    assert_same_steps(&x, &y, 1, last, BITS);
-    steps_free(&x);
-    steps_free(&y);
-}
-
 // What `inspect` says of the logical tensors of a checkpoint: type, shape, hash and name of each.
 static char *tensors_of(const char *dir, int step) {
     static Job j;
@@ -75,7 +59,7 @@ static void test_beside_the_training(void **state) {
     run_ok(2, "train %s --run-dir %s --steps 7 --set parallel.ep=2 --set checkpoint.every=3 --set "
               "checkpoint.keep_last=9 %s",
            tiny(), dir, SHORT);
-    same_steps(quiet, dir, 7);
+    same_steps(quiet, dir, 1, 7, BITS);
     for (int step = 3; step <= 7; step += step == 6 ? 1 : 3) {
         char *a = tensors_of(quiet, step), *b = tensors_of(dir, step);
         assert_string_equal(a, b);
@@ -134,7 +118,7 @@ static void test_full_disk_and_on(void **state) {
     char *events = events_of(dir);
     assert_non_null(strstr(events, "\"event\":\"save_failed\",\"step\":4,\"why\":\"rank 1: "));
     free(events);
-    same_steps(quiet, dir, 7);
+    same_steps(quiet, dir, 1, 7, BITS);
 }
 
 // The save of the last step has to succeed, whatever checkpoint.on_error says.
@@ -173,7 +157,7 @@ static void test_wrong_byte(void **state) {
         run(&j, 2, "train %s --run-dir %s --resume auto --steps 7 --set parallel.ep=2 %s", tiny(), here, SHORT);
         assert_ends(&j, 0);
         assert_says(&j, "step 3, samples [0, 24)");
-        same_steps(quiet, here, 7);
+        same_steps(quiet, here, 1, 7, BITS);
     }
 }
 
@@ -214,7 +198,7 @@ static void test_small_disk(void **state) {
     assert_ends(&j, 0);
     assert_says(&j, "step 4, samples [0, 32)");
     assert_true(has_step(dir, 7) && !has_step(dir, 4));
-    same_steps(quiet_run(), dir, 7);
+    same_steps(quiet_run(), dir, 1, 7, BITS);
     umount2(disk, MNT_DETACH);
 }
 
@@ -236,7 +220,7 @@ static void test_small_disk_and_on(void **state) {
     assert_says(&j, "are free on the disk of");
     assert_says(&j, "step_00000007.partial/");
     assert_true(has_step(dir, 2) && has_step(dir, 4) && !has_partial(dir, 6) && !has_partial(dir, 7));
-    same_steps(quiet_run(), dir, 7);
+    same_steps(quiet_run(), dir, 1, 7, BITS);
     umount2(disk, MNT_DETACH);
 }
 

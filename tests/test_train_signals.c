@@ -13,15 +13,7 @@
 
 #include "drive.h"
 
-#define BITS "loss lm_loss mtp_loss balance_loss grad_norm samples state_hash"
-#define SHORT "--set train.seq_len=32 --set debug.state_hash=true --threads 1"
 #define STEPS 12
-
-static const char *tiny(void) {
-    static char text[600];
-    snprintf(text, sizeof text, "--config %s/configs/tiny.yaml", drive_source());
-    return text;
-}
 
 typedef enum Phase { STARTUP, DATA, STEP, EVAL, SAVE, PHASES } Phase;
 typedef enum Target { ALONE, ONE_RANK, LAUNCHER } Target;

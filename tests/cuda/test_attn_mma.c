@@ -2,19 +2,13 @@
 // every schedule and for any number of sequences at a time, near the plain kernels, no bank conflicts; and a test of
 // the tests: one instruction left out must be noticed. (Its distance from double is what test_attn.c measures.)
 #include <math.h>
-#include <signal.h>
-#include <sys/wait.h>
-#include <unistd.h>
 
+#include "child.h"
 #include "device.h"
-#include "on_cpu.h"
 
 void attn_mma_choose(int which);
 enum { PLAIN, MMA, HOPPER };
 void tc_finish(void);
-void tc_sites(void);
-int tc_site(int i, const char **what);
-void tc_cut(const char *what, int line);
 void tc_half_bits(int bits);
 void tc_conflicts(uint64_t *matrices, uint64_t *conflicts);
 
@@ -215,58 +209,24 @@ static bool is_right_in_all_schedules(void) {
     }
     return is_ok;
 }
-// Whether a run without the calls of the site ends well.
-static bool survives(const char *what, int line) {
-    fflush(NULL);
-    pid_t child = fork();
-    assert_true(child >= 0);
-    if (child == 0) {
-        signal(SIGABRT, SIG_DFL); // cmocka catches them
-        signal(SIGSEGV, SIG_DFL);
-        if (!freopen("/dev/null", "w", stderr) || !freopen("/dev/null", "w", stdout)) _exit(2);
-        alarm(120);
-        tc_cut(what, line);
-        _exit(is_right_in_all_schedules() ? 0 : 1);
-    }
-    int status = 0;
-    waitpid(child, &status, 0);
-    return WIFEXITED(status) && WEXITSTATUS(status) == 0;
-}
-static void check_mutants(int which, AttnShape a, int at_least) {
-    struct {
-        const char *what;
-        int line;
-    } site[100];
-    int n = 0, survivors = 0;
+static void check_mutants(int which, AttnShape a) {
     attn_mma_choose(which);
     mutant_problem = problem(a, which == MMA);
     mutant_problem.is_forward = which == HOPPER;
     compute(&mutant_problem);
     keep(&mutant_problem, mutant_want);
-    tc_sites();
-    assert_true(is_right_in_all_schedules());
-    while (n < 100 && (site[n].line = tc_site(n, &site[n].what))) n++;
-    tc_cut(NULL, 0);
-    assert_true(n >= at_least && n < 100);
-    assert_true(survives(NULL, 0)); // the child itself is sound
-    for (int i = 0; i < n; i++) {
-        if (!survives(site[i].what, site[i].line)) continue;
-        print_message("line %d: %s can go\n", site[i].line, site[i].what);
-        survivors++;
-    }
-    print_message("%d sites\n", n);
-    assert_int_equal(survivors, 0);
+    check_sites(is_right_in_all_schedules, 20, 99);
     for (int i = 0; i < OUTS; i++) free(mutant_want[i]);
     free_problem(&mutant_problem);
 }
 static void test_mutants(void **state) {
     (void)state;
-    check_mutants(MMA, (AttnShape){1, 140, 1, 32, 16, 40, 0.14f}, 20);
+    check_mutants(MMA, (AttnShape){1, 140, 1, 32, 16, 40, 0.14f});
 }
 // Three blocks of keys, so that the ring of two comes around.
 static void test_hopper_mutants(void **state) {
     (void)state;
-    check_mutants(HOPPER, (AttnShape){1, 290, 1, 64, 64, 128, 0.09f}, 20);
+    check_mutants(HOPPER, (AttnShape){1, 290, 1, 64, 64, 128, 0.09f});
 }
 
 int main(void) {

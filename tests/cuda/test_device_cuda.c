@@ -1,11 +1,7 @@
 // test_device_cuda.c - the device table of the CUDA backend over the runtime on the CPU: copies, arenas, faults, and
 // machines without a device.
-#include <signal.h>
-#include <sys/wait.h>
-#include <unistd.h>
-
 #include "backend.h"
-#include "on_cpu.h"
+#include "child.h"
 
 static const Device *dev;
 
@@ -109,21 +105,16 @@ static void test_space(void **state) {
     MUST_OK(device_cuda_open(&dev, 0));
 }
 
+static void touch(const void *p) {
+    _exit(((const volatile char *)p)[100] == 1 ? 1 : 2);
+}
 // Host code cannot touch the device's memory, as on a GPU: this is what later tests of the trainer rest on.
 static void test_guard(void **state) {
     (void)state;
+    char said[512];
     volatile char *p = NULL;
     MUST_OK(dev->alloc((void **)&p, 4096, "guarded"));
-    fflush(NULL);
-    pid_t child = fork();
-    assert_true(child >= 0);
-    if (child == 0) {
-        signal(SIGSEGV, SIG_DFL);
-        _exit(p[100] == 1 ? 1 : 2);
-    }
-    int status = 0;
-    waitpid(child, &status, 0);
-    assert_true(WIFSIGNALED(status) && WTERMSIG(status) == SIGSEGV);
+    assert_int_equal(child_ends(touch, (const void *)p, said, sizeof said), 256 + SIGSEGV);
     dev->release((void *)p);
 }
 #endif

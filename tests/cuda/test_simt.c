@@ -1,10 +1,7 @@
 // test_simt.c - the fibers themselves: correct kernels give one result under every schedule, broken ones are noticed.
 #include <math.h>
-#include <signal.h>
-#include <sys/wait.h>
-#include <unistd.h>
 
-#include "on_cpu.h"
+#include "child.h"
 
 void probe_reverse(float *y, const float *x, int blocks, bool has_barrier);
 void probe_sum(float *y, const float *x, int n, int threads);
@@ -68,35 +65,18 @@ static void test_stale(void **state) {
 }
 
 // The child must abort and say `words` on stderr.
-static void must_die(void (*run)(void), const char *words) {
-    int ends[2];
-    assert_int_equal(pipe(ends), 0);
-    fflush(NULL);
-    pid_t child = fork();
-    assert_true(child >= 0);
-    if (child == 0) {
-        dup2(ends[1], 2);
-        signal(SIGABRT, SIG_DFL); // cmocka catches it
-        run();
-        _exit(0);
-    }
-    close(ends[1]);
-    char text[512] = "";
-    size_t have = 0;
-    for (ssize_t n; have + 1 < sizeof text && (n = read(ends[0], text + have, sizeof text - 1 - have)) > 0;)
-        have += (size_t)n;
-    text[have] = '\0';
-    close(ends[0]);
-    int status = 0;
-    waitpid(child, &status, 0);
-    assert_true(WIFSIGNALED(status) && WTERMSIG(status) == SIGABRT);
-    if (!strstr(text, words)) fail_msg("'%s' not in '%s'", words, text);
+static void must_die(void (*run)(const void *), const char *words) {
+    char said[512];
+    assert_int_equal(child_ends(run, NULL, said, sizeof said), 256 + SIGABRT);
+    if (!strstr(said, words)) fail_msg("'%s' not in '%s'", words, said);
 }
-static void run_divergent(void) {
+static void run_divergent(const void *unused) {
+    (void)unused;
     static float y[64];
     probe_divergent(y);
 }
-static void run_bad_mask(void) {
+static void run_bad_mask(const void *unused) {
+    (void)unused;
     static int y[32];
     probe_bad_mask(y);
 }

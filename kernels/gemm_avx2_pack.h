@@ -3,14 +3,15 @@
 // Rows go to [unit][h], h being the rows of a strip, columns to [unit][16]; a unit is one element
 // of the contraction. Included only where <immintrin.h> offers AVX2 and FMA.
 #pragma once
-#include <string.h>
-
 #include "gemm_avx2_kernel.h"
 #include "gemm_engine.h"
 #include "gemm_fetch.h"
 
 #define INLINE static inline __attribute__((always_inline))
 
+INLINE vf vlanes_f32(const void *p) {
+    return _mm256_loadu_ps(p);
+}
 INLINE vf vlanes_bf16(const void *p) {
     __m256i x = _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)p));
     return _mm256_castsi256_ps(_mm256_slli_epi32(x, 16));
@@ -46,30 +47,7 @@ INLINE vf vlanes_e5m2(const void *p) {
     return _mm256_or_ps(v, _mm256_castsi256_ps(sign));
 }
 
-INLINE int64_t src_bytes(GemmSrc t) {
-    return t == SRC_F32 ? 4 : t == SRC_BF16 ? 2 : 1;
-}
-
-INLINE vf decode_lanes(GemmSrc t, const void *p) {
-    return t == SRC_F32    ? _mm256_loadu_ps(p)
-           : t == SRC_BF16 ? vlanes_bf16(p)
-           : t == SRC_E4M3 ? vlanes_e4m3(p)
-                           : vlanes_e5m2(p);
-}
-
-// 8 elements of which only n exist in memory; the others are zero.
-INLINE vf load_lanes(GemmSrc t, const char *p, int64_t n) {
-    if (__builtin_expect(n >= VW, 1)) return decode_lanes(t, p);
-    char pad[VW * 4] = {0};
-    if (n > 0) memcpy(pad, p, (size_t)(n * src_bytes(t)));
-    return decode_lanes(t, pad);
-}
-
-INLINE const char *element(const GemmOperand *o, GemmSrc t, bool is_k_contig, int64_t outer,
-                           int64_t k) {
-    return (const char *)o->p +
-           (is_k_contig ? outer * o->ld + k : k * o->ld + outer) * src_bytes(t);
-}
+#include "gemm_source.h"
 
 // Rows i and i + 4, 16 bytes of each.
 INLINE __m256i load_pair(const char *const row[VW], int i, int64_t at) {

@@ -12,6 +12,10 @@
 
 typedef enum GemmSrc { SRC_F32, SRC_BF16, SRC_E4M3, SRC_E5M2 } GemmSrc;
 
+// src_bytes: of one element.
+static inline __attribute__((always_inline)) int64_t src_bytes(GemmSrc t) {
+    return t == SRC_F32 ? 4 : t == SRC_BF16 ? 2 : 1;
+}
 static inline bool gemm_is_fp8(GemmSrc t) {
     return t == SRC_E4M3 || t == SRC_E5M2;
 }

@@ -21,7 +21,7 @@ static inline __attribute__((always_inline)) void fetch_next(Fetch *f) {
 // n outer indices x nk elements of an operand, spread over `parts` fetches; n may be less than 1.
 static inline Fetch piece_of(const GemmOperand *o, int64_t outer, int64_t n, int64_t k0, int64_t nk,
                              int64_t parts) {
-    int64_t size = o->t == SRC_F32 ? 4 : o->t == SRC_BF16 ? 2 : 1;
+    int64_t size = src_bytes(o->t);
     Fetch f = {.p = (const char *)o->p +
                     (o->is_k_contig ? outer * o->ld + k0 : k0 * o->ld + outer) * size,
                .step = o->ld * size,

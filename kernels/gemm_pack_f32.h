@@ -4,41 +4,13 @@
 // The including file defines, besides the vector of gemm_tile.h,
 //   vlanes_{f32,bf16,e4m3,e5m2}(p): VW consecutive elements as floats, vtranspose(vf r[VW]).
 #pragma once
-#include <string.h>
-
 #include "fp8.h"
-#include "gemm_engine.h"
+#include "gemm_source.h"
 
 #define KU 1 // a unit is one element
-#define INLINE static inline __attribute__((always_inline))
 #define NR (VW * NV)
 #define AS TILE
 #define STEP (VW < 8 ? VW : 8)
-
-INLINE int64_t src_bytes(GemmSrc t) {
-    return t == SRC_F32 ? 4 : t == SRC_BF16 ? 2 : 1;
-}
-
-INLINE vf decode_lanes(GemmSrc t, const void *p) {
-    return t == SRC_F32    ? vlanes_f32(p)
-           : t == SRC_BF16 ? vlanes_bf16(p)
-           : t == SRC_E4M3 ? vlanes_e4m3(p)
-                           : vlanes_e5m2(p);
-}
-
-// VW elements of which only n exist in memory; the others are zero.
-INLINE vf load_lanes(GemmSrc t, const char *p, int64_t n) {
-    if (__builtin_expect(n >= VW, 1)) return decode_lanes(t, p);
-    char pad[VW * 4] = {0};
-    if (n > 0) memcpy(pad, p, (size_t)(n * src_bytes(t)));
-    return decode_lanes(t, pad);
-}
-
-INLINE const char *element(const GemmOperand *o, GemmSrc t, bool is_k_contig, int64_t outer,
-                           int64_t k) {
-    return (const char *)o->p +
-           (is_k_contig ? outer * o->ld + k : k * o->ld + outer) * src_bytes(t);
-}
 
 // rows x nk elements of an operand -> dst [row][AS]; what lies past nk inside the last vector is
 // zero.

@@ -70,8 +70,7 @@ static __global__ void __launch_bounds__(THREADS, 2)
     float dk[DK / 8][4], dv[DV / 8][4];
     clear(dk);
     clear(dv);
-    load_tile<DK, ROWS>(room, key_rows(c, t0 + j0, h), S - j0);
-    load_tile<DV, ROWS>(values, value_rows(c, t0 + j0, h), S - j0);
+    load_keys<DK, DV, ROWS>(room, c, t0, h, j0);
     int n = j0 / PASSING, turn = 0; // these queries see their own positions
     G::load(stages, c, t0, h, n * PASSING);
     copy_async_commit();
@@ -129,11 +128,6 @@ static __global__ void __launch_bounds__(THREADS, 2)
 template <int DK, int DV> struct QueryGradient {
     static constexpr int OWN = ROWS * (DK + DV), STAGE = PASSING * (DK + DV); // queries, dout; keys, values
     static constexpr int BYTES = (OWN + 2 * STAGE) * 2;
-
-    DEV void load(uint16_t *stage, const AttnCall &c, int t0, int h, int j0) {
-        load_tile<DK, PASSING>(stage, key_rows(c, t0 + j0, h), (int)c.a.S - j0);
-        load_tile<DV, PASSING>(stage + PASSING * DK, value_rows(c, t0 + j0, h), (int)c.a.S - j0);
-    }
 };
 
 // Grid: (blocks of queries, heads, sequences).
@@ -160,14 +154,14 @@ template <int DK, int DV> static __global__ void __launch_bounds__(THREADS, 2) a
     }
     load_tile<DK, ROWS>(room, query_rows(c, t0 + i0, h), S - i0);
     load_tile<DV, ROWS>(dout, dout_rows(c, t0 + i0, h), S - i0);
-    G::load(stages, c, t0, h, n0 * PASSING);
+    load_keys<DK, DV, PASSING>(stages, c, t0, h, n0 * PASSING);
     copy_async_commit();
     for (int n = n0; n <= n1; n++) {
         const uint16_t *stage = stages + (n - n0) % 2 * G::STAGE;
         const int j0 = n * PASSING;
         copy_async_wait<0>();
         block_sync(); // all of this stage is there, and the other is free
-        if (n < n1) G::load(stages + (n + 1 - n0) % 2 * G::STAGE, c, t0, h, j0 + PASSING);
+        if (n < n1) load_keys<DK, DV, PASSING>(stages + (n + 1 - n0) % 2 * G::STAGE, c, t0, h, j0 + PASSING);
         copy_async_commit();
         const bool is_masked = j0 + PASSING - 1 > i0 + warp * 16 || span.most > j0;
         float s[PASSING / 8][4], dp[PASSING / 8][4];

@@ -76,11 +76,6 @@ template <int DK, int DV> struct Forward {
     static constexpr int STAGE = KEYS * (DK + DV); // elements: keys, then values
     static constexpr int BYTES = 2 * STAGE * 2;
     static_assert(ROWS * DK <= STAGE, "the queries pass through a stage");
-
-    DEV void load(uint16_t *stage, const AttnCall &c, int t0, int h, int j0) {
-        load_tile<DK, KEYS>(stage, key_rows(c, t0 + j0, h), (int)c.a.S - j0);
-        load_tile<DV, KEYS>(stage + KEYS * DK, value_rows(c, t0 + j0, h), (int)c.a.S - j0);
-    }
 };
 
 // Grid: (blocks of queries, heads, sequences).
@@ -95,7 +90,7 @@ template <int DK, int DV> static __global__ void __launch_bounds__(THREADS, 2) a
 
     load_tile<DK, ROWS>(room + F::STAGE, query_rows(c, t0 + i0, h), S - i0);
     copy_async_commit();
-    F::load(room, c, t0, h, n0 * F::KEYS);
+    load_keys<DK, DV, F::KEYS>(room, c, t0, h, n0 * F::KEYS);
     copy_async_commit();
     copy_async_wait<1>();
     block_sync();
@@ -111,7 +106,7 @@ template <int DK, int DV> static __global__ void __launch_bounds__(THREADS, 2) a
         const int j0 = n * F::KEYS;
         copy_async_wait<0>();
         block_sync(); // all of this stage is there, and the other is free
-        if (n < n1) F::load(room + (n + 1 - n0) % 2 * F::STAGE, c, t0, h, j0 + F::KEYS);
+        if (n < n1) load_keys<DK, DV, F::KEYS>(room + (n + 1 - n0) % 2 * F::STAGE, c, t0, h, j0 + F::KEYS);
         copy_async_commit();
         float s[F::KEYS / 8][4];
         clear(s);

@@ -61,6 +61,12 @@ template <int LD, int COUNT> DEV void load_tile(uint16_t *tile, Source s, int ro
     }
 }
 
+// load_keys: COUNT keys from j0 of the sequence at row t0, then their values behind them.
+template <int DK, int DV, int COUNT> DEV void load_keys(uint16_t *to, const AttnCall &c, int t0, int h, int j0) {
+    load_tile<DK, COUNT>(to, key_rows(c, t0 + j0, h), (int)c.a.S - j0);
+    load_tile<DV, COUNT>(to + COUNT * DK, value_rows(c, t0 + j0, h), (int)c.a.S - j0);
+}
+
 // Fragments of 16 rows from `row` and 16 columns from 16 k. As A: rows are rows of D. As B: rows are columns of D,
 // b[0..1] and b[2..3] are two products side by side. As B turned: columns are columns of D, rows the contraction.
 template <int LD> DEV void fragment_a(uint32_t (&a)[4], const uint16_t *tile, int row, int k) {

@@ -40,21 +40,17 @@ static __global__ void __launch_bounds__(QUANT_THREADS)
     for (int i = 0; i < 3; i++) tally_clear(&tally[i]);
     uint32_t per_row = (uint32_t)((g.cols + TILE - 1) / TILE), ntiles = (uint32_t)g.rows * per_row;
     QuantPart part[3] = {};
-    for (uint32_t first = blockIdx.x * OCTETS + threadIdx.x / 32 * 4; first < ntiles; first += gridDim.x * OCTETS) {
-        uint32_t tile = first + threadIdx.x % 32 / OCTET;
-        bool is_there = tile < ntiles;
-        int64_t r = is_there ? tile / per_row : 0, c0 = is_there ? tile % per_row * TILE : 0;
-        int64_t c = c0 + threadIdx.x % OCTET * PER_LANE;
-        int left = is_there ? (int)(g.cols - c0 < TILE ? g.cols - c0 : TILE) : 0, mine = (int)(c0 + left - c);
+    for (uint32_t first = first_tile(); first < ntiles; first += gridDim.x * OCTETS) {
+        TilePlace p = place_of(first, ntiles, per_row, g.cols);
         float a[PER_LANE], b[PER_LANE], v[PER_LANE];
-        rows16(a, g, r, c, mine);
-        rows16(b, u, r, c, mine);
-        quant16(g_kept.q, r, c, mine, a, is_there, &tally[1], &part[1], left);
-        quant16(u_kept.q, r, c, mine, b, is_there, &tally[2], &part[2], left);
-        gated16(v, a, b, gate ? gate[r] : 1.0f);
+        rows16(a, g, p.r, p.c, p.mine);
+        rows16(b, u, p.r, p.c, p.mine);
+        quant16(g_kept.q, p.r, p.c, p.mine, a, p.is_there, &tally[1], &part[1], p.width);
+        quant16(u_kept.q, p.r, p.c, p.mine, b, p.is_there, &tally[2], &part[2], p.width);
+        gated16(v, a, b, gate ? gate[p.r] : 1.0f);
         UNROLL
-        for (int i = 0; i < PER_LANE; i++) v[i] = i < mine ? quant_round(v[i]) : 0.0f;
-        quant16(h.q, r, c, mine, v, is_there, &tally[0], &part[0], left);
+        for (int i = 0; i < PER_LANE; i++) v[i] = i < p.mine ? quant_round(v[i]) : 0.0f;
+        quant16(h.q, p.r, p.c, p.mine, v, p.is_there, &tally[0], &part[0], p.width);
     }
     tally_add(h.n, &tally[0], part[0]);
     tally_add(g_kept.n, &tally[1], part[1]);
@@ -72,7 +68,7 @@ extern "C" Err swiglu_quant_fwd_cuda(OpCx *cx, QuantOut h, QuantOut g_kept, Quan
     CUDA_MAT(u, M, F);
     CHECK(g.t == DT_BF16 && u.t == DT_BF16, E_INTERNAL, "swiglu_quant_fwd: g and u are %s and %s, not bf16",
           dtype_name(g.t), dtype_name(u.t));
-    CHECK(ntiles < INT32_MAX - 65536, E_INTERNAL, "swiglu_quant_fwd: %lld tiles", (long long)ntiles);
+    TRY(check_tiles("swiglu_quant_fwd", ntiles));
     if (ntiles == 0) return OK;
     LAUNCH(swiglu_quant_fwd_kernel, blocks_at_once(ceil_div(ntiles, OCTETS), QUANT_PER_SM), dim3(QUANT_THREADS), 0,
            STREAM, h, g_kept, u_kept, g, u, gate);

@@ -9,7 +9,6 @@ extern "C" {
 #include "quant_cuda_recipe.h"
 }
 
-
 // The GPU has the framework's own recipe; the baselines of the literature are the CPU's.
 extern "C" Err quant_cuda_recipe(const char *op, MatQ y, QuantRule rule) {
     static const char *const scopes[] = {"tile", "block", "row", "tensor", "static"};
@@ -31,24 +30,9 @@ static __global__ void __launch_bounds__(QUANT_THREADS) quant_tile_kernel(MatQ y
     tally_clear(&tally);
     uint32_t per_row = (uint32_t)((x.cols + TILE - 1) / TILE), tiles = (uint32_t)x.rows * per_row;
     QuantPart part = {0, 0};
-    for (uint32_t first = blockIdx.x * OCTETS + threadIdx.x / 32 * 4; first < tiles; first += gridDim.x * OCTETS) {
-        uint32_t tile = first + threadIdx.x % 32 / OCTET;
-        bool is_there = tile < tiles;
-        int64_t r = is_there ? tile / per_row : 0, c0 = is_there ? tile % per_row * TILE : 0;
-        int64_t c = c0 + threadIdx.x % OCTET * PER_LANE;
-        int left = is_there ? (int)(x.cols - c0 < TILE ? x.cols - c0 : TILE) : 0, mine = (int)(c0 + left - c);
-        float v[PER_LANE];
-        rows16(v, x, r, c, mine);
-        UNROLL
-        for (int i = 0; i < PER_LANE; i++) v[i] = quant_round(v[i]);
-        quant16(y, r, c, mine, v, is_there, &tally, &part, left);
-    }
+    for (uint32_t first = first_tile(); first < tiles; first += gridDim.x * OCTETS)
+        quant_place(y, x, place_of(first, tiles, per_row, x.cols), &tally, &part);
     tally_add(n, &tally, part);
-}
-
-static Err check_tiles(const char *op, int64_t tiles) {
-    CHECK(tiles < INT32_MAX - 65536, E_INTERNAL, "%s: %lld tiles in one matrix", op, (long long)tiles);
-    return OK;
 }
 
 extern "C" Err quant_tile_cuda(OpCx *cx, MatQ y, Mat x, QuantRule rule, QuantCount *n) {

@@ -193,3 +193,42 @@ DEV void quant16(MatQ y, int64_t r, int64_t c, int n, const float *v, bool is_th
     store_scale(y, r * y.srow + c / TILE * y.scol, s);
     tally_tile(t, width, stat.most, stat.bad, s.s);
 }
+
+// --- tiles of a matrix, 8 threads each ---
+
+// A thread's part of a tile: row, first column, how many of its 16 values exist (<= 0: none); the tile's width, 0 where
+// there is no tile for it.
+typedef struct TilePlace {
+    int64_t r, c;
+    int mine, width;
+    bool is_there;
+} TilePlace;
+DEV TilePlace place_in(int64_t r, int64_t c0, int64_t cols, bool is_there) {
+    TilePlace p = {r, c0 + threadIdx.x % OCTET * PER_LANE, 0, 0, is_there};
+    p.width = is_there ? (int)(cols - c0 < TILE ? cols - c0 : TILE) : 0;
+    p.mine = (int)(c0 + p.width - p.c);
+    return p;
+}
+// first_tile: of this warp's four; blocks are OCTETS tiles apart. place_of: of this thread's tile, `first` being the
+// warp's first of `tiles`.
+DEV uint32_t first_tile(void) {
+    return blockIdx.x * OCTETS + threadIdx.x / 32 * 4;
+}
+DEV TilePlace place_of(uint32_t first, uint32_t tiles, uint32_t per_row, int64_t cols) {
+    uint32_t tile = first + threadIdx.x % 32 / OCTET;
+    bool is_there = tile < tiles;
+    return place_in(is_there ? tile / per_row : 0, is_there ? tile % per_row * TILE : 0, cols, is_there);
+}
+// quant_place: the tile of x becomes codes of y. All lanes of the warp.
+DEV void quant_place(MatQ y, Mat x, TilePlace p, QuantTally *t, QuantPart *part) {
+    float v[PER_LANE];
+    rows16(v, x, p.r, p.c, p.mine);
+    UNROLL
+    for (int i = 0; i < PER_LANE; i++) v[i] = quant_round(v[i]);
+    quant16(y, p.r, p.c, p.mine, v, p.is_there, t, part, p.width);
+}
+// check_tiles: a matrix whose tiles have 32-bit numbers.
+static inline Err check_tiles(const char *op, int64_t tiles) {
+    CHECK(tiles < INT32_MAX - 65536, E_INTERNAL, "%s: %lld tiles in one matrix", op, (long long)tiles);
+    return OK;
+}

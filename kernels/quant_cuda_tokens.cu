@@ -62,14 +62,8 @@ static __global__ void __launch_bounds__(QUANT_THREADS) quant_outside_kernel(Mat
     for (int64_t e = lane; e < g.n; e += 32) is_inside |= r >= g.start[e] && r < g.start[e] + g.count[e];
     if (!__any_sync(WARP_ALL, is_inside))
         for (int64_t first = 0; first < x.cols; first += 4 * TILE) {
-            int64_t c0 = first + lane / OCTET * TILE, c = c0 + lane % OCTET * PER_LANE;
-            bool is_there = c0 < x.cols;
-            int left = is_there ? (int)(x.cols - c0 < TILE ? x.cols - c0 : TILE) : 0, mine = (int)(c0 + left - c);
-            float v[PER_LANE];
-            rows16(v, x, r, c, mine);
-            UNROLL
-            for (int i = 0; i < PER_LANE; i++) v[i] = quant_round(v[i]);
-            quant16(y, r, c, mine, v, is_there, &tally, &part, left);
+            int64_t c0 = first + lane / OCTET * TILE;
+            quant_place(y, x, place_in(r, c0, x.cols, c0 < x.cols), &tally, &part);
         }
     tally_add(n, &tally, part);
 }

@@ -172,7 +172,6 @@ static Err send_all(Comm *c, const Way *w) {
 static Err exchange(Comm *c, const Way *w) {
     NcclGroup *g = c->impl;
     int me = c->rank;
-    CHECK(!g->is_broken, E_PEER, "comm %s: given up after an earlier error", c->name);
     CHECK(w->rcount[me] == w->scount[me], E_INTERNAL, "comm %s: rank %d sends %lld rows to itself but expects %lld",
           c->name, me, (long long)w->scount[me], (long long)w->rcount[me]);
     g->issued++;
@@ -184,19 +183,22 @@ static Err exchange(Comm *c, const Way *w) {
     return OK;
 }
 
-// enter, leave: a call of the table is a fork of its own where the caller has made none. event -1: nobody waits.
+// enter, leave: a call of the table is a fork of its own where the caller has made none; `event` then stands behind it,
+// and the device's stream waits for a blocking call.
 static Err enter(Comm *c, bool *is_inner) {
     NcclGroup *g = c->impl;
+    CHECK(!g->is_broken, E_PEER, "comm %s: given up after an earlier error", c->name);
     *is_inner = g->outer != NULL;
     return *is_inner ? OK : nccl_fork(c);
 }
 
 static Err leave(Comm *c, bool is_inner, int event, Err err) {
     NcclGroup *g = c->impl;
-    if (!is_inner) TRY(nccl_unfork(c));
+    if (is_inner) return err;
+    TRY(nccl_unfork(c));
     TRY(err);
-    if (!is_inner) TRY_CUDA(cudaEventRecord(g->done[event], g->stream));
-    return OK;
+    TRY_CUDA(cudaEventRecord(g->done[event], g->stream));
+    return event == BLOCKING ? wait_for(c, event) : OK;
 }
 
 static Err nccl_start(Comm *c, int request, void *dst, const int64_t *rcount, const int64_t *roff, const void *src,
@@ -227,8 +229,7 @@ static Err nccl_all_to_all_v(Comm *c, void *dst, const int64_t *rcount, const in
     Way w = {dst, src, rcount, roff, scount, soff, (int64_t)row_bytes};
     bool is_inner = false;
     TRY(enter(c, &is_inner));
-    TRY(leave(c, is_inner, BLOCKING, exchange(c, &w)));
-    return is_inner ? OK : wait_for(c, BLOCKING);
+    return leave(c, is_inner, BLOCKING, exchange(c, &w));
 }
 
 static Err nccl_all_to_all(Comm *c, void *dst, const void *src, size_t bytes) {
@@ -244,7 +245,6 @@ static Err nccl_all_to_all(Comm *c, void *dst, const void *src, size_t bytes) {
 
 static Err gather(Comm *c, void *dst, const void *src, size_t bytes) {
     NcclGroup *g = c->impl;
-    CHECK(!g->is_broken, E_PEER, "comm %s: given up after an earlier error", c->name);
     g->issued++;
     TRY_NCCL(c, ncclAllGather(src, dst, bytes, ncclUint8, g->comm, g->stream));
     return OK;
@@ -254,13 +254,11 @@ static Err nccl_all_gather(Comm *c, void *dst, const void *src, size_t bytes) {
     bool is_inner = false;
     if (bytes == 0) return OK;
     TRY(enter(c, &is_inner));
-    TRY(leave(c, is_inner, BLOCKING, gather(c, dst, src, bytes)));
-    return is_inner ? OK : wait_for(c, BLOCKING);
+    return leave(c, is_inner, BLOCKING, gather(c, dst, src, bytes));
 }
 
 static Err spread(Comm *c, void *buf, size_t bytes, int root) {
     NcclGroup *g = c->impl;
-    CHECK(!g->is_broken, E_PEER, "comm %s: given up after an earlier error", c->name);
     g->issued++;
     TRY_NCCL(c, ncclBroadcast(buf, buf, bytes, ncclUint8, root, g->comm, g->stream));
     return OK;
@@ -271,8 +269,7 @@ static Err nccl_broadcast(Comm *c, void *buf, size_t bytes, int root) {
     bool is_inner = false;
     if (bytes == 0) return OK;
     TRY(enter(c, &is_inner));
-    TRY(leave(c, is_inner, BLOCKING, spread(c, buf, bytes, root)));
-    return is_inner ? OK : wait_for(c, BLOCKING);
+    return leave(c, is_inner, BLOCKING, spread(c, buf, bytes, root));
 }
 
 // A barrier of the device's work means nothing to the host; this one is the host's.

@@ -72,6 +72,8 @@ typedef struct BenchTime {
     double best_yard; // its fastest: what a peak is
     int samples;      // of each
 } BenchTime;
+// bench_summary: of n > 0 samples and as many of the yardstick, which it sorts. Local.
+void bench_summary(BenchTime *out, double *t, double *yard, int n);
 // bench_time: time fn and the yardstick in turn, after one call of each that does not count: at
 // least 5 samples of each and about a third of a second (with --busy a whole one of processor time).
 // Short calls are repeated within a sample. On a device a sample is one call between two events, after

@@ -71,12 +71,7 @@ Err bench_device_time(const Bench *b, BenchTime *out, BenchFn fn, void *user, Be
         y[i] = 0.0;
         if (yard) TRY(measure_between(&y[i], 4 * i + 2, 4 * i + 3));
     }
-    out->median = bench_median(t, n);
-    out->best = t[0];
-    out->spread = (t[n * 3 / 4] - t[n / 4]) / out->median;
-    out->yard = bench_median(y, n);
-    out->best_yard = y[0];
-    out->samples = n;
+    bench_summary(out, t, y, n);
     return OK;
 }
 

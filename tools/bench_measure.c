@@ -27,6 +27,15 @@ double bench_median(double *values, int n) {
     return values[n / 2];
 }
 
+void bench_summary(BenchTime *out, double *t, double *yard, int n) {
+    out->median = bench_median(t, n);
+    out->best = t[0];
+    out->spread = (t[n * 3 / 4] - t[n / 4]) / out->median;
+    out->yard = bench_median(yard, n);
+    out->best_yard = yard[0];
+    out->samples = n;
+}
+
 // Processor time of this thread: what others do with the processor in between does not count.
 static double thread_seconds(void) {
     struct timespec t;
@@ -64,12 +73,7 @@ Err bench_time(const Bench *b, BenchTime *out, BenchFn fn, void *user, BenchFn y
         spent += t[n] * times + y[n] * yard_times;
         n++;
     }
-    out->median = bench_median(t, n);
-    out->best = t[0];
-    out->spread = (t[n * 3 / 4] - t[n / 4]) / out->median;
-    out->yard = bench_median(y, n);
-    out->best_yard = y[0];
-    out->samples = n;
+    bench_summary(out, t, y, n);
     return OK;
 }
 

@@ -72,8 +72,8 @@ static void check_grace(Stop *s) {
     double need = (s->is_beside ? 2.0 : 1.0) * s->save_s + s->step_s;
     if (!(s->grace > 0.0) || need <= s->grace || need <= 1.2 * s->warned_s) return;
     s->warned_s = need;
-    log_warn("a save takes %.1f s%s and a step %.1f s, --grace is %.1f s: a signal would come too late for a save. Send "
-             "it %.0f s before the end (Slurm: --signal=USR1@%.0f), or lose what came after the last checkpoint",
+    log_warn("a save takes %.1f s%s and a step %.1f s, --grace is %.1f s: a signal would come too late for a save. "
+             "Send it %.0f s before the end (Slurm: --signal=USR1@%.0f), or lose what came after the last checkpoint",
              s->save_s, s->is_beside ? ", may have to wait for another one that is under way," : "", s->step_s,
              s->grace, 1.5 * need + 5.0, 1.5 * need + 5.0);
 }

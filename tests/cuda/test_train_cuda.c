@@ -178,6 +178,12 @@ static void reaches_tensor_cores(void) {
     }
 }
 
+// FP8 products whose sums stay in FP32, term by term, as on the CPU.
+static void trains_fp32_sums(void) {
+    static const char *const sets[] = {"precision.mode=fp8", "fp8.accumulate=fp32", NULL};
+    check(sets, STEPS, boot.nranks, false);
+}
+
 // Everything the other way round: operations one by one, nothing made again, everything kept as it is. One step: with
 // FP32 scales the last bit of a weight soon decides a code.
 static void trains_fp8_plain(void) {
@@ -298,6 +304,7 @@ int main(void) {
         {"trains_bf16", trains_bf16},
         {"trains_on_tensor_cores", trains_on_tensor_cores},
         {"trains_fp8", trains_fp8},
+        {"trains_fp32_sums", trains_fp32_sums},
         {"reaches_tensor_cores", reaches_tensor_cores},
         {"trains_fp8_plain", trains_fp8_plain},
         {"finds_what_is_not_finite", finds_what_is_not_finite},

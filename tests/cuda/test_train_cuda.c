@@ -10,15 +10,19 @@
 #include "gemm_cuda.h"
 #include "gemm_cuda_mma.h"
 #include "gemm_cuda_sm90.h"
+#include "head.h"
 #include "run.h"
 #include "train_rig.h"
 
 // Products of BF16 and FP8 codes have the same bits here as on the CPU; FP32 products and all REDUCE operations add up
 // to a few hundred terms of FP32 in another order, 2^-24 apart each and of random sign, over some twenty operations.
 static double loss_tolerance = 1e-6, gradient_tolerance = 1e-5;
+static double loss_ratio, gradient_ratio; // the largest difference, as a part of what is allowed
 
 static bool is_near(double a, double b) {
-    return isfinite(a) && fabs(a - b) <= loss_tolerance * fabs(b);
+    double allowed = loss_tolerance * fabs(b), d = fabs(a - b);
+    if (d > loss_ratio * allowed) loss_ratio = d / allowed;
+    return isfinite(a) && d <= allowed;
 }
 
 // gradients_agree: the gradients of own rows, entry by entry: sums of the last step, and the last pass on top.
@@ -35,6 +39,8 @@ static void gradients_agree(const Rig *a, const Rig *b) {
             difference += ((double)x[j] - (double)y[j]) * ((double)x[j] - (double)y[j]);
             norm += (double)y[j] * (double)y[j];
         }
+        double ratio = norm > 0.0 ? sqrt(difference / norm) / gradient_tolerance : 0.0;
+        if (ratio > gradient_ratio) gradient_ratio = ratio;
         if (!(sqrt(difference) <= gradient_tolerance * sqrt(norm)) && failures++ < 5)
             fprintf(stderr, "rank %d: gradient of %s differs by %g of %g\n", boot.rank, e->name, sqrt(difference),
                     sqrt(norm));
@@ -104,6 +110,10 @@ static void check(const char *const *sets, int64_t steps, int ep, bool with_chec
         EXPECT(on_cuda.blocking[i] == on_cuda.waits[i] && on_cpu.waits[i] == 0);
     }
     gradients_agree(&cuda, &cpu);
+    if (boot.rank == 0)
+        printf("largest difference: losses and norms %.3g of %.3g allowed, gradients %.3g of %.3g\n", loss_ratio,
+               loss_tolerance, gradient_ratio, gradient_tolerance);
+    loss_ratio = gradient_ratio = 0.0;
     if (with_checkpoint) checkpoint(&cuda, &on_cuda, sets);
     rig_close(&cuda);
     rig_close(&cpu);
@@ -176,6 +186,20 @@ static void reaches_tensor_cores(void) {
         EXPECT(fabs(on_cuda.m[0].loss - on_cpu.m[0].loss) <= 1e-4 * on_cpu.m[0].loss);
         rig_close(&cuda);
     }
+}
+
+// The head in chunks of rows, of which the last is not full; and what they take of a device, which is bounded.
+static void trains_head_in_chunks(void) {
+    static const char *const sets[] = {"precision.mode=bf16", NULL};
+    Shape s = {.V = 129280, .B = 8, .S = 4096, .act = DT_BF16};
+    EXPECT(head_device_bytes(&s) == (size_t)2048 * 129280 * 6); // 1.06e9 bytes of logits, half as much of gradients
+    s.V = 32768;
+    EXPECT(head_device_bytes(&s) == (size_t)4096 * 32768 * 6);
+    s.B = 1, s.S = 100;
+    EXPECT(head_device_bytes(&s) == (size_t)100 * 32768 * 6);
+    head_choose_rows(3);
+    check(sets, 1, 1, false);
+    head_choose_rows(0);
 }
 
 // FP8 products whose sums stay in FP32, term by term, as on the CPU.
@@ -304,6 +328,7 @@ int main(void) {
         {"trains_bf16", trains_bf16},
         {"trains_on_tensor_cores", trains_on_tensor_cores},
         {"trains_fp8", trains_fp8},
+        {"trains_head_in_chunks", trains_head_in_chunks},
         {"trains_fp32_sums", trains_fp32_sums},
         {"reaches_tensor_cores", reaches_tensor_cores},
         {"trains_fp8_plain", trains_fp8_plain},

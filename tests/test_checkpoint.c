@@ -183,6 +183,28 @@ static void test_moments_change_type(void **state) {
     fixture_close(&fp32);
 }
 
+// A checkpoint without calibration leaves none: not that of a run that went on from it and comes back.
+static void test_no_calibration(void **state) {
+    (void)state;
+    char dir[256];
+    Fixture fixed;
+    MUST_OK(save(500, 2, 0));
+    dir_of(dir, 500);
+    fixture_more = "fp8.scaling=static";
+    open_one(&fixed, "fp8", 128);
+    fixture_more = NULL;
+    Calibration *c = fixed.cx.calibration;
+    assert_non_null(c);
+    for (int64_t i = 0; i < c->nblocks * SITE_COUNT; i++) c->amax[i] = 1.0f + (float)i;
+    c->steps = 7.0f;
+    c->unseen = 3;
+    c->is_warned = true;
+    MUST_OK(checkpoint_load(dir, fixed.params, &fixed.cx, true));
+    assert_true(c->steps == 0.0f && c->unseen == 0 && !c->is_warned);
+    for (int64_t i = 0; i < c->nblocks * SITE_COUNT; i++) assert_true(c->amax[i] == 0.0f);
+    fixture_close(&fixed);
+}
+
 static void test_weights_only(void **state) {
     (void)state;
     char dir[256];
@@ -485,6 +507,7 @@ int main(void) {
         TEST(test_save_and_load),
         TEST(test_index_shows_logical_tensors),
         TEST(test_moments_change_type),
+        TEST(test_no_calibration),
         TEST(test_weights_only),
         TEST(test_another_architecture),
         TEST(test_find),

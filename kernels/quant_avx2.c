@@ -1,68 +1,28 @@
 // quant_avx2.c - whole tiles of E4M3 and E5M6 codes (quant_lanes.h: QuantTiles) with AVX2. As
-// quant_avx512.c: BF16 bits and integers for power-of-two scales, where no quotient is below the
-// smallest normal code; the rest, and FP32 scales, by QUANT_LANES' loops.
+// quant_avx512.c: BF16 bits and integers for power-of-two scales, quotients in FP32 for FP32
+// scales. What must be counted there, and what is no whole tile, is left to QUANT_LANES' loops.
 //
 // Packing joins the halves of two registers lane by lane, so values stay in the order that packing
 // left them in until the codes of 32 are put right at once.
 #include <string.h>
 
-#include "e5m6.h"
 #include "quant_core.h"
 #include "quant_lanes.h"
 
 #if defined(__AVX2__) && !defined(__AVX512BW__)
-#include <immintrin.h>
-
-#define INLINE static inline __attribute__((always_inline))
+#include "quant_avx2.h"
 
 enum {
     WIDE = 64,
-    WORDS = 16,             // BF16 values of a register
-    REGS = TILE / WORDS,    // registers of a tile
-    GROUP = 16,             // tokens that are turned together
-    TURNED = 32,            // channels of one call of turn
-    BF16_INF = 0x7F80,
-    E4M3_LEAST = 12, // exponent byte of a scale from which on BF16's subnormals have code 0
-    E5M6_LEAST = 22, // the same for E5M6
-    EXACT_LOW = 10,  // between these exponent bytes code * scale is a normal
-    EXACT_HIGH = 246 //   BF16 number, whatever the code
+    REGS = TILE / WORDS, // registers of a tile
+    GROUP = 16,          // tokens that are turned together
+    TURNED = 32,         // channels of one call of turn
+    E4M3_LEAST = 12,     // exponent byte of a scale from which on BF16's subnormals have code 0
+    EXACT_LOW = 10,      // between these exponent bytes code * scale is a normal
+    EXACT_HIGH = 246     //   BF16 number, whatever the code
 };
 
-INLINE __m256i words(int x) {
-    return _mm256_set1_epi16((short)x);
-}
-INLINE __m256i load(const void *p) {
-    return _mm256_loadu_si256(p);
-}
-INLINE void store(void *p, __m256i v) {
-    _mm256_storeu_si256(p, v);
-}
-INLINE __m256i magnitude(__m256i v) {
-    return _mm256_and_si256(v, words(0x7FFF));
-}
-INLINE bool is_any(__m256i v) {
-    return !_mm256_testz_si256(v, v);
-}
-
 // --- values as BF16 bits ---
-
-// BF16 bits of 8 values in the lower halves of the lanes; NaN comes out as anything.
-INLINE __m256i rounded(__m256 x) {
-    __m256i u = _mm256_castps_si256(x);
-    __m256i odd = _mm256_and_si256(_mm256_srli_epi32(u, 16), _mm256_set1_epi32(1));
-    u = _mm256_add_epi32(u, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7FFF)));
-    return _mm256_srli_epi32(u, 16);
-}
-
-// 16 values as words 0-3, 8-11, 4-7, 12-15. *nan: any bit set if there was a NaN.
-INLINE __m256i round16(const float *x, __m256 *nan) {
-    __m256 a = _mm256_loadu_ps(x), b = _mm256_loadu_ps(x + 8);
-    *nan = _mm256_or_ps(*nan, _mm256_cmp_ps(a, b, _CMP_UNORD_Q));
-    return _mm256_packus_epi32(rounded(a), rounded(b));
-}
-INLINE __m256i in_order(__m256i v) {
-    return _mm256_permute4x64_epi64(v, 0xD8);
-}
 
 // 64 columns of m rows: to dst, if there is one, and into most. True if there was a NaN.
 INLINE bool take64(uint16_t *dst, int64_t dst_ld, const void *x, const bool is_f32, int64_t ld,
@@ -78,8 +38,9 @@ INLINE bool take64(uint16_t *dst, int64_t dst_ld, const void *x, const bool is_f
             __builtin_prefetch(from + WIDE * size + i, 0, 2);
 #pragma GCC unroll 4
         for (int i = 0; i < 4; i++) {
-            __m256i v = is_f32 ? in_order(round16((const float *)(const void *)from + i * WORDS, &nan))
-                               : load(from + i * WORDS * 2);
+            __m256i v = is_f32
+                            ? in_order(round16((const float *)(const void *)from + i * WORDS, &nan))
+                            : load(from + i * WORDS * 2);
             if (dst) store(dst + r * dst_ld + i * WORDS, v);
             top[i] = _mm256_max_epu16(top[i], magnitude(v));
         }
@@ -98,8 +59,8 @@ static __attribute__((noinline)) bool take_last(uint16_t *dst, int64_t dst_ld, c
     const int64_t size = is_f32 ? 4 : 2;
     for (int64_t r = 0; r < m; r++, dst = dst ? dst + dst_ld : NULL) {
         memcpy(row, (const char *)x + r * ld * size, (size_t)(w * size));
-        is_nan |= is_f32 ? take64(dst, 0, row, true, 0, 1, most)
-                         : take64(dst, 0, row, false, 0, 1, most);
+        is_nan |=
+            is_f32 ? take64(dst, 0, row, true, 0, 1, most) : take64(dst, 0, row, false, 0, 1, most);
     }
     return is_nan;
 }
@@ -119,11 +80,12 @@ static bool take(uint16_t *dst, int64_t dst_ld, const void *x, bool is_f32, int6
 // BF16 bits of 32 E4M3 codes times 2^(by / 128), which must keep all products normal numbers; words
 // 0-7 and 16-23, 8-15 and 24-31. False: a NaN among them.
 INLINE bool pow2_values(__m256i v[2], __m256i q, __m256i by) {
-    // The upper and the lower byte of a code's bits; below 8 the leading one goes into the exponent.
+    // The upper and the lower byte of a code's bits; below 8 the leading one goes into the
+    // exponent.
     const __m256i up = _mm256_broadcastsi128_si256(
         _mm_setr_epi8(0, 0x3B, 0x3B, 0x3B, 0x3C, 0x3C, 0x3C, 0x3C, 0, 0, 0, 0, 0, 0, 0, 0));
-    const __m256i low = _mm256_broadcastsi128_si256(_mm_setr_epi8(
-        0, 0, (char)0x80, (char)0xC0, 0, 0x20, 0x40, 0x60, 0, 0, 0, 0, 0, 0, 0, 0));
+    const __m256i low = _mm256_broadcastsi128_si256(
+        _mm_setr_epi8(0, 0, (char)0x80, (char)0xC0, 0, 0x20, 0x40, 0x60, 0, 0, 0, 0, 0, 0, 0, 0));
     __m256i m = _mm256_and_si256(q, _mm256_set1_epi8(0x7F));
     __m256i is_low = _mm256_cmpgt_epi8(_mm256_set1_epi8(8), m);
     __m256i a = _mm256_and_si256(_mm256_slli_epi16(m, 4), _mm256_set1_epi8((char)0xF0));
@@ -230,18 +192,13 @@ INLINE __m256i any_codes32(__m256i a, __m256i b, const __m256i less[2], int64_t 
         __m256i low = _mm256_packus_epi32(half[0], half[1]);
         __m256i is_low = _mm256_cmpgt_epi16(words(edge_of(127) + 0x80), q);
         __m256i code = _mm256_blendv_epi8(normal, low, is_low);
-        __m256i lost = _mm256_andnot_si256(_mm256_cmpeq_epi16(m, none), _mm256_cmpeq_epi16(code, none));
+        __m256i lost =
+            _mm256_andnot_si256(_mm256_cmpeq_epi16(m, none), _mm256_cmpeq_epi16(code, none));
         *underflow += __builtin_popcount((unsigned)_mm256_movemask_epi8(lost)) / 2;
         v[i] = code;
     }
     __m256i signs = _mm256_and_si256(_mm256_packs_epi16(a, b), _mm256_set1_epi8((char)0x80));
     return _mm256_or_si256(_mm256_packus_epi16(v[0], v[1]), signs);
-}
-
-INLINE int largest_word(__m256i m) {
-    __m128i h = _mm_max_epu16(_mm256_castsi256_si128(m), _mm256_extracti128_si256(m, 1));
-    __m128i least = _mm_minpos_epu16(_mm_xor_si128(h, _mm_set1_epi8(-1)));
-    return 0xFFFF ^ (_mm_cvtsi128_si32(least) & 0xFFFF);
 }
 
 // A tile of TILE codes from its registers, in the order of round16 or that of memory.
@@ -262,6 +219,53 @@ INLINE void pow2_tile(uint8_t *q, const __m256i v[REGS], const bool is_f32, int 
     }
 }
 
+// --- codes for an FP32 scale ---
+
+// Codes of the words' quotients by s, which lie as unpacking leaves the words, in the order of
+// packing; *most rises above WATCHED if one of them can be 0 or is too large, so that a counting
+// loop must look again.
+enum { LEAST = 0x3A800001, WATCHED = 0x43E00000 - LEAST }; // above 2^-10, half the smallest; 448
+INLINE __m256i divided_codes32(__m256i a, __m256i b, const __m256 s[4], __m256i *most) {
+    const __m256i none = _mm256_setzero_si256();
+    __m256i v[2] = {a, b};
+#pragma GCC unroll 2
+    for (int i = 0; i < 2; i++) {
+        __m256i m = magnitude(v[i]);
+        __m256i half[2] = {_mm256_unpacklo_epi16(none, m), _mm256_unpackhi_epi16(none, m)};
+#pragma GCC unroll 2
+        for (int j = 0; j < 2; j++) { // quant_code of positive quotients
+            __m256 x = _mm256_div_ps(_mm256_castsi256_ps(half[j]), s[2 * i + j]);
+            __m256i q = _mm256_castps_si256(x);
+            *most = _mm256_max_epu32(*most, _mm256_sub_epi32(q, _mm256_set1_epi32(LEAST)));
+            __m256i odd = _mm256_and_si256(_mm256_srli_epi32(q, 20), _mm256_set1_epi32(1));
+            __m256i sum = _mm256_add_epi32(q, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7FFFF)));
+            __m256i normal =
+                _mm256_sub_epi32(_mm256_srli_epi32(sum, 20), _mm256_set1_epi32(120 << 3));
+            __m256i low = _mm256_castps_si256(_mm256_add_ps(x, _mm256_set1_ps(24576.0f)));
+            low = _mm256_and_si256(low, _mm256_set1_epi32(0xF));
+            __m256i is_low = _mm256_cmpgt_epi32(_mm256_set1_epi32(0x3C800000), q); // 2^-6
+            half[j] = _mm256_blendv_epi8(normal, low, is_low);
+        }
+        v[i] = _mm256_packus_epi32(half[0], half[1]);
+    }
+    __m256i signs = _mm256_and_si256(_mm256_packs_epi16(a, b), _mm256_set1_epi8((char)0x80));
+    return _mm256_or_si256(_mm256_packus_epi16(v[0], v[1]), signs);
+}
+
+INLINE bool none_watched(__m256i most) {
+    const __m256i end = _mm256_set1_epi32(WATCHED);
+    return !is_any(_mm256_xor_si256(_mm256_max_epu32(most, end), end));
+}
+
+// A tile with one scale; false: a counting loop must look again.
+INLINE bool divided_tile(uint8_t *q, const uint16_t *v, float scale) {
+    const __m256 s = _mm256_set1_ps(scale), all[4] = {s, s, s, s};
+    __m256i most = _mm256_setzero_si256();
+    for (int i = 0; i < TILE; i += 2 * WORDS)
+        store(q + i, in_order(divided_codes32(load(v + i), load(v + i + WORDS), all, &most)));
+    return none_watched(most);
+}
+
 // --- tiles ---
 
 static void count_found(QuantCount *count, const QuantFound *found) {
@@ -269,9 +273,10 @@ static void count_found(QuantCount *count, const QuantFound *found) {
     count->underflow += found->underflow;
 }
 
-// n <= 128 codes with one scale in the loops for any values, counted.
+// n <= 128 codes with one scale of any kind, counted.
 static void any_codes(uint8_t *q, const uint16_t *v, int64_t n, ScaleType st, float scale,
                       QuantCount *count) {
+    if (st == SCALE_F32 && n == TILE && divided_tile(q, v, scale)) return;
     int b = (int)(f32_bits(scale) >> 23);
     float x[TILE], inv = st == SCALE_E8M0 ? f32_from_e8m0((uint8_t)(254 - b)) : 0.0f;
     QuantFound found = {0};
@@ -303,7 +308,7 @@ INLINE bool code_tile(uint8_t *q, void *s, ScaleType st, const void *x, const bo
     }
     int amax = largest_word(top);
     if (amax >= BF16_INF || _mm256_movemask_ps(nan)) return false;
-    // Magnitudes are made again: kept for the codes they would go through memory.
+        // Magnitudes are made again: kept for the codes they would go through memory.
 #pragma GCC unroll 8
     for (int i = 0; i < REGS; i++) __asm__("" : "+x"(v[i]));
     float scale = scale_of(s, st, amax);
@@ -370,17 +375,22 @@ static bool block(uint8_t *q, int64_t ld, ScaleType st, float scale, const uint1
 // The scales of the channels of a turn.
 typedef struct Channels {
     float scale[TURNED];
-    __m256i less[2]; // of power-of-two scales
+    __m256i less[2];   // of power-of-two scales
+    __m256 divisor[4]; // the scales as unpacking leaves words
     bool is_pow2;
 } Channels;
 
 // 16 tokens with FP32 scales, in the order of packing.
 static void divided_group(__m256i c[GROUP], const uint16_t *v, int64_t v_ld, const Channels *k,
-                      QuantFound *found) {
+                          QuantFound *found) {
     for (int i = 0; i < GROUP; i++) {
+        const uint16_t *from = v + i * v_ld;
+        __m256i most = _mm256_setzero_si256();
+        c[i] = divided_codes32(load(from), load(from + WORDS), k->divisor, &most);
+        if (none_watched(most)) continue;
         float x[TURNED];
         uint8_t code[TURNED];
-        to_floats(x, v + i * v_ld, TURNED);
+        to_floats(x, from, TURNED);
         QUANT_LANES.encode_each[CODE_E4M3](code, x, k->scale, NULL, TURNED, found);
         c[i] = in_order(load(code));
     }
@@ -446,6 +456,12 @@ static bool set_channels(Channels *k, void *s, ScaleType st, const uint16_t *mos
     }
     k->less[0] = load(less);
     k->less[1] = load(less + WORDS);
+    for (int i = 0; i < 4; i++) {
+        __m256 a = _mm256_loadu_ps(k->scale + i / 2 * 16),
+               b = _mm256_loadu_ps(k->scale + i / 2 * 16 + 8);
+        k->divisor[i] =
+            i % 2 ? _mm256_permute2f128_ps(a, b, 0x31) : _mm256_permute2f128_ps(a, b, 0x20);
+    }
     return true;
 }
 
@@ -474,64 +490,5 @@ static bool turn(uint8_t *q, int64_t ld, void *s, ScaleType st, const uint16_t *
     return true;
 }
 
-// --- E5M6 ---
-
-// 12-bit codes of a tile; false if one is 0 or a subnormal.
-static bool e5m6_codes(uint16_t *code, const uint16_t *v, int b) {
-    int edge = (b - 15) * 128;
-    __m256i less = words(edge), least = words(-1);
-    for (int i = 0; i < E5M6_TILE; i += WORDS) {
-        __m256i x = load(v + i), m = magnitude(x);
-        __m256i odd = _mm256_and_si256(_mm256_srli_epi16(x, 1), words(1));
-        least = _mm256_min_epu16(least, m);
-        m = _mm256_srli_epi16(_mm256_subs_epu16(_mm256_add_epi16(m, odd), less), 1);
-        __m256i sign = _mm256_and_si256(_mm256_srli_epi16(x, 4), words(0x800));
-        store(code + i, _mm256_or_si256(m, sign));
-    }
-    __m256i end = words(edge + 0x80);
-    return !is_any(_mm256_xor_si256(_mm256_max_epu16(least, end), least));
-}
-
-// The values of a tile as BF16 bits, at `room` if they are none yet; the largest magnitude, or
-// BF16_INF if one is not finite.
-static int e5m6_values(const uint16_t **v, uint16_t room[E5M6_TILE], const void *x, bool is_f32) {
-    __m256i top = _mm256_setzero_si256();
-    __m256 nan = _mm256_setzero_ps();
-    for (int i = 0; i < E5M6_TILE; i += WORDS) {
-        __m256i y = is_f32 ? in_order(round16((const float *)x + i, &nan))
-                           : load((const uint16_t *)x + i);
-        if (is_f32) store(room + i, y);
-        top = _mm256_max_epu16(top, magnitude(y));
-    }
-    *v = is_f32 ? room : x;
-    return _mm256_movemask_ps(nan) ? BF16_INF : largest_word(top);
-}
-
-// Four codes at a time in 8 bytes, of which 6 count.
-static bool e5m6(uint8_t *dst, uint8_t *scale, const void *x, bool is_f32, QuantCount *count) {
-    uint16_t room[E5M6_TILE], code[E5M6_TILE];
-    const uint16_t *v;
-    int amax = e5m6_values(&v, room, x, is_f32);
-    if (amax >= BF16_INF) return false;
-    uint8_t b = tile_scale_e5m6(f32_from_bf16((uint16_t)amax));
-    if (b < E5M6_LEAST) return false;
-    if (!e5m6_codes(code, v, b)) {
-        float inverse = f32_from_e8m0((uint8_t)(254 - b));
-        for (int i = 0; i < E5M6_TILE; i++) {
-            code[i] = e5m6_from_f32(f32_from_bf16(v[i]) * inverse);
-            count->underflow += (code[i] & 0x7FF) == 0 && (v[i] & 0x7FFF) != 0;
-        }
-    }
-    for (int i = 0; i < E5M6_TILE; i += 4) {
-        uint64_t p = code[i] | (uint64_t)code[i + 1] << 12 | (uint64_t)code[i + 2] << 24 |
-                     (uint64_t)code[i + 3] << 36;
-        memcpy(dst + i / 2 * 3, &p, i + 4 < E5M6_TILE ? 8 : 6);
-    }
-    *scale = b;
-    count->values += E5M6_TILE;
-    quant_tile_counted(count, amax << 16, false, f32_from_e8m0(b));
-    return true;
-}
-
-const QuantTiles quant_tiles_avx2 = {take, take_codes, row, block, turn, e5m6, NULL};
+const QuantTiles quant_tiles_avx2 = {take, take_codes, row, block, turn, quant_avx2_e5m6, NULL};
 #endif

@@ -105,7 +105,7 @@ Err h5_file_open(int64_t *file, const char *path) {
     return OK;
 }
 
-Err path_fsync(const char *path) {
+static Err sync_file(const char *path) {
     int fd = open(path, O_RDONLY | O_CLOEXEC);
     CHECK(fd >= 0, E_OUTPUT, "%s: cannot open to sync: %s", path, strerror(errno));
     int rc = fsync(fd), saved = errno;
@@ -127,7 +127,7 @@ Err h5_file_close(int64_t *file, const char *path, bool is_write, bool is_sync) 
     }
     CHECK(!is_bad, is_write ? E_OUTPUT : E_INPUT, "%s: cannot %s: %s", path,
           is_write ? "write" : "close", text);
-    if (is_sync) TRY(path_fsync(path));
+    if (is_sync) TRY(sync_file(path));
     return OK;
 }
 

@@ -24,8 +24,6 @@ Err h5_file_open(int64_t *file, const char *path) MUST_CHECK;
 // h5_file_close: flush (if is_write) and close, then fsync (if is_sync). Errors: E_OUTPUT
 // (is_write), so a disk that filled up late is never lost; E_INPUT otherwise.
 Err h5_file_close(int64_t *file, const char *path, bool is_write, bool is_sync) MUST_CHECK;
-// path_fsync: fsync a file or a directory. Errors: E_OUTPUT.
-Err path_fsync(const char *path) MUST_CHECK;
 
 // Attributes of `object` in `file` ("/" or a dataset). Setting replaces. Errors: E_OUTPUT on set;
 // E_INPUT on get if the attribute is missing, of another kind, or (text) longer than cap - 1 bytes.

@@ -5,6 +5,7 @@
 #include "tensorfile.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <hdf5.h>
 #include <libgen.h>
 #include <limits.h>
@@ -101,8 +102,15 @@ void tensorfile_drop(TensorFile **f) {
     *f = NULL;
 }
 
-Err tensorfile_sync(const char *path) {
-    TRY(path_fsync(path));
+Err tensorfile_sync_folder(const char *path) {
+    int fd = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    if (fd < 0 && errno == EACCES) return OK;
+    CHECK(fd >= 0, E_OUTPUT, "%s: cannot open the folder to sync it: %s", path, strerror(errno));
+    int rc = fsync(fd), why = errno;
+    close(fd);
+    // EINVAL: FUSE and some network file systems; EBADF: CIFS.
+    bool is_without = why == EINVAL || why == ENOTSUP || why == ENOSYS || why == EBADF;
+    CHECK(rc == 0 || is_without, E_OUTPUT, "%s: cannot sync the folder: %s", path, strerror(why));
     return OK;
 }
 

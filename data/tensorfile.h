@@ -48,8 +48,10 @@ Err tensorfile_close(TensorFile **f, bool is_sync) MUST_CHECK;
 // tensorfile_drop: close on an error path; what was written is worthless and errors are ignored
 // (the current error of the thread is kept).
 void tensorfile_drop(TensorFile **f);
-// tensorfile_sync: fsync a file or directory that was closed before (the directory after a rename).
-Err tensorfile_sync(const char *path) MUST_CHECK;
+// tensorfile_sync_folder: the names in a folder (after a rename, say) on their way to the disk. A file system that
+// cannot sync folders is no error, nor is a folder that may be written but not read: no more can be had there, and it
+// does no harm until power fails. Errors: E_OUTPUT (an I/O error, a full disk).
+Err tensorfile_sync_folder(const char *path) MUST_CHECK;
 
 // tensorfile_write: a whole tensor. `data` is dense, in the byte order of the machine.
 Err tensorfile_write(TensorFile *f, const char *name, DType t, int ndim, const int64_t *shape,

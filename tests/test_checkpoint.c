@@ -7,6 +7,7 @@
 #include <stddef.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 #include <cmocka.h>
@@ -22,6 +23,19 @@ static char checkpoints[128];
 static Comm *world;
 static Fixture fp8;
 static char tokenizer[128];
+
+static int folder_errno;  // what fsync says of folders, 0: the truth
+static int folders_first; // after so many of them
+
+// fsync in the place of the library's, for this program.
+int fsync(int fd) {
+    struct stat st;
+    if (folder_errno && fstat(fd, &st) == 0 && S_ISDIR(st.st_mode) && folders_first-- <= 0) {
+        errno = folder_errno;
+        return -1;
+    }
+    return (int)syscall(SYS_fsync, fd);
+}
 
 static void run(const char *fmt, ...) {
     char command[1024];
@@ -167,6 +181,28 @@ static void test_moments_change_type(void **state) {
     assert_int_equal(fixture_all(&fp32, false, DT_F32, false), 0);
     assert_true(isnan(((float *)fp32.params->p[0].m.p)[0]));
     fixture_close(&fp32);
+}
+
+// A checkpoint without calibration leaves none: not that of a run that went on from it and comes back.
+static void test_no_calibration(void **state) {
+    (void)state;
+    char dir[256];
+    Fixture fixed;
+    MUST_OK(save(500, 2, 0));
+    dir_of(dir, 500);
+    fixture_more = "fp8.scaling=static";
+    open_one(&fixed, "fp8", 128);
+    fixture_more = NULL;
+    Calibration *c = fixed.cx.calibration;
+    assert_non_null(c);
+    for (int64_t i = 0; i < c->nblocks * SITE_COUNT; i++) c->amax[i] = 1.0f + (float)i;
+    c->steps = 7.0f;
+    c->unseen = 3;
+    c->is_warned = true;
+    MUST_OK(checkpoint_load(dir, fixed.params, &fixed.cx, true));
+    assert_true(c->steps == 0.0f && c->unseen == 0 && !c->is_warned);
+    for (int64_t i = 0; i < c->nblocks * SITE_COUNT; i++) assert_true(c->amax[i] == 0.0f);
+    fixture_close(&fixed);
 }
 
 static void test_weights_only(void **state) {
@@ -365,6 +401,45 @@ static void test_no_rights(void **state) {
     expect_found(checkpoints, -1, 100);
 }
 
+// Some file systems cannot sync folders: saves work there all the same. One that can and fails is a disk's fault, at
+// whichever of a save's folders it happens: earlier checkpoints stay, that of the same step too.
+static void test_folders_without_sync(void **state) {
+    (void)state;
+    static const int without[] = {EINVAL, ENOTSUP, ENOSYS, EBADF};
+    for (int i = 0; i < 4; i++) {
+        folder_errno = without[i];
+        folders_first = 0;
+        Err err = save(100 + i, 9, 0);
+        folder_errno = 0;
+        assert_int_equal(err, OK);
+        expect_found(checkpoints, -1, 100 + i);
+    }
+    int failed = 0;
+    for (int64_t step = 103; step <= 104; step++) { // one that is there, and a new one
+        for (int first = 0; first < 10; first++) {
+            bool found = false;
+            char out[512];
+            folder_errno = EIO;
+            folders_first = first;
+            Err err = save(step, 9, 0);
+            folder_errno = 0;
+            failed += err != OK;
+            if (err != OK) assert_int_equal(err, E_OUTPUT);
+            if (err != OK) assert_non_null(strstr(fail_message(), strerror(EIO)));
+            for (int64_t old = 100; old <= 103; old++) expect_found(checkpoints, old, old);
+            MUST_OK(checkpoint_find(out, sizeof out, &found, checkpoints, -1, &fp8.cx));
+            assert_true(found);
+        }
+    }
+    assert_true(failed >= 6);
+    run("rm -rf %s", checkpoints); // the folders of a new run
+    folder_errno = EIO;
+    folders_first = 0;
+    Err err = save(100, 9, 0);
+    folder_errno = 0;
+    assert_int_equal(err, E_OUTPUT);
+}
+
 // A tokenizer that vanished costs a warning, not the checkpoint.
 static void test_tokenizer_gone(void **state) {
     (void)state;
@@ -432,6 +507,7 @@ int main(void) {
         TEST(test_save_and_load),
         TEST(test_index_shows_logical_tensors),
         TEST(test_moments_change_type),
+        TEST(test_no_calibration),
         TEST(test_weights_only),
         TEST(test_another_architecture),
         TEST(test_find),
@@ -440,6 +516,7 @@ int main(void) {
         TEST(test_load_checks_values),
         TEST(test_no_room),
         TEST(test_no_rights),
+        TEST(test_folders_without_sync),
         TEST(test_tokenizer_gone),
         TEST(test_run_dir),
         TEST(test_lock_dies_with_process),

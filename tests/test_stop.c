@@ -109,10 +109,18 @@ static bool warned(Stop *s, double save) {
     return n > 0;
 }
 
+static void settle(Stop *s) {
+    Comm *world = NULL;
+    assert_int_equal(comm_self(&world, "world"), OK);
+    assert_int_equal(stop_settle(s, world), OK);
+    comm_destroy(&world);
+}
+
 static void test_grace(void **state) {
     (void)state;
     log_init(0, 1);
     Stop s = {.signalled = no_signal, .grace = 60.0};
+    settle(&s);
     assert_true(stop_wants_save(&s)); // in advance: measure one early
     stop_note_step(&s, 5.0);
     assert_false(warned(&s, 54.0));
@@ -121,15 +129,51 @@ static void test_grace(void **state) {
     assert_false(warned(&s, 57.0)); // said already
     assert_true(warned(&s, 90.0));
     Stop none = {.signalled = no_signal};
+    settle(&none);
     assert_false(stop_wants_save(&none));
     assert_false(warned(&none, 1e6));
     Stop limited = {.signalled = no_signal};
     stop_limit(&limited, now_seconds(), 100.0, 0, 0);
+    settle(&limited);
     assert_true(stop_wants_save(&limited));
+}
+
+// Beside the training a signal may find one save at its beginning: that one and the last have to fit.
+static void test_grace_for_two(void **state) {
+    (void)state;
+    Stop s = {.signalled = no_signal, .grace = 60.0, .is_beside = true};
+    stop_note_step(&s, 5.0);
+    assert_false(warned(&s, 27.0));
+    assert_true(warned(&s, 28.0));
+}
+
+// Saves that fail are no measure; the tries come further and further apart.
+static void test_failing_saves(void **state) {
+    (void)state;
+    Stop s = {.signalled = no_signal, .grace = 60.0};
+    settle(&s);
+    int tries = 0, at[8] = {0};
+    for (int step = 1; step <= 100; step++) {
+        stop_note_step(&s, 1.0);
+        if (!stop_wants_save(&s)) continue;
+        assert_true(tries < 8);
+        at[tries++] = step;
+        stop_note_failed_save(&s, step == 3 ? 7.0 : 0.0); // at once, or after a while
+    }
+    static const int want[] = {1, 3, 7, 15, 31, 63};
+    assert_int_equal(tries, 6);
+    assert_memory_equal(at, want, sizeof want);
+    assert_true(s.save_s == 7.0); // one takes that long at least
+    stop_note_save(&s, 8.0);
+    for (int step = 0; step < 100; step++) {
+        stop_note_step(&s, 1.0);
+        assert_false(stop_wants_save(&s));
+    }
 }
 
 int main(void) {
     const struct CMUnitTest tests[] = {cmocka_unit_test(test_limits), cmocka_unit_test(test_margin),
-                                       cmocka_unit_test(test_agree), cmocka_unit_test(test_grace)};
+                                       cmocka_unit_test(test_agree), cmocka_unit_test(test_grace),
+                                       cmocka_unit_test(test_grace_for_two), cmocka_unit_test(test_failing_saves)};
     return cmocka_run_group_tests_name("stop", tests, NULL, NULL);
 }

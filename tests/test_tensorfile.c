@@ -222,7 +222,7 @@ static void virtual_one(int ndim, const int64_t *shape, DType t, uint64_t seed) 
                          E_INTERNAL);
     }
     MUST_OK(tensorfile_close(&f, true));
-    MUST_OK(tensorfile_sync(at("tmp")));
+    MUST_OK(tensorfile_sync_folder(at("tmp")));
     char to[128];
     snprintf(to, sizeof to, "%s/done%d", scratch_dir,
              (int)seed); // as a checkpoint appears: by a rename

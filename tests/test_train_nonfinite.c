@@ -1,9 +1,11 @@
 // test_train_nonfinite.c - losses and gradients that are not finite: who is named, and what train.on_nonfinite does:
 // the same state whatever it was that was not finite, however the batch was dropped, and from whichever checkpoint the
 // run is resumed.
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "drive.h"
 
@@ -142,6 +144,34 @@ static void test_rollback_of_resumed(void **state) {
     assert_true(in_file(dir, "checkpoints/step_00000004/manifest.json", "[16, 24)"));
 }
 
+// Static scales: a run that goes back to before its calibration calibrates again, as one does that begins there. That
+// one is resumed from the same state with the same samples left out, a batch of twice the size.
+static void test_rollback_of_calibration(void **state) {
+    (void)state;
+    static Job j;
+    const char *plain = path_of("plain"), *back = path_of("recalibrated"), *other = path_of("calibrated");
+    const char *events = path_of("calibrated/events.jsonl");
+    const char *fixed = "--steps 5 --set fp8.scaling=static --set fp8.static_steps=1";
+    run_ok(1, "train %s --run-dir %s --steps 2 %s", tiny(), plain, SHORT);
+    run(&j, 1,
+        "train %s --run-dir %s --resume %s@2 %s --set train.on_nonfinite=rollback --inject nan@step=4,rank=0 %s",
+        tiny(), back, plain, fixed, SHORT);
+    assert_ends(&j, 0);
+    assert_says(&j, "back to step 2, and on with sample 32");
+    job_start(&j, 1,
+              "train %s --run-dir %s --resume %s@2 --steps 5 --set train.global_batch=16 --set train.on_nonfinite=skip "
+              "--inject nan@step=3,rank=0 --inject slow@step=3,rank=0,seconds=3,in=data %s",
+              tiny(), other, plain, SHORT);
+    for (int i = 0; i < 3000 && !(has_file(events) && in_file(other, "events.jsonl", "\"nonfinite\"")); i++)
+        usleep(20000);
+    job_signal(&j, SIGUSR1);
+    job_wait(&j, 60);
+    assert_ends(&j, 75);
+    assert_true(in_file(other, "checkpoints/step_00000002/manifest.json", "[16, 32)"));
+    run_ok(1, "train %s --run-dir %s --resume auto %s %s", tiny(), other, fixed, SHORT);
+    same_steps(back, other, 3, 5, BITS " skipped_samples");
+}
+
 static void test_limits(void **state) {
     (void)state;
     static Job j;
@@ -167,6 +197,7 @@ int main(int argc, char **argv) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_named),    cmocka_unit_test(test_skip_alone), cmocka_unit_test(test_skip_on_ranks),
         cmocka_unit_test(test_rollback), cmocka_unit_test(test_rollback_of_resumed), cmocka_unit_test(test_limits),
+        cmocka_unit_test(test_rollback_of_calibration),
     };
     return drive_done(cmocka_run_group_tests(tests, NULL, NULL));
 }

@@ -224,6 +224,28 @@ static void test_small_disk_and_on(void **state) {
     umount2(disk, MNT_DETACH);
 }
 
+// A disk without room for a folder, a time limit that wants a save measured: tried after the first step, and then less
+// and less often.
+static void test_failing_measure(void **state) {
+    (void)state;
+    static Job j;
+    const char *disk = path_of("none"), *dir = path_of("unmeasured");
+    if (!small_disk(disk, "size=4k,nr_inodes=1")) skip();
+    char link[400], says[64];
+    snprintf(link, sizeof link, "%s/checkpoints", dir);
+    assert_int_equal(mkdir(dir, 0777), 0);
+    assert_int_equal(symlink(disk, link), 0);
+    run(&j, 1, "train %s --run-dir %s --steps 8 --time-limit 1h --set checkpoint.on_error=continue %s", tiny(), dir,
+        SHORT);
+    assert_ends(&j, 74);
+    for (int step = 1; step < 8; step++) {
+        snprintf(says, sizeof says, "step %d was not saved", step);
+        bool is_tried = strstr(j.err, says) || strstr(j.out, says);
+        if (is_tried != (step == 1 || step == 3 || step == 7)) fail_msg("step %d: %d\n%s", step, is_tried, j.err);
+    }
+    umount2(disk, MNT_DETACH);
+}
+
 // The job resumed exactly the state that the run had after that step.
 static void says_state_of(const Job *j, const char *dir, int step) {
     char says[64];
@@ -277,6 +299,7 @@ int main(int argc, char **argv) {
         cmocka_unit_test(test_full_disk_and_on),      cmocka_unit_test(test_last_save_must_succeed),
         cmocka_unit_test(test_wrong_byte),            cmocka_unit_test(test_consumed),
         cmocka_unit_test(test_small_disk),            cmocka_unit_test(test_small_disk_and_on),
+        cmocka_unit_test(test_failing_measure),
     };
     drive_init(argc, argv);
     return drive_done(cmocka_run_group_tests_name("train_saves", tests, NULL, NULL));

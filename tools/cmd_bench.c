@@ -136,6 +136,7 @@ static Err bench_with(Bench *b, const Args *a) {
     if (path) {
         b->json = json = fopen(path, "we");
         CHECK(json, E_OUTPUT, "cannot write %s: %s", path, strerror(errno));
+        setvbuf(json, NULL, _IOLBF, 0); // a run that is killed leaves the figures it has
     }
     if (!b->wants_device) {
         TRY_OR(arena_create(&b->arena, "bench operands", (size_t)1 << 32, false), done);

@@ -43,7 +43,7 @@ Err checkpoint_find(char *out, size_t n, bool *found, const char *path, int64_t 
 Err checkpoint_read_info(const char *dir, CheckpointInfo *info) MUST_CHECK;
 Err checkpoint_read_config(const char *dir, Config **out) MUST_CHECK;
 // checkpoint_load: own rows of every master (and m, v if with_state), the biases, and with static scales the
-// calibration (cx->calibration stays as it is if the checkpoint has none), checked by
+// calibration (cx->calibration is empty afterwards if the checkpoint has none), checked by
 // hash, for any layout. The caller publishes. A missing, extra or differently shaped tensor is
 // E_INPUT naming it, expected and found shape. Collective over world.
 Err checkpoint_load(const char *dir, Params *p, Cx *cx, bool with_state) MUST_CHECK;

@@ -68,13 +68,13 @@ done:
     return err;
 }
 
-// The name of a new folder on its way to the disk. Some file systems cannot sync folders: no harm until power fails.
-static void sync_parent(const char *path) {
+// The name of a new folder on its way to the disk.
+static Err sync_parent(const char *path) {
     char parent[CKDIR_PATH];
     snprintf(parent, sizeof parent, "%s", path);
     char *slash = strrchr(parent, '/');
     if (slash) slash[slash == parent] = '\0';
-    if (tensorfile_sync(slash ? parent : ".") != OK) fail_clear();
+    return tensorfile_sync_folder(slash ? parent : ".");
 }
 
 Err ckdir_make(const char *dir) {
@@ -88,7 +88,7 @@ Err ckdir_make(const char *dir) {
         bool is_new = mkdir(path, 0777) == 0;
         CHECK(is_new || errno == EEXIST, E_OUTPUT, "cannot create the folder %s: %s", path,
               strerror(errno));
-        if (is_new) sync_parent(path); // what is saved in it shall not hang on a name that is lost
+        if (is_new) TRY(sync_parent(path)); // what is saved in it shall not hang on a name that is lost
         *slash = was;
         if (!was) break;
     }
@@ -150,8 +150,11 @@ static void point_latest(const char *dir, const char *name) {
 // An old checkpoint of the same step gives up its name and is removed.
 static Err replace(const char *partial, const char *final) {
     if (renameat2(AT_FDCWD, partial, AT_FDCWD, final, RENAME_EXCHANGE) == 0) {
-        sync_parent(final); // the old one goes only when the new one's name is on the disk
-        return ckdir_remove(partial);
+        Err err = sync_parent(final);
+        if (err == OK) return ckdir_remove(partial); // only now that the new one's name is on the disk
+        if (renameat2(AT_FDCWD, partial, AT_FDCWD, final, RENAME_EXCHANGE) != 0)
+            log_warn("cannot rename %s back to %s: %s", partial, final, strerror(errno));
+        return err;
     }
     CHECK(errno == EINVAL || errno == ENOSYS || errno == ENOTSUP, E_OUTPUT,
           "cannot rename %s to %s: %s", partial, final, strerror(errno));
@@ -164,7 +167,7 @@ static Err replace(const char *partial, const char *final) {
         if (rename(old, final) != 0) log_warn("cannot rename %s back to %s: %s", old, final, strerror(errno));
         FAIL(E_OUTPUT, "cannot rename %s to %s: %s", partial, final, strerror(why));
     }
-    sync_parent(final);
+    TRY(sync_parent(final));
     return ckdir_remove(old);
 }
 
@@ -173,16 +176,16 @@ Err ckdir_commit(const char *dir, const char *name) {
     struct stat st;
     snprintf(final, sizeof final, "%s/%s", dir, name);
     snprintf(partial, sizeof partial, "%s/%s.partial", dir, name);
-    TRY(tensorfile_sync(partial));
+    TRY(tensorfile_sync_folder(partial));
     if (lstat(final, &st) == 0) {
         TRY(replace(partial, final));
     } else {
         CHECK(rename(partial, final) == 0, E_OUTPUT, "cannot rename %s to %s: %s", partial, final,
               strerror(errno));
     }
-    TRY(tensorfile_sync(dir));
+    TRY(tensorfile_sync_folder(dir));
     point_latest(dir, name);
-    return tensorfile_sync(dir);
+    return tensorfile_sync_folder(dir);
 }
 
 // The name goes first, so that a half removed checkpoint is never taken for a whole one.

@@ -407,6 +407,7 @@ static void report(const Load *l) {
 Err checkpoint_load(const char *dir, Params *p, Cx *cx, bool with_state) {
     Load l = {.dir = dir, .cx = cx};
     prof_enter(PROF_CHECKPOINT);
+    if (cx->calibration) calibration_reset(cx->calibration); // that of a later step is not the checkpoint's
     Err err = load_local(&l, p, with_state);
     tensorfile_drop(&l.shard);
     err = comm_agree(cx->world, err);

@@ -407,6 +407,7 @@ Err run_setup(Run *r, bool *is_done) {
     char resume_path[1024];
     int64_t resume_step = -1;
     *is_done = false;
+    TRY(stop_settle(&r->stop, r->boot.world));
     TRY(part(r, load_config(r)));
     TRY(part(r, check_config(r)));
     TRY(part(r, boot_groups(&r->boot, &r->mesh, comm_kind(r))));

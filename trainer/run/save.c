@@ -49,6 +49,7 @@ Err saver_create(Saver **out, const SaverSpec *spec, const Params *p, Cx *cx) {
     s->metrics = spec->metrics;
     s->inject = spec->inject;
     s->stop = spec->stop;
+    if (s->stop) s->stop->is_beside = c->checkpoint.async && c->checkpoint.every > 0;
     s->saved_step = s->at.step = spec->saved_step;
     s->saved_time = now_seconds();
     s->failed_step = -1;
@@ -146,7 +147,7 @@ static Err failed(Saver *s, Err err) {
     char text[1100];
     set_part(s, PART_NONE);
     s->failed_step = s->at.step;
-    if (s->stop) stop_note_save(s->stop, s->work); // what is known of how long one takes
+    if (s->stop) stop_note_failed_save(s->stop, s->work);
     err = ckwrite_abandon(s->write, err);
     snprintf(s->why_failed, sizeof s->why_failed, "%s", fail_message());
     metrics_escape(text, sizeof text, s->why_failed);

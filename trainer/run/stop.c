@@ -51,20 +51,42 @@ const char *stop_reason(const Stop *s) {
     return text;
 }
 
+Err stop_settle(Stop *s, Comm *world) {
+    int64_t any = s->deadline > 0.0 || s->grace > 0.0;
+    TRY(comm_max_i64(world, &any, 1));
+    s->is_limited = any != 0;
+    return OK;
+}
+
 bool stop_wants_save(const Stop *s) {
-    return !(s->save_s > 0.0) && (s->deadline > 0.0 || s->grace > 0.0);
+    return s->is_limited && !s->is_measured && s->wait == 0;
 }
 
 void stop_note_step(Stop *s, double seconds) {
     s->step_s = seconds > s->step_s ? seconds : 0.9 * s->step_s + 0.1 * seconds;
+    if (s->wait > 0) s->wait--;
+}
+
+// check_grace: a warning if a signal would come too late.
+static void check_grace(Stop *s) {
+    double need = (s->is_beside ? 2.0 : 1.0) * s->save_s + s->step_s;
+    if (!(s->grace > 0.0) || need <= s->grace || need <= 1.2 * s->warned_s) return;
+    s->warned_s = need;
+    log_warn("a save takes %.1f s%s and a step %.1f s, --grace is %.1f s: a signal would come too late for a save. "
+             "Send it %.0f s before the end (Slurm: --signal=USR1@%.0f), or lose what came after the last checkpoint",
+             s->save_s, s->is_beside ? ", may have to wait for another one that is under way," : "", s->step_s,
+             s->grace, 1.5 * need + 5.0, 1.5 * need + 5.0);
 }
 
 void stop_note_save(Stop *s, double seconds) {
     if (seconds > s->save_s) s->save_s = seconds;
-    double need = s->save_s + s->step_s;
-    if (!(s->grace > 0.0) || need <= s->grace || need <= 1.2 * s->warned_s) return;
-    s->warned_s = need;
-    log_warn("a save takes %.1f s and a step %.1f s, --grace is %.1f s: a signal would come too late for a save. Send "
-             "it %.0f s before the end (Slurm: --signal=USR1@%.0f), or lose what came after the last checkpoint",
-             s->save_s, s->step_s, s->grace, 1.5 * need + 5.0, 1.5 * need + 5.0);
+    s->is_measured = true;
+    check_grace(s);
+}
+
+void stop_note_failed_save(Stop *s, double seconds) {
+    if (seconds > s->save_s) s->save_s = seconds;
+    s->pause = s->pause > 0 ? 2 * s->pause : 2;
+    s->wait = s->pause;
+    check_grace(s);
 }

@@ -15,8 +15,12 @@ typedef struct Stop {
     double deadline;        // now_seconds() at which the run must have ended; 0 = no limit
     const char *limit_name; // where the deadline comes from, for messages
     double grace;           // seconds between a signal and the end, as the user says; 0 = not known
+    bool is_limited;        // some rank has a deadline or a grace period (stop_settle)
     double save_s;          // the longest save so far, from its start to verified; 0 = none yet
+    bool is_measured;       // one of them came through
     bool is_saving;         // one goes on beside the training: the last one has to wait for it
+    bool is_beside;         // one may, whenever a signal comes
+    int64_t pause, wait;    // steps between the last tries to measure a save; that are left until the next one
     double step_s;          // the longest of the last steps: what may pass between two looks at the flag
     double warned_s;        // save and step of the last warning
 } Stop;
@@ -35,10 +39,16 @@ Err stop_agree(Stop *s, Comm *world, Err mine) MUST_CHECK;
 bool stop_is_due(const Stop *s);
 // stop_reason: "SIGTERM", "the time limit (--time-limit)". The text lives until the next call. Local.
 const char *stop_reason(const Stop *s);
-// stop_wants_save: a limit or a grace period is set, and no save has been measured that it could be compared with: the
-// run saves after its next step. Local.
+// stop_settle: what one rank knows of a limit counts for all: environments may differ. Before the first step.
+// Collective over world.
+Err stop_settle(Stop *s, Comm *world) MUST_CHECK;
+// stop_wants_save: a limit or a grace period is set, and no save has come through that it could be compared with: the
+// run saves after its next step. After one that failed it waits 2 steps, then 4, 8 and so on. The same on all ranks.
+// Local.
 bool stop_wants_save(const Stop *s);
-// stop_note_step, stop_note_save: a step or a save took so long. After a save with a grace period that is too short for
-// save and step, a warning that says what to change: once, and again when it gets 20 % worse. Local.
+// stop_note_step, stop_note_save, stop_note_failed_save: a step or a save took so long, the failed one until it failed.
+// After a save with a grace period that is too short for a step and a save (two, if one may be under way beside the
+// training), a warning that says what to change: once, and again when it gets 20 % worse. Local.
 void stop_note_step(Stop *s, double seconds);
 void stop_note_save(Stop *s, double seconds);
+void stop_note_failed_save(Stop *s, double seconds);

@@ -285,6 +285,28 @@ static void test_events(void **state) {
         strstr(all, ",\"event\":\"save\",\"step\":3,\"why\":\"a \\\"b\\\" \\\\ c\\u000a\"}\n"));
 }
 
+// The last word on a step's evaluation counts, of that step only.
+static void test_stopped_evaluation(void **state) {
+    (void)state;
+    char dir[256];
+    run_path(dir, "");
+    write_all("events.jsonl", "{\"a\":1}\nrubbish\n");
+    assert_false(metrics_eval_is_stopped(dir, 3));
+    Metrics *m = open_at(0);
+    assert_int_equal(metrics_event(m, EVENT_EVAL, "\"step\":%d,\"loss\":%d", 3, 1), OK);
+    assert_false(metrics_eval_is_stopped(dir, 3));
+    assert_int_equal(metrics_event(m, EVENT_EVAL_STOPPED, "\"step\":%d", 3), OK);
+    assert_int_equal(metrics_event(m, EVENT_EVAL, "\"step\":%d,\"loss\":%d", 33, 1), OK);
+    assert_int_equal(metrics_event(m, "save", "\"step\":%d", 3), OK);
+    assert_true(metrics_eval_is_stopped(dir, 3));
+    assert_false(metrics_eval_is_stopped(dir, 33));
+    assert_int_equal(metrics_event(m, EVENT_EVAL, "\"step\":%d,\"loss\":%d", 3, 1), OK);
+    assert_false(metrics_eval_is_stopped(dir, 3));
+    metrics_close(&m);
+    run_path(dir, "not/there");
+    assert_false(metrics_eval_is_stopped(dir, 3));
+}
+
 static void test_other_ranks_are_silent(void **state) {
     (void)state;
     char nowhere[256];
@@ -488,6 +510,7 @@ int main(void) {
         cmocka_unit_test_setup_teardown(test_floats_round_trip, scratch_setup, scratch_teardown),
         cmocka_unit_test_setup_teardown(test_cut_on_open, scratch_setup, scratch_teardown),
         cmocka_unit_test_setup_teardown(test_events, scratch_setup, scratch_teardown),
+        cmocka_unit_test_setup_teardown(test_stopped_evaluation, scratch_setup, scratch_teardown),
         cmocka_unit_test_setup_teardown(test_other_ranks_are_silent, scratch_setup,
                                         scratch_teardown),
         cmocka_unit_test_setup_teardown(test_full_disk, scratch_setup, scratch_teardown),

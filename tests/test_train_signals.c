@@ -12,6 +12,7 @@
 #include <unistd.h>
 
 #include "drive.h"
+#include "ledger.h"
 
 #define STEPS 12
 
@@ -76,6 +77,20 @@ static void wait_for_file(const char *path) {
         if (has_file(path)) return;
     }
     fail_msg("%s did not appear", path);
+}
+
+// wait_for_eval: this process evaluates after this step, as its ledger says.
+static void wait_for_eval(const char *dir, int step, pid_t pid) {
+    static LedgerHead head;
+    static LedgerEntry ring[LEDGER_RING];
+    char path[600];
+    for (int i = 0; i < 60000; i++, nap(0.001)) {
+        snprintf(path, sizeof path, "%s/ledger/rank_%05d.bin", dir, i % 2);
+        bool ok = has_file(path) && ledger_read(path, &head, ring) == OK;
+        fail_clear();
+        if (ok && head.pid == pid && head.step == step && head.phase == PHASE_EVAL) return;
+    }
+    fail_msg("no evaluation");
 }
 
 // What makes the phase last. The signal comes after step 3.
@@ -162,6 +177,56 @@ static void one_case(void **state) {
     steps_free(&b);
 }
 
+// evals_of: the losses of the evaluations that were made, in order.
+static int evals_of(const char *dir, char loss[][32], int most) {
+    char path[600];
+    size_t size = 0;
+    int n = 0;
+    snprintf(path, sizeof path, "%s/events.jsonl", dir);
+    char *text = read_file(path, &size);
+    for (char *at = text; (at = strstr(at, "\"event\":\"eval\",")) && n < most; at++)
+        snprintf(loss[n++], 32, "%s", json_text(at, "loss"));
+    free(text);
+    return n;
+}
+
+// A run is complete with the evaluation of its last step: one that is given up ends it with 75, and the resume makes
+// it, that one only. Evaluations on the way are made by a resume too.
+static void test_evaluation_given_up(void **state) {
+    (void)state;
+    static Job j;
+    const char *flags = "--set parallel.ep=2 --set data.eval=data/samples/tiny.tokens.h5 --set eval.every=2 "
+                        "--set eval.max_sequences=400";
+    char dir[400], whole[400], got[8][32], want[8][32];
+    snprintf(dir, sizeof dir, "%s", path_of("evals"));
+    snprintf(whole, sizeof whole, "%s", path_of("whole-evals"));
+    run_ok(2, "train %s --run-dir %s --steps 3 %s %s", tiny(), whole, flags, SHORT);
+    assert_int_equal(evals_of(whole, want, 8), 2);
+    for (int step = 2; step <= 3; step++) {
+        for (int turn = 0; turn < 2; turn++) { // the resume's evaluation is interrupted too
+            char says[96];
+            job_start(&j, 2, "train %s --run-dir %s --resume auto --steps 3 %s %s", tiny(), dir, flags, SHORT);
+            pid_t pid = rank_of(&j, ONE_RANK, SIGTERM);
+            wait_for_eval(dir, step, pid);
+            assert_int_equal(kill(pid, SIGTERM), 0);
+            job_wait(&j, 120);
+            assert_ends(&j, 75);
+            snprintf(says, sizeof says, "held-out   step %d: given up", step);
+            assert_says(&j, says);
+            assert_int_equal(stopped_at(dir), step);
+            assert_int_equal(evals_of(dir, got, 8), step - 2);
+        }
+    }
+    run(&j, 2, "train %s --run-dir %s --resume auto --steps 3 %s %s", tiny(), dir, flags, SHORT);
+    assert_ends(&j, 0);
+    assert_int_equal(evals_of(dir, got, 8), 2);
+    for (int i = 0; i < 2; i++) assert_string_equal(got[i], want[i]);
+    same_steps(whole, dir, 1, 3, BITS);
+    run(&j, 2, "train %s --run-dir %s --resume auto --steps 3 %s %s", tiny(), dir, flags, SHORT);
+    assert_ends(&j, 0);
+    assert_says(&j, "nothing to do");
+}
+
 // The second signal of a kind does not wait for anything.
 static void test_second_signal(void **state) {
     (void)state;
@@ -237,7 +302,8 @@ static void add_all(void) {
 }
 
 int main(int argc, char **argv) {
-    const struct CMUnitTest rest[] = {cmocka_unit_test(test_second_signal), cmocka_unit_test(test_time_limit)};
+    const struct CMUnitTest rest[] = {cmocka_unit_test(test_second_signal), cmocka_unit_test(test_time_limit),
+                                      cmocka_unit_test(test_evaluation_given_up)};
     if (argc == 4 && strcmp(argv[3], "all") == 0) {
         argc = 3;
         add_all();
@@ -248,7 +314,7 @@ int main(int argc, char **argv) {
         add_case(EVAL, SIGTERM, ONE_RANK);
         add_case(SAVE, SIGUSR1, LAUNCHER);
     }
-    for (int i = 0; i < 2; i++) tests[ntests++] = rest[i];
+    for (size_t i = 0; i < sizeof rest / sizeof *rest; i++) tests[ntests++] = rest[i];
     drive_init(argc, argv);
     return drive_done(_cmocka_run_group_tests("train_signals", tests, (size_t)ntests, NULL, NULL));
 }

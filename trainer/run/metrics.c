@@ -418,6 +418,24 @@ Err metrics_event(Metrics *m, const char *kind, const char *fields_fmt, ...) {
     return line_write(m->events_fd, m->events_path, &l);
 }
 
+bool metrics_eval_is_stopped(const char *run_dir, int64_t step) {
+    char path[PATH_CAP], kind[32], *line = NULL;
+    size_t cap = 0;
+    bool is_stopped = false;
+    snprintf(path, sizeof path, "%s/events.jsonl", run_dir);
+    FILE *f = fopen(path, "re");
+    while (f && getline(&line, &cap, f) > 0) {
+        long long at = -1;
+        if (sscanf(line, "{\"time\":%*[0-9.],\"event\":\"%31[a-z_]\",\"step\":%lld", kind, &at) != 2 || at != step)
+            continue;
+        if (strcmp(kind, EVENT_EVAL) == 0) is_stopped = false;
+        if (strcmp(kind, EVENT_EVAL_STOPPED) == 0) is_stopped = true;
+    }
+    free(line);
+    if (f) fclose(f);
+    return is_stopped;
+}
+
 void metrics_escape(char *out, size_t n, const char *text) {
     size_t k = 0;
     for (const unsigned char *t = (const unsigned char *)text; *t && k + 7 < n; t++) {

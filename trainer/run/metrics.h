@@ -33,6 +33,10 @@ typedef struct StepMetrics {
     double slow_factor;    // over the median rank
 } StepMetrics;
 
+// Events that are read again.
+#define EVENT_EVAL "eval"
+#define EVENT_EVAL_STOPPED "eval_stopped"
+
 typedef struct Metrics Metrics;
 // metrics_open: files in run_dir; metrics.jsonl is cut to steps <= loaded_step (a torn last line is
 // dropped). Only rank 0 does anything. E_OUTPUT.
@@ -45,6 +49,8 @@ Err metrics_step(Metrics *m, const StepMetrics *s, int64_t total_steps, bool pri
 // metrics_event: one line of events.jsonl: {"time":..,"event":kind,...}; fields is a JSON object's
 // inside, e.g. "\"step\":3". E_OUTPUT.
 Err metrics_event(Metrics *m, const char *kind, const char *fields_fmt, ...) PRINTF_LIKE(3, 4);
+// metrics_eval_is_stopped: of all evaluations of this step in events.jsonl the last one was given up. Local.
+bool metrics_eval_is_stopped(const char *run_dir, int64_t step);
 // metrics_escape: `text` as the inside of a JSON string, for the fields of an event; cut to n
 // bytes. Pure.
 void metrics_escape(char *out, size_t n, const char *text);

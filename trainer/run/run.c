@@ -40,30 +40,27 @@ static Err save(Run *r) {
     return saver_save(r->saver, &at);
 }
 
-static Err evaluate(Run *r) {
-    EvalResult e;
-    double t0 = now_seconds();
-    TRY(evaluate_heldout(r->model, &r->cx, r->eval, r->eval_corpora, r->config->eval.max_sequences,
-                         &r->stop, &e));
-    if (e.is_stopped) {
-        log_line("held-out   step %lld: given up", (long long)r->at.step);
-        return OK;
-    }
-    double s = now_seconds() - t0;
-    char bpb[48] = "";
-    if (!isnan(e.bits_per_byte)) snprintf(bpb, sizeof bpb, ", %.4f bits per byte", e.bits_per_byte);
-    log_line("held-out   step %lld: loss %.4f%s, %lld tokens, %.1f s", (long long)r->at.step,
-             e.loss, bpb, (long long)e.tokens, s);
+// note_eval: an evaluation in the log and in the events.
+static Err note_eval(Run *r, const EvalResult *e, double s) {
     Err mine = OK;
+    if (e->is_stopped) {
+        log_line("held-out   step %lld: given up, left to a resume", (long long)r->at.step);
+        if (r->metrics) mine = metrics_event(r->metrics, EVENT_EVAL_STOPPED, "\"step\":%lld", (long long)r->at.step);
+        return comm_agree(r->boot.world, mine);
+    }
+    char bpb[48] = "";
+    if (!isnan(e->bits_per_byte)) snprintf(bpb, sizeof bpb, ", %.4f bits per byte", e->bits_per_byte);
+    log_line("held-out   step %lld: loss %.4f%s, %lld tokens, %.1f s", (long long)r->at.step,
+             e->loss, bpb, (long long)e->tokens, s);
     if (r->metrics) {
         mine =
-            isnan(e.bits_per_byte)
-                ? metrics_event(r->metrics, "eval", "\"step\":%lld,\"loss\":%.9g,\"tokens\":%lld",
-                                (long long)r->at.step, e.loss, (long long)e.tokens)
+            isnan(e->bits_per_byte)
+                ? metrics_event(r->metrics, EVENT_EVAL, "\"step\":%lld,\"loss\":%.9g,\"tokens\":%lld",
+                                (long long)r->at.step, e->loss, (long long)e->tokens)
                 : metrics_event(
-                      r->metrics, "eval",
+                      r->metrics, EVENT_EVAL,
                       "\"step\":%lld,\"loss\":%.9g,\"tokens\":%lld,\"bits_per_byte\":%.9g",
-                      (long long)r->at.step, e.loss, (long long)e.tokens, e.bits_per_byte);
+                      (long long)r->at.step, e->loss, (long long)e->tokens, e->bits_per_byte);
     }
     return comm_agree(r->boot.world, mine);
 }
@@ -126,17 +123,24 @@ static Err stopped(Run *r) {
     return E_STOPPED;
 }
 
+// evaluate: the held-out loss. One that is given up ends the run as an unfinished step does.
+static Err evaluate(Run *r) {
+    EvalResult e;
+    double t0 = now_seconds();
+    LedgerPhase was = ledger_phase(r->ledger, PHASE_EVAL);
+    Err err = evaluate_heldout(r->model, &r->cx, r->eval, r->eval_corpora, r->config->eval.max_sequences, &r->stop, &e);
+    ledger_phase(r->ledger, was);
+    TRY(err);
+    TRY(note_eval(r, &e, now_seconds() - t0));
+    return e.is_stopped ? stopped(r) : OK;
+}
+
 // after_step: what is due at the end of a step: evaluation, checkpoint.
 static Err after_step(Run *r) {
     const Config *c = r->config;
     bool is_last = r->at.step == r->last_step;
     TRY(saver_poll(r->saver));
-    if (r->eval && c->eval.every && (r->at.step % c->eval.every == 0 || is_last)) {
-        LedgerPhase was = ledger_phase(r->ledger, PHASE_EVAL);
-        Err err = evaluate(r);
-        ledger_phase(r->ledger, was);
-        TRY(err);
-    }
+    if (r->eval && c->eval.every && (r->at.step % c->eval.every == 0 || is_last)) TRY(evaluate(r));
     bool is_due = c->checkpoint.every && r->at.step % c->checkpoint.every == 0;
     if (is_last || is_due || (stop_wants_save(&r->stop) && !saver_is_busy(r->saver))) TRY(save(r));
     return OK;
@@ -144,6 +148,10 @@ static Err after_step(Run *r) {
 
 static Err loop(Run *r) {
     Pace pace = {0};
+    if (r->owes_eval) {
+        ledger_step(r->ledger, r->at.step);
+        TRY(evaluate(r));
+    }
     while (r->at.step < r->last_step) {
         double t0 = now_seconds();
         ledger_step(r->ledger, r->at.step + 1);

@@ -56,6 +56,7 @@ typedef struct Run {
     ReadProof read;          // by this rank since then
     Saver *saver;
     int64_t last_step;       // stop after this one
+    bool owes_eval;          // the start before gave up the evaluation of the step that is resumed
     int64_t bad_step;        // the furthest that was not finite
     int bad_in_row;          // batches that were not finite since it was passed last
     Stop stop;               // signals, the time limit

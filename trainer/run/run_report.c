@@ -147,8 +147,10 @@ void run_banner(const Run *r) {
              (long long)loader_tokens(r->loader), (long long)windows,
              (double)schedule_samples(r->config, r->config->train.steps) /
                  (double)max_i64(1, windows));
-    log_line("run        %s, steps %lld to %lld of %lld", r->dir, (long long)r->at.step + 1,
-             (long long)r->last_step, (long long)r->config->train.steps);
+    if (r->owes_eval) log_line("held-out   step %lld: was given up, is made now", (long long)r->at.step);
+    if (r->at.step < r->last_step)
+        log_line("run        %s, steps %lld to %lld of %lld", r->dir, (long long)r->at.step + 1,
+                 (long long)r->last_step, (long long)r->config->train.steps);
 }
 
 double run_rss(void) {

@@ -290,6 +290,16 @@ Err run_fill(Run *r) {
     return r->cx.dev->zero(r->cx.health, (size_t)(r->cx.nblocks * SITE_COUNT) * sizeof *r->cx.health);
 }
 
+// owes_eval: the last evaluation of the resumed step was given up, and this run evaluates. Collective over world.
+static Err owes_eval(Run *r) {
+    int64_t owes = 0;
+    if (r->boot.rank == 0 && r->resume_from[0] && r->eval && r->config->eval.every)
+        owes = metrics_eval_is_stopped(r->dir, r->at.step);
+    TRY(comm_max_i64(r->boot.world, &owes, 1));
+    r->owes_eval = owes != 0;
+    return OK;
+}
+
 static void log_origin(const Run *r) {
     if (r->resume_from[0]) {
         log_line("resume     %s: step %lld, samples [0, %lld), written by %d ranks with ep %d",
@@ -428,7 +438,8 @@ Err run_setup(Run *r, bool *is_done) {
     }
     r->at.seed = r->config->train.seed;
     r->last_step = r->opt.steps > 0 ? r->opt.steps : r->config->train.steps;
-    if (r->resume_from[0] && r->last_step <= r->at.step) {
+    TRY(owes_eval(r));
+    if (r->resume_from[0] && (r->last_step < r->at.step || (r->last_step == r->at.step && !r->owes_eval))) {
         log_line("nothing to do: %s is at step %lld, asked for %lld", r->resume_from,
                  (long long)r->at.step, (long long)r->last_step);
         *is_done = true;

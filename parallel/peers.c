@@ -7,6 +7,7 @@
 #include <ifaddrs.h>
 #include <net/if.h>
 #include <netinet/in.h>
+#include <netinet/tcp.h>
 #include <poll.h>
 #include <string.h>
 #include <sys/random.h>
@@ -26,7 +27,7 @@ typedef struct PeerAddress {
 
 typedef struct Question {
     uint64_t secret;
-    int32_t kind, from;
+    int32_t kind, to; // to: an address may lead to another rank's host (bridges have the same one everywhere)
 } Question;
 
 struct Peers {
@@ -62,7 +63,9 @@ static int listen_somewhere(PeerAddress *a, bool is_one_host) {
     socklen_t size = sizeof at;
     at.sin_addr.s_addr = htonl(is_one_host ? INADDR_LOOPBACK : INADDR_ANY);
     own_addresses(a, is_one_host);
-    int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+    int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0), seconds = 1;
+    // Connections come with their question: two ranks that ask each other would wait for it, and not send their own.
+    if (fd >= 0) setsockopt(fd, IPPROTO_TCP, TCP_DEFER_ACCEPT, &seconds, sizeof seconds);
     if (fd >= 0 && bind(fd, (struct sockaddr *)&at, sizeof at) == 0 && listen(fd, 1024) == 0 &&
         getsockname(fd, (struct sockaddr *)&at, &size) == 0 && a->n > 0) {
         a->port = ntohs(at.sin_port);
@@ -139,7 +142,7 @@ static bool answer_one(Peers *p) {
     LedgerState state;
     char ok = 1;
     if (fd < 0) return false;
-    bool is_ours = transfer(fd, &q, sizeof q, true) && q.secret == p->secret;
+    bool is_ours = transfer(fd, &q, sizeof q, true) && q.secret == p->secret && q.to == p->rank;
     if (is_ours && q.kind == ASK_STATE) {
         p->handler.state(p->handler.user, &state);
         transfer(fd, &state, sizeof state, false);
@@ -168,44 +171,11 @@ void peers_serve(Peers *p, double seconds, const volatile int *stop) {
 typedef struct Ask {
     int fd, i;        // -1: free; which of the ranks
     int address;      // that is tried
-    bool is_sent;
+    bool is_sent;     // it is connected, the question has left
+    bool is_refused;  // by all addresses so far
     size_t got;       // bytes of the answer
-    double end;
+    double end;       // of the wait for this address: half the time to connect, then all of it to answer
 } Ask;
-
-// dial: the next address of the rank; false if there is no other.
-static bool dial(Peers *p, Ask *a, int rank) {
-    const PeerAddress *to = &p->address[rank];
-    for (; a->address < to->n; a->address++) {
-        struct sockaddr_in at = {.sin_family = AF_INET, .sin_port = htons(to->port)};
-        at.sin_addr.s_addr = to->ip[a->address];
-        a->fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
-        if (a->fd < 0) return false;
-        if (connect(a->fd, (struct sockaddr *)&at, sizeof at) == 0 || errno == EINPROGRESS) return true;
-        close(a->fd);
-        a->fd = -1;
-    }
-    return false;
-}
-
-// go_on: what an event means for a question. Returns 1: answered, 0: not yet, -1: this address is none, -2: refused.
-static int go_on(Peers *p, Ask *a, PeerQuestion kind, void *into, size_t bytes) {
-    if (!a->is_sent) {
-        int why = 0;
-        socklen_t n = sizeof why;
-        Question q = {p->secret, (int32_t)kind, p->rank};
-        if (getsockopt(a->fd, SOL_SOCKET, SO_ERROR, &why, &n) != 0) return -1;
-        if (why != 0) return why == ECONNREFUSED ? -2 : -1;
-        if (send(a->fd, &q, sizeof q, MSG_NOSIGNAL) != (ssize_t)sizeof q) return -1;
-        a->is_sent = true;
-        return 0;
-    }
-    ssize_t got = recv(a->fd, (char *)into + a->got, bytes - a->got, 0);
-    if (got < 0) return errno == EAGAIN || errno == EINTR ? 0 : -1;
-    if (got == 0) return -1;
-    a->got += (size_t)got;
-    return a->got == bytes ? 1 : 0;
-}
 
 typedef struct Round {
     Peers *p;
@@ -218,6 +188,49 @@ typedef struct Round {
     Ask ask[AT_ONCE];
 } Round;
 
+static void hang_up(Ask *a) {
+    close(a->fd);
+    a->fd = -1;
+}
+
+// dial: the next address of the rank; if there is no other, a->fd stays -1.
+static void dial(Round *r, Ask *a) {
+    const PeerAddress *to = &r->p->address[r->first + a->i];
+    a->is_sent = false;
+    a->got = 0;
+    a->end = now_seconds() + 0.5 * r->seconds;
+    for (; a->address < to->n; a->address++) {
+        struct sockaddr_in at = {.sin_family = AF_INET, .sin_port = htons(to->port)};
+        at.sin_addr.s_addr = to->ip[a->address];
+        a->fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+        if (a->fd < 0) return;
+        if (connect(a->fd, (struct sockaddr *)&at, sizeof at) == 0 || errno == EINPROGRESS) return;
+        a->is_refused = a->is_refused && errno == ECONNREFUSED;
+        hang_up(a);
+    }
+    r->is_refused[a->i] = a->is_refused && to->n > 0;
+}
+
+// go_on: what an event means for a question. Returns 1: answered, 0: not yet, -1: this address is none, -2: refused.
+static int go_on(const Round *r, Ask *a, void *into, size_t bytes) {
+    if (!a->is_sent) {
+        int why = 0;
+        socklen_t n = sizeof why;
+        Question q = {r->p->secret, (int32_t)r->kind, r->first + a->i};
+        if (getsockopt(a->fd, SOL_SOCKET, SO_ERROR, &why, &n) != 0) return -1;
+        if (why != 0) return why == ECONNREFUSED ? -2 : -1;
+        if (send(a->fd, &q, sizeof q, MSG_NOSIGNAL) != (ssize_t)sizeof q) return -1;
+        a->is_sent = true;
+        a->end = now_seconds() + r->seconds;
+        return 0;
+    }
+    ssize_t got = recv(a->fd, (char *)into + a->got, bytes - a->got, 0);
+    if (got < 0) return errno == EAGAIN || errno == EINTR ? 0 : -1;
+    if (got == 0) return -1;
+    a->got += (size_t)got;
+    return a->got == bytes ? 1 : 0;
+}
+
 // fill: free places take the next ranks. Returns how many questions are under way.
 static int fill(Round *r) {
     int busy = 0;
@@ -226,35 +239,38 @@ static int fill(Round *r) {
         while (a->fd < 0 && r->next < r->n) {
             int i = r->next++;
             if (r->is_answered[i] || r->first + i == r->p->rank) continue;
-            Ask new = {.fd = -1, .i = i, .end = now_seconds() + r->seconds};
+            Ask new = {.fd = -1, .i = i, .is_refused = true};
             *a = new;
-            dial(r->p, a, r->first + i);
+            dial(r, a);
         }
         busy += a->fd >= 0;
     }
     return busy;
 }
 
-static void hang_up(Ask *a) {
-    close(a->fd);
-    a->fd = -1;
+// keep_first: the address that led to an answer is tried first from now on.
+static void keep_first(PeerAddress *to, int good) {
+    uint32_t ip = to->ip[good];
+    to->ip[good] = to->ip[0];
+    to->ip[0] = ip;
 }
 
-// turn: what became of the question at place k.
+// turn: what became of the question at place k. An address that is silent for too long is left for the next one, as one
+// that fails: none has the others' time.
 static void turn(Round *r, int k, bool has_event) {
     Ask *a = &r->ask[k];
     void *into = r->states ? (void *)&r->states[a->i] : &r->ack[k];
-    int is = has_event ? go_on(r->p, a, r->kind, into, r->states ? sizeof *r->states : 1) : 0;
+    int is = has_event ? go_on(r, a, into, r->states ? sizeof *r->states : 1) : 0;
     if (is == 0 && now_seconds() < a->end) return;
     hang_up(a);
-    if (is == 1) r->is_answered[a->i] = true;
-    if (is == -2) r->is_refused[a->i] = true;
-    if (is < 0) { // another of its addresses
-        a->address++;
-        a->is_sent = false;
-        a->got = 0;
-        dial(r->p, a, r->first + a->i);
+    if (is == 1) {
+        r->is_answered[a->i] = true;
+        keep_first(&r->p->address[r->first + a->i], a->address);
+        return;
     }
+    a->is_refused = a->is_refused && is == -2;
+    a->address++;
+    dial(r, a);
 }
 
 void peers_ask(Peers *p, PeerQuestion kind, int first, int n, double seconds, bool *is_answered, bool *is_refused,

@@ -35,8 +35,9 @@ void peers_close(Peers **p);
 
 // peers_serve: answer others for at most `seconds`, or until *stop.
 void peers_serve(Peers *p, double seconds, const volatile int *stop);
-// peers_ask: the question to ranks first..first+n-1, whose answers may take `seconds` (each; many are asked at once).
-// is_answered [n]: rank first+i did. is_refused [n]: nothing listens there any more. states [n] for ASK_STATE, else
-// NULL. Ranks with is_answered set already are not asked.
+// peers_ask: the question to ranks first..first+n-1, many at once. Each address of a rank, one after the other, has
+// half of `seconds` to connect and then `seconds` to answer; the one that answered comes first the next time.
+// is_answered [n]: rank first+i did. is_refused [n]: all its addresses say that nothing listens there any more. states
+// [n] for ASK_STATE, else NULL. Ranks with is_answered set already are not asked.
 void peers_ask(Peers *p, PeerQuestion question, int first, int n, double seconds, bool *is_answered, bool *is_refused,
                LedgerState *states);

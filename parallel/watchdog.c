@@ -38,7 +38,7 @@ static void own_state(void *user, LedgerState *out) {
 static void on_asked(void *user, PeerQuestion question) {
     Watchdog *w = user;
     if (question == ASK_LEAD) w->is_asked = true;
-    if (question == ASK_END) w->spec.end(w->spec.user, false);
+    if (question == ASK_END) w->spec.end(w->spec.user);
 }
 
 // is_late: this rank gives no sign of life for longer than its phase allows.
@@ -59,12 +59,19 @@ static void ask(Watchdog *w, PeerQuestion question, int first, int n, bool *is_a
 
 // ---- who looks into it --------------------------------------------------------------------------
 
-// has_leader: a lower rank's thread answers, so it is that one's business.
+// has_leader: a lower rank's thread answers, so it is the lowest one's business. First rank 0 alone, then the next 8,
+// the next 64 and so on together: where ranks live it takes one question, where a thousand are lost four waits.
 static bool has_leader(Watchdog *w) {
-    for (int i = 0; i < w->rank && !peers_are_deaf(w->peers); i++) {
-        bool is_answered = false, is_refused = false;
-        ask(w, ASK_LEAD, i, 1, &is_answered, &is_refused, NULL);
-        if (is_answered) return true;
+    for (int first = 0, n = 1; first < w->rank && !peers_are_deaf(w->peers); first += n, n *= 8) {
+        int most = n < w->rank - first ? n : w->rank - first;
+        memset(w->is_answered, 0, (size_t)most * sizeof *w->is_answered);
+        ask(w, ASK_HELLO, first, most, w->is_answered, w->is_refused, NULL);
+        for (int i = 0; i < most; i++) {
+            bool leads = false, is_refused = false;
+            if (!w->is_answered[i]) continue;
+            ask(w, ASK_LEAD, first + i, 1, &leads, &is_refused, NULL);
+            if (leads) return true;
+        }
     }
     return false;
 }
@@ -105,7 +112,7 @@ static void collect(Watchdog *w) {
 static void end_all(Watchdog *w) {
     memset(w->is_answered, 0, (size_t)w->nranks * sizeof *w->is_answered);
     ask(w, ASK_END, 0, w->nranks, w->is_answered, w->is_refused, NULL);
-    w->spec.end(w->spec.user, true);
+    w->spec.end(w->spec.user);
 }
 
 // look_into: returns after how many seconds to look again.

@@ -17,10 +17,10 @@ typedef struct WatchdogSpec {
     double limit[LEDGER_PHASES]; // seconds without a sign of life; 0: no limit
     bool is_one_host;            // all ranks are on this host: only the loopback interface is used
     // say: the sentence, or with is_hang false why the run waits; called by the thread of one rank, at most once for a
-    // hang. end: of this process, with code 69; is_first: on the rank that spoke, after all others were told. Must not
-    // return.
+    // hang. end: of this process, at once, with code 69 and without the library that it may be stuck in; on the rank
+    // that spoke after all others were told. Must not return.
     void (*say)(void *user, bool is_hang, const char *text);
-    void (*end)(void *user, bool is_first);
+    void (*end)(void *user);
     void *user;
 } WatchdogSpec;
 

@@ -220,14 +220,19 @@ static void combinations_are_refused(void **state) {
         refused(more, "cuda", words, "it supports fp8.scaling tile, fp8.grad_tile 1x128");
     }
     static const char *const block[] = {"fp8.grad_tile=128x128", NULL}, *const e5m2[] = {"fp8.grad_format=e5m2", NULL};
-    static const char *const sums[] = {"fp8.accumulate=fp32", NULL};
+    static const char *const sums[] = {"fp8.accumulate=hopper14", NULL};
+    static const char *const hopper[] = {"fp8.accumulate=promote128_hopper14", NULL};
+    static const char *const computed[][2] = {{NULL}, {"fp8.accumulate=fp32", NULL}};
     refused(block, "cuda", "fp8.grad_tile 128x128 is not supported by the cuda backend", "fp8.grad_tile 1x128");
     refused(e5m2, "cuda", "fp8.grad_format e5m2 is not supported by the cuda backend", "fp8.grad_format e4m3");
-    refused(sums, "cuda", "fp8.accumulate fp32 is not supported by the cuda backend", "fp8.accumulate promote128");
-    Config *c = config_of(NULL);
-    Recipe r = recipe_from_config(c);
-    MUST_OK(recipe_check_backend(&r, "cuda"));
-    config_free(c);
+    refused(sums, "cuda", "fp8.accumulate hopper14 is not supported by the cuda backend", "fp8.accumulate promote128");
+    refused(hopper, "cuda", "fp8.accumulate promote128_hopper14 is not supported", "promote128 (on Hopper");
+    for (int i = 0; i < 2; i++) {
+        Config *c = config_of(computed[i]);
+        Recipe r = recipe_from_config(c);
+        MUST_OK(recipe_check_backend(&r, "cuda"));
+        config_free(c);
+    }
 }
 
 static void sites_have_names(void **state) {

@@ -110,6 +110,44 @@ static void test_stopped_first_rank(void **state) {
     stop_one(0);
 }
 
+// status_of: what a process ended with, as wait gives it, while nobody has waited for it yet; -1: it has not ended.
+static int status_of(pid_t pid) {
+    char path[64], text[1024], state = 0;
+    int status = -1;
+    snprintf(path, sizeof path, "/proc/%d/stat", (int)pid);
+    FILE *f = fopen(path, "r");
+    if (!f) return -1;
+    text[fread(text, 1, sizeof text - 1, f)] = '\0';
+    fclose(f);
+    char *at = strrchr(text, ')'), *last = strrchr(text, ' '); // state is the field behind the name, status the last
+    if (at && last && sscanf(at + 1, " %c", &state) == 1 && state == 'Z') status = atoi(last + 1);
+    return status;
+}
+
+// The launcher is stopped too, as a daemon on an overloaded host may be: the rank that spoke ends by itself, from
+// inside MPI, with 69 and no other code.
+static void test_launcher_stopped(void **state) {
+    (void)state;
+    static Job j;
+    const char *dir = path_of("launcher");
+    job_start(&j, 2, "train %s --run-dir %s --set parallel.ep=2 --set watchdog.step=3 --set watchdog.data=3 %s", tiny(),
+              dir, SHORT);
+    wait_for_step(&j, dir, 2, 120);
+    assert_true(ledger_of(dir, 0));
+    pid_t first = head.pid;
+    assert_true(ledger_of(dir, 1));
+    kill(head.pid, SIGSTOP);
+    job_signal(&j, SIGSTOP);
+    int status = -1;
+    for (int i = 0; i < 3000 && (status = status_of(first)) < 0; i++) usleep(10000);
+    job_signal(&j, SIGCONT);
+    job_wait(&j, 60);
+    assert_int_equal(status, 69 << 8);
+    assert_ends(&j, 69);
+    assert_one_sentence(&j, dir, "rank 1 (");
+    assert_none_left(dir);
+}
+
 // It goes on in time: nothing is said.
 static void test_goes_on(void **state) {
     (void)state;
@@ -210,6 +248,7 @@ int main(int argc, char **argv) {
     drive_init(argc, argv);
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_stopped),  cmocka_unit_test(test_stopped_first_rank), cmocka_unit_test(test_goes_on),
+        cmocka_unit_test(test_launcher_stopped),
         cmocka_unit_test(test_injected), cmocka_unit_test(test_alone),    cmocka_unit_test(test_slow),
         cmocka_unit_test(test_not_noted),
     };

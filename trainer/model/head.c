@@ -1,17 +1,34 @@
 // head.c - chunked head and loss.
 //
 // The FP32 logits of a few rows lie in cache between their product and the loss; their gradients are collected for as
-// many rows as the gradient of the head, which every product with them reads and writes, is worth.
+// many rows as the gradient of the head, which every product with them reads and writes, is worth. A device has no such
+// cache: there as many rows as fill it, and as make the product over them worth its 8 bytes of gradient, are one chunk.
 #include "head.h"
 
 #include "prof.h"
+#include "staging.h"
 
-#define LOGITS ((int64_t)2 << 20) // at a time: 8 MiB
-#define PARTS 4                   // as many logits give one matrix of gradients
+#define LOGITS ((int64_t)2 << 20)          // at a time: 8 MiB
+#define PARTS 4                            // as many logits give one matrix of gradients
+#define DEVICE_LOGITS ((int64_t)256 << 20) // at a time on a device: 1 GiB
+#define DEVICE_ROWS ((int64_t)4096)        // and no more rows
 
-static int64_t rows_at_once(int64_t V) {
+static int64_t chosen;
+void head_choose_rows(int64_t rows) {
+    chosen = rows;
+}
+
+static int64_t rows_at_once(int64_t V, bool on_device) {
+    if (chosen) return chosen;
+    if (on_device) return max_i64(min_i64(DEVICE_LOGITS / V, DEVICE_ROWS) / TILE * TILE, TILE);
     int64_t rows = LOGITS / V / 64 * 64;
     return rows < 64 ? 64 : rows;
+}
+
+size_t head_device_bytes(const Shape *s) {
+    int64_t rows = min_i64(rows_at_once(s->V, true), s->B * s->S);
+    size_t gradient = s->act == DT_F32 ? 0 : dtype_bytes(s->act);
+    return (size_t)(rows * s->V) * (sizeof(float) + gradient);
 }
 
 // chunk_bwd: gradients of one chunk of rows.
@@ -31,8 +48,9 @@ typedef struct Chunk {
 } Chunk;
 
 static Err chunk_make(const Shape *s, Cx *cx, Chunk *c, int64_t T, bool with_grad) {
-    c->part = min_i64(rows_at_once(s->V), T);
-    c->rows = with_grad ? min_i64(PARTS * c->part, T) : c->part;
+    bool on_device = !staging_is_host(cx);
+    c->part = min_i64(rows_at_once(s->V, on_device), T);
+    c->rows = with_grad && !on_device ? min_i64(PARTS * c->part, T) : c->part;
     c->logits = c->dlogits = mat_none();
     ARENA_NEW(cx->scratch, c->loss, T);
     ARENA_NEW(cx->scratch, c->correct, T);

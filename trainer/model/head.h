@@ -13,3 +13,10 @@
 //   mtp: which head, for the taps. Local.
 Err head_loss(const Shape *s, Cx *cx, Param *head, Mat dn, Mat n, const int32_t *target,
               double scale, int mtp, const Taps *taps, float *host_loss, int32_t *host_correct) MUST_CHECK;
+
+// head_device_bytes: what a chunk of rows takes of a device's scratch: FP32 logits, at most 1 GiB (but 128 rows), and
+// their gradients of the act type. Local.
+size_t head_device_bytes(const Shape *s);
+
+// head_choose_rows: of a chunk's logits, for tests, on every backend; 0: what suits the backend.
+void head_choose_rows(int64_t rows);

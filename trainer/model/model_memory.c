@@ -3,6 +3,7 @@
 
 #include <string.h>
 
+#include "head.h"
 #include "shadow_gemm.h"
 #include "staging.h"
 
@@ -29,7 +30,7 @@ static void measure_ops(MemoryPlan *out, const Shape *s) {
 
 // measure_device_ops: the same for the CUDA backend: the router's input in FP32, the parts of the gates' gradients,
 // codes with rows of a multiple of 16 bytes, codes of a weight turned for Dgrad, partial sums of norms (one row of FP32
-// for 16 tokens) and balance losses; and the workspace of its library.
+// for 16 tokens) and balance losses, or, when these are over, the head's chunk; and the workspace of its library.
 static void measure_device_ops(MemoryPlan *out, const Shape *s, const Mesh *mesh) {
     int64_t T = s->B * s->S, pairs = T * mesh->ep * min_i64(s->K, s->L), blocks = (ceil_div(s->S, TILE) + 1) * s->B;
     int64_t wide = max_i64(s->Fd, s->Fs), latent = max_i64(s->Rq, s->Rkv);
@@ -41,7 +42,8 @@ static void measure_device_ops(MemoryPlan *out, const Shape *s, const Mesh *mesh
     int64_t parts = blocks * (32 * s->D + 16 * s->E) + 4 * (s->H + s->K + 2) * T;
     // The heads' parts of the shared key's gradient: of all sequences, or as many as 4096 blocks of 64 rows and one.
     parts += 4 * min_i64(s->H * T, ((int64_t)4096 << 6) + s->H * s->S) * s->Dr + T + 8 * s->B;
-    out->op_device = (size_t)(fused + weight + rows + parts) + LIBRARY_SPACE + DEVICE_SLACK;
+    size_t layers = (size_t)(fused + weight + rows + parts), head = head_device_bytes(s);
+    out->op_device = (layers > head ? layers : head) + LIBRARY_SPACE + DEVICE_SLACK;
 }
 
 static Err measure_cx(Cx *cx, const Mesh *mesh, bool is_balanced) {

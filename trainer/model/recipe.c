@@ -78,7 +78,8 @@ static const char *accumulate_name(GemmAccumulate a) {
 Err recipe_check_backend(const Recipe *r, const char *backend) {
     if (strcmp(backend, "cpu") == 0 || strcmp(backend, "null") == 0) return OK;
     static const char supported[] = "it supports fp8.scaling tile, fp8.grad_tile 1x128, fp8.grad_format e4m3 and "
-                                    "fp8.accumulate promote128; the rest are baselines of the cpu backend";
+                                    "fp8.accumulate promote128 (on Hopper, whose tensor cores keep 14 bits, that is "
+                                    "promote128_hopper14) or fp32; the rest are baselines of the cpu backend";
     for (int c = 0; c < CLASS_COUNT; c++) {
         const RecipeRow *row = &r->row[c];
         bool is_grad_tile = row->scope == SCOPE_BLOCK;
@@ -88,8 +89,9 @@ Err recipe_check_backend(const Recipe *r, const char *backend) {
         CHECK(row->code == CODE_E4M3, E_CONFIG, "fp8.grad_format e5m2 is not supported by the %s backend: %s", backend,
               supported);
     }
-    CHECK(r->accumulate == GEMM_PROMOTE128, E_CONFIG, "fp8.accumulate %s is not supported by the %s backend: %s",
-          accumulate_name(r->accumulate), backend, supported);
+    CHECK(r->accumulate == GEMM_PROMOTE128 || r->accumulate == GEMM_FP32, E_CONFIG,
+          "fp8.accumulate %s is not supported by the %s backend: %s", accumulate_name(r->accumulate), backend,
+          supported);
     return OK;
 }
 

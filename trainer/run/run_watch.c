@@ -37,14 +37,11 @@ static void say(void *user, bool is_hang, const char *text) {
     append(r, "events.jsonl", line, (size_t)n);
 }
 
-// end: the rank that found out lets the launcher end everything, also what is stopped; should MPI hang in that, its
-// alarm ends it. The others end themselves.
-static void end(void *user, bool is_first) {
-    Run *r = user;
-    if (is_first) {
-        alarm(10);
-        boot_abort(&r->boot, E_PEER);
-    }
+// end: of this process alone. The main thread may be anywhere inside MPI, which is then no other thread's to call
+// (MPI_THREAD_SERIALIZED), not even for MPI_Abort. Every rank that answers ends like this; the launcher sees their code
+// and ends what is stopped.
+static void end(void *user) {
+    (void)user;
     boot_end(E_PEER);
 }
 

@@ -21,7 +21,7 @@ typedef enum Err {
     OK = 0,
     E_USAGE = 64,    // command line, run directory occupied
     E_INPUT = 65,    // a named input is missing, unreadable or damaged, or changed where it must not
-    E_PEER = 69,     // another rank or a device was lost or is not there
+    E_PEER = 69,     // another rank or a device was lost or is not there; another run has the run directory
     E_INTERNAL = 70, // a bug, or a resource that should be there (memory)
     E_OUTPUT = 74,   // disk full, not writable
     E_STOPPED = 75,  // stopped by signal or time limit after a verified save: requeue

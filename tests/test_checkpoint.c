@@ -459,7 +459,7 @@ static void test_run_dir(void **state) {
     RunLock *lock, *second;
     MUST_OK(run_lock_take(&lock, run_path));
     assert_false(run_dir_is_occupied(run_path)); // the lock alone is no run
-    assert_int_equal(run_lock_take(&second, run_path), E_USAGE);
+    assert_int_equal(run_lock_take(&second, run_path), E_PEER);
     char pid[32];
     snprintf(pid, sizeof pid, "process %d on ", (int)getpid());
     assert_non_null(strstr(fail_message(), pid));
@@ -492,7 +492,7 @@ static void test_lock_dies_with_process(void **state) {
     assert_int_equal(read(ready[0], &c, 1), 1);
     assert_int_equal(c, 1);
     RunLock *lock;
-    assert_int_equal(run_lock_take(&lock, scratch_dir), E_USAGE);
+    assert_int_equal(run_lock_take(&lock, scratch_dir), E_PEER);
     kill(child, SIGKILL);
     for (int i = 0; i < 500 && run_lock_take(&lock, scratch_dir) != OK; i++) usleep(10000);
     assert_non_null(lock);

@@ -380,7 +380,7 @@ static void test_lock_names_its_holder(void **state) {
     run(&second, 2, "train %s --run-dir %s --resume auto --set parallel.ep=2 %s", tiny(), dir, SHORT);
     job_signal(&first, SIGKILL); // the lock dies with it
     job_wait(&first, 60);
-    assert_ends(&second, 64);
+    assert_ends(&second, 69);
     assert_says(&second, "in use");
     assert_says(&second, holder);
     // What a save that never finished left behind is removed, with a line, once the folder is this run's.
@@ -407,7 +407,7 @@ static void test_lock_before_choice(void **state) {
     int fd = open(lock, O_RDWR);
     assert_true(fd >= 0 && flock(fd, LOCK_EX | LOCK_NB) == 0);
     run(&j, 1, "train %s --run-dir %s --resume auto --steps 6 %s", tiny(), dir, SHORT);
-    assert_ends(&j, 64);
+    assert_ends(&j, 69);
     assert_null(strstr(j.out, "skipping"));
     close(fd);
     run(&j, 1, "train %s --run-dir %s --resume auto --steps 6 %s", tiny(), dir, SHORT);

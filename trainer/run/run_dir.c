@@ -81,7 +81,7 @@ Err run_lock_take(RunLock **lock, const char *path) {
         read_holder(fd, holder, sizeof holder);
         if (why == EWOULDBLOCK) {
             close(fd);
-            FAIL(E_USAGE,
+            FAIL(E_PEER,
                  "%s is in use by another run (%s): wait for it, or name another folder with "
                  "--run-dir",
                  path, holder);

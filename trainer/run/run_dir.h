@@ -17,8 +17,8 @@ bool run_dir_is_occupied(const char *path);
 // run_dir_refuse: the error for an occupied folder without --resume: E_USAGE that says what to
 // type.
 Err run_dir_refuse(const char *path);
-// run_lock_take: lock an existing folder. Errors: E_USAGE naming the holder if another process has
-// it; E_OUTPUT. Local.
+// run_lock_take: lock an existing folder. Errors: E_PEER naming the holder if another process has it (a rank of the
+// start before, say, that is slow to die: starting again later may help); E_OUTPUT. Local.
 Err run_lock_take(RunLock **lock, const char *path) MUST_CHECK;
 // run_lock_drop: give it back; *lock = NULL; accepts NULL.
 void run_lock_drop(RunLock **lock);

@@ -217,6 +217,18 @@ static void test_fork(void **state) {
     run(&j, 1, "train %s --run-dir %s --resume %s@1 --steps 4 %s", tiny(), path_of("fork-c"), base, SHORT);
     assert_ends(&j, 65); // pruned
     assert_false(has_file(path_of("fork-c")));
+    // One that dies before its first checkpoint may be started again as it was, and only so.
+    const char *fork_d = path_of("fork-d");
+    run(&j, 1, "train %s --run-dir %s --resume %s --steps 6 --inject kill@step=6,rank=0 %s", tiny(), fork_d, base,
+        SHORT);
+    assert_true(j.code != 0);
+    run(&j, 1, "train %s --run-dir %s --resume %s --steps 6 %s", tiny(), fork_d, whole, SHORT);
+    assert_ends(&j, 64);
+    for (int i = 0; i < 2; i++) {
+        run(&j, 1, "train %s --run-dir %s --resume %s --steps 6 %s", tiny(), fork_d, base, SHORT);
+        assert_ends(&j, i == 0 ? 0 : 64);
+    }
+    same_steps(whole, fork_d, 5, 6, BITS);
     // The fork alone is now a run of its own.
     run_ok(1, "train %s --resume %s --steps 6 %s", tiny(), fork_b, SHORT);
     same_steps(whole, fork_b, 3, 6, BITS);

@@ -51,6 +51,7 @@ typedef struct Run {
     Shadow *shadow;          // with fp8.shadow_every, else NULL
     char dir[1024], checkpoints[1100];
     char resume_from[1100];  // checkpoint to load, "" = none
+    char origin[1100];       // what --resume names outside of `dir`, "" = nothing
     char init_from[1100];    // checkpoint whose weights start the run, "" = none
     CheckpointInfo at;       // where the run stands; at.read is that of the checkpoint it resumed
     ReadProof read;          // by this rank since then

@@ -30,16 +30,48 @@ static bool has(const char *dir, const char *name) {
     return access(path, F_OK) == 0;
 }
 
-bool run_dir_is_occupied(const char *path) {
-    if (has(path, "config.yaml") || has(path, "metrics.jsonl")) return true;
+// A complete checkpoint, or something that cannot even be read.
+static bool has_checkpoint(const char *path) {
     char dir[CKDIR_PATH];
     CkEntry *list = NULL;
     int n = 0;
     snprintf(dir, sizeof dir, "%s/checkpoints", path);
     Err err = ckdir_list(dir, &list, &n);
     free(list);
-    if (err != OK) fail_clear(); // something is there that cannot even be read
+    if (err != OK) fail_clear();
     return n > 0 || err != OK;
+}
+
+bool run_dir_is_occupied(const char *path) {
+    return has(path, "config.yaml") || has(path, "metrics.jsonl") || has_checkpoint(path);
+}
+
+static FILE *open_origin(const char *path, const char *mode) {
+    char file[CKDIR_PATH + 16];
+    snprintf(file, sizeof file, "%s/origin", path);
+    return fopen(file, mode);
+}
+
+Err run_dir_set_origin(const char *path, const char *from) {
+    char *real = realpath(from, NULL);
+    FILE *f = open_origin(path, "we");
+    bool ok = f && fprintf(f, "%s\n", real ? real : from) > 0;
+    if (f) ok = fclose(f) == 0 && ok;
+    free(real);
+    CHECK(ok, E_OUTPUT, "cannot write %s/origin: disk full or no permission", path);
+    return OK;
+}
+
+bool run_dir_is_begun_from(const char *path, const char *from) {
+    FILE *f = has_checkpoint(path) ? NULL : open_origin(path, "re");
+    if (!f) return false;
+    char origin[CKDIR_PATH] = "", *real = realpath(from, NULL);
+    bool ok = fgets(origin, sizeof origin, f) != NULL;
+    fclose(f);
+    origin[strcspn(origin, "\n")] = '\0';
+    ok = ok && real && strcmp(origin, real) == 0;
+    free(real);
+    return ok;
 }
 
 Err run_dir_refuse(const char *path) {

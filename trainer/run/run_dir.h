@@ -14,6 +14,12 @@ Err run_dir_make(const char *path) MUST_CHECK;
 // run_dir_is_occupied: the folder holds a run: a resolved config, metrics, or a complete
 // checkpoint. Local.
 bool run_dir_is_occupied(const char *path);
+// run_dir_set_origin: note in the folder that its run begins with a checkpoint of `from`, a run or a
+// checkpoint elsewhere. Errors: E_OUTPUT. Local.
+Err run_dir_set_origin(const char *path, const char *from) MUST_CHECK;
+// run_dir_is_begun_from: the folder's run began so and has no checkpoint of its own yet: what
+// started it may start it again. Local.
+bool run_dir_is_begun_from(const char *path, const char *from);
 // run_dir_refuse: the error for an occupied folder without --resume: E_USAGE that says what to
 // type.
 Err run_dir_refuse(const char *path);

@@ -110,7 +110,12 @@ static Err choose_dir(Run *r, char *resume_path, size_t n, int64_t *resume_step)
     if (has_path) run_of(resume_run, sizeof resume_run, resume_path);
     TRY(pick_dir(r, resume_run));
     bool is_continued = resume && strcmp(resume, "auto") == 0;
-    if (has_path) is_continued = resume_run[0] && same_folder(resume_run, r->dir);
+    if (has_path) {
+        const char *from = resume_run[0] ? resume_run : resume_path;
+        bool is_own = resume_run[0] && same_folder(resume_run, r->dir);
+        snprintf(r->origin, sizeof r->origin, "%s", is_own ? "" : from);
+        is_continued = is_own || run_dir_is_begun_from(r->dir, from);
+    }
     if (!is_continued && run_dir_is_occupied(r->dir)) return run_dir_refuse(r->dir);
     if (r->boot.rank != 0 || !is_dir(r->dir)) return OK;
     TRY(run_lock_take(&r->lock, r->dir));
@@ -326,6 +331,7 @@ static Err claim_dir(Run *r) {
         if (run_dir_is_occupied(r->dir)) return run_dir_refuse(r->dir);
     }
     TRY(run_dir_make(r->checkpoints));
+    if (r->origin[0]) TRY(run_dir_set_origin(r->dir, r->origin));
     snprintf(path, sizeof path, "%s/train.log", r->dir);
     TRY(log_open(path));
     char *text = NULL;

@@ -79,7 +79,7 @@ Err cmd_train(int argc, char **argv) {
           "--init-from starts a new run, --resume %s continues one: give one of them, or --resume "
           "auto",
           o.resume);
-    SbatchShape shape = {0};
+    SbatchShape shape = {.injects = injects, .ninjects = ninjects};
     TRY(args_int(&a, "nodes", 1, 65536, &shape.nodes));
     TRY(args_int(&a, "ranks-per-node", 1, 4096, &shape.ranks_per_node));
     Err err = args_has(&a, "print-sbatch") ? train_print_sbatch(&o, &shape) : run_train(&o);

@@ -43,7 +43,7 @@ static void append_flag(char *text, bool *ok, const char *flag, const char *valu
 }
 
 // The flags of this command that the job is to have as well, as words of a shell.
-static void job_flags(char *text, bool *ok, const TrainOptions *o) {
+static void job_flags(char *text, bool *ok, const TrainOptions *o, const SbatchShape *shape) {
     char number[32];
     append_flag(text, ok, "init-from", o->init_from);
     if (o->steps > 0) {
@@ -56,6 +56,7 @@ static void job_flags(char *text, bool *ok, const TrainOptions *o) {
     }
     if (o->device && strcmp(o->device, "auto") != 0) append_flag(text, ok, "device", o->device);
     for (int i = 0; i < o->nsets; i++) append_flag(text, ok, "set", o->sets[i]);
+    for (int i = 0; i < shape->ninjects; i++) append_flag(text, ok, "inject", shape->injects[i]);
 }
 
 static void absolute(char *out, const char *path) {
@@ -68,8 +69,24 @@ static void absolute(char *out, const char *path) {
     }
 }
 
+// resume_from: the value of --resume, its path absolute; "auto" without one.
+static void resume_from(char *out, const char *resume) {
+    char path[PATH_MAX];
+    const char *at = resume ? strrchr(resume, '@') : NULL;
+    if (!resume || strcmp(resume, "auto") == 0 || strcmp(resume, "never") == 0) {
+        snprintf(out, 2 * PATH_MAX, "%s", resume ? resume : "auto");
+        return;
+    }
+    bool is_step = at && at[1] && at[1 + strspn(at + 1, "0123456789")] == '\0';
+    snprintf(path, sizeof path, "%.*s", is_step ? (int)(at - resume) : (int)strlen(resume), resume);
+    absolute(out, path);
+    size_t n = strlen(out);
+    if (is_step) snprintf(out + n, 2 * PATH_MAX - n, "%s", at);
+}
+
 typedef struct Value {
     const char *key; // what the line begins with
+    const char *as;  // what it begins with then; NULL: the same
     char text[TEXT];
 } Value;
 
@@ -81,7 +98,7 @@ static void print_filled(const Value *v, int n) {
         for (int i = 0; i < n; i++)
             if (strncmp(line, v[i].key, strlen(v[i].key)) == 0) hit = &v[i];
         if (hit) {
-            printf("%s%s\n", hit->key, hit->text);
+            printf("%s%s\n", hit->as ? hit->as : hit->key, hit->text);
         } else {
             printf("%.*s\n", (int)len, line);
         }
@@ -90,15 +107,22 @@ static void print_filled(const Value *v, int n) {
 }
 
 Err train_print_sbatch(const TrainOptions *o, const SbatchShape *shape) {
-    enum { NODES, TASKS, CORES, TIME, SIGNAL, NAME, GPUS, PROGRAM, CONFIG, RUN, FLAGS, LEAD, VALUES };
+    enum { NODES, TASKS, CORES, TIME, SIGNAL, NAME, HERE, GPUS, PROGRAM, CONFIG, RUN, RESUME, FLAGS, LEAD, VALUES };
     static Value v[VALUES] = {
         [NODES] = {.key = "#SBATCH --nodes="},       [TASKS] = {.key = "#SBATCH --ntasks-per-node="},
         [CORES] = {.key = "#SBATCH --cpus-per-task="}, [TIME] = {.key = "#SBATCH --time="},
         [SIGNAL] = {.key = "#SBATCH --signal="},     [NAME] = {.key = "#SBATCH --job-name="},
+        [HERE] = {.key = "##SBATCH --chdir=", .as = "#SBATCH --chdir="},
         [GPUS] = {.key = "##SBATCH --gpus-per-node="}, [PROGRAM] = {.key = "tessera="},
         [CONFIG] = {.key = "config="},               [RUN] = {.key = "run="},
-        [FLAGS] = {.key = "flags="},                 [LEAD] = {.key = "lead="},
+        [RESUME] = {.key = "resume=auto"},           [FLAGS] = {.key = "flags="},
+        [LEAD] = {.key = "lead="},
     };
+    v[RESUME].as = "resume=";
+    if (o->device && strcmp(o->device, "cuda") == 0) v[GPUS].as = "#SBATCH --gpus-per-node=";
+    bool has_path = o->resume && strcmp(o->resume, "auto") != 0 && strcmp(o->resume, "never") != 0;
+    CHECK(!has_path || o->run_dir, E_USAGE,
+          "--print-sbatch: with --resume %s the run's folder must be named: --run-dir", o->resume);
     Config *c = NULL;
     TRY(config_load(&c, o->config_path, o->sets, o->nsets));
     int64_t per_node = shape->ranks_per_node > 0 ? shape->ranks_per_node : max_i64(1, c->parallel.ep / shape->nodes);
@@ -110,6 +134,10 @@ Err train_print_sbatch(const TrainOptions *o, const SbatchShape *shape) {
     int64_t cores = o->threads > 0 ? o->threads : max_i64(1, boot_cores() / per_node);
     int64_t lead = o->grace > 0.0 ? (int64_t)o->grace : 120;
     int64_t minutes = o->time_limit > 0.0 ? ((int64_t)o->time_limit + 59) / 60 : 1440;
+    CHECK(lead < 60 * minutes, E_USAGE,
+          "--print-sbatch: Slurm would signal the job %lld s before its end (--grace), but it is to take %lld s in all "
+          "(--time-limit, in whole minutes)",
+          (long long)lead, (long long)(60 * minutes));
     char stem[256], run[512], path[2 * PATH_MAX], program[PATH_MAX] = "", flags[TEXT] = "";
     bool ok = true;
     config_name(stem, sizeof stem, o->config_path);
@@ -122,14 +150,18 @@ Err train_print_sbatch(const TrainOptions *o, const SbatchShape *shape) {
     append(v[TIME].text, &ok, "%lld-%02lld:%02lld:00", (long long)minutes / 1440, (long long)minutes / 60 % 24,
            (long long)minutes % 60);
     append(v[SIGNAL].text, &ok, "B:USR1@%lld", (long long)lead);
-    append(v[NAME].text, &ok, "%s", stem);
+    append_quoted(v[NAME].text, &ok, stem);
+    absolute(path, ".");
+    append_quoted(v[HERE].text, &ok, path);
     append(v[GPUS].text, &ok, "%lld", (long long)per_node);
     append_quoted(v[PROGRAM].text, &ok, program);
     absolute(path, o->config_path);
     append_quoted(v[CONFIG].text, &ok, path);
     absolute(path, o->run_dir ? o->run_dir : run);
     append_quoted(v[RUN].text, &ok, path);
-    job_flags(flags, &ok, o);
+    resume_from(path, o->resume);
+    append_quoted(v[RESUME].text, &ok, path);
+    job_flags(flags, &ok, o, shape);
     append_quoted(v[FLAGS].text, &ok, flags);
     append(v[LEAD].text, &ok, "%lld", (long long)lead);
     CHECK(ok, E_USAGE, "--print-sbatch: the command line is too long for a script");

@@ -363,7 +363,7 @@ static void test_two_runs_in_one_folder(void **state) {
     job_wait(&first, 120);
     assert_ends(&first, 75);
     assert_ends(&second, 64);
-    assert_int_equal(code, 64);
+    assert_int_equal(code, 69);
     Steps s = steps_read(dir);
     assert_true(s.n >= 1);
     steps_free(&s);

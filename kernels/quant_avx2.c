@@ -14,12 +14,11 @@
 
 enum {
     WIDE = 64,
-    REGS = TILE / WORDS, // registers of a tile
-    GROUP = 16,          // tokens that are turned together
-    TURNED = 32,         // channels of one call of turn
-    E4M3_LEAST = 12,     // exponent byte of a scale from which on BF16's subnormals have code 0
-    EXACT_LOW = 10,      // between these exponent bytes code * scale is a normal
-    EXACT_HIGH = 246     //   BF16 number, whatever the code
+    GROUP = 16,      // tokens that are turned together
+    TURNED = 32,     // channels of one call of turn
+    E4M3_LEAST = 12, // exponent byte of a scale from which on BF16's subnormals have code 0
+    EXACT_LOW = 10,  // between these exponent bytes code * scale is a normal
+    EXACT_HIGH = 246 //   BF16 number, whatever the code
 };
 
 // --- values as BF16 bits ---
@@ -147,6 +146,12 @@ INLINE int edge_of(int exponent) {
     return (exponent - 7) * 128;
 }
 
+// Codes in words, with the signs of a and b, as bytes.
+INLINE __m256i packed(const __m256i code[2], __m256i a, __m256i b) {
+    __m256i signs = _mm256_and_si256(_mm256_packs_epi16(a, b), _mm256_set1_epi8((char)0x80));
+    return _mm256_or_si256(_mm256_packus_epi16(code[0], code[1]), signs);
+}
+
 // Codes of the words in a and b, in the order of packing; *least = min(*least, magnitude - 1), so
 // that zeros count as large.
 INLINE __m256i pow2_codes32(__m256i a, __m256i b, const __m256i less[2], __m256i least[2]) {
@@ -159,8 +164,7 @@ INLINE __m256i pow2_codes32(__m256i a, __m256i b, const __m256i less[2], __m256i
         least[i] = _mm256_min_epu16(least[i], _mm256_sub_epi16(m, one));
         v[i] = _mm256_srli_epi16(_mm256_subs_epu16(_mm256_add_epi16(m, odd), less[i]), 4);
     }
-    __m256i signs = _mm256_and_si256(_mm256_packs_epi16(a, b), _mm256_set1_epi8((char)0x80));
-    return _mm256_or_si256(_mm256_packus_epi16(v[0], v[1]), signs);
+    return packed(v, a, b);
 }
 
 // No quotient is too small for these codes, whose edges are `less` + 7.
@@ -197,25 +201,24 @@ INLINE __m256i any_codes32(__m256i a, __m256i b, const __m256i less[2], int64_t 
         *underflow += __builtin_popcount((unsigned)_mm256_movemask_epi8(lost)) / 2;
         v[i] = code;
     }
-    __m256i signs = _mm256_and_si256(_mm256_packs_epi16(a, b), _mm256_set1_epi8((char)0x80));
-    return _mm256_or_si256(_mm256_packus_epi16(v[0], v[1]), signs);
+    return packed(v, a, b);
 }
 
 // A tile of TILE codes from its registers, in the order of round16 or that of memory.
 INLINE void pow2_tile(uint8_t *q, const __m256i v[REGS], const bool is_f32, int exponent,
                       int64_t *underflow) {
-    const __m256i packed = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+    const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
     __m256i low = words(edge_of(exponent) - 7), less[2] = {low, low};
     __m256i least[2] = {words(-1), words(-1)};
 #pragma GCC unroll 4
     for (int i = 0; i < REGS; i += 2) {
         __m256i c = pow2_codes32(v[i], v[i + 1], less, least);
-        store(q + i * WORDS, is_f32 ? _mm256_permutevar8x32_epi32(c, packed) : in_order(c));
+        store(q + i * WORDS, is_f32 ? _mm256_permutevar8x32_epi32(c, order) : in_order(c));
     }
     if (none_small(_mm256_min_epu16(least[0], least[1]), low)) return;
     for (int i = 0; i < REGS; i += 2) {
         __m256i c = any_codes32(v[i], v[i + 1], less, underflow);
-        store(q + i * WORDS, is_f32 ? _mm256_permutevar8x32_epi32(c, packed) : in_order(c));
+        store(q + i * WORDS, is_f32 ? _mm256_permutevar8x32_epi32(c, order) : in_order(c));
     }
 }
 
@@ -248,8 +251,7 @@ INLINE __m256i divided_codes32(__m256i a, __m256i b, const __m256 s[4], __m256i 
         }
         v[i] = _mm256_packus_epi32(half[0], half[1]);
     }
-    __m256i signs = _mm256_and_si256(_mm256_packs_epi16(a, b), _mm256_set1_epi8((char)0x80));
-    return _mm256_or_si256(_mm256_packus_epi16(v[0], v[1]), signs);
+    return packed(v, a, b);
 }
 
 INLINE bool none_watched(__m256i most) {
@@ -490,5 +492,6 @@ static bool turn(uint8_t *q, int64_t ld, void *s, ScaleType st, const uint16_t *
     return true;
 }
 
-const QuantTiles quant_tiles_avx2 = {take, take_codes, row, block, turn, quant_avx2_e5m6, NULL};
+const QuantTiles quant_tiles_avx2 = {
+    take, take_codes, row, block, turn, quant_avx2_e5m6, quant_avx2_from_e5m6};
 #endif

@@ -9,12 +9,14 @@
 #define INLINE static inline __attribute__((always_inline))
 
 enum {
-    WORDS = 16, // BF16 values of a register
+    WORDS = 16,          // BF16 values of a register
+    REGS = TILE / WORDS, // registers of a tile
     BF16_INF = 0x7F80,
 };
 
-// The member of QuantTiles that is in quant_avx2_e5m6.c.
+// The members of QuantTiles that are in quant_avx2_e5m6.c.
 bool quant_avx2_e5m6(uint8_t *dst, uint8_t *scale, const void *x, bool is_f32, QuantCount *count);
+bool quant_avx2_from_e5m6(uint16_t *dst, const uint8_t *src, uint8_t b);
 
 INLINE __m256i words(int x) {
     return _mm256_set1_epi16((short)x);

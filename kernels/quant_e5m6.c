@@ -106,7 +106,7 @@ Err dequant_e5m6_cpu(OpCx *cx, Mat y, Mat x) {
         float v[E5M6_TILE];
         for (int64_t c = 0; c < y.cols; c += E5M6_TILE) {
             int64_t w = min_i64(E5M6_TILE, y.cols - c);
-            if (whole && whole->from_e5m6 && w == E5M6_TILE && y.t == DT_BF16 &&
+            if (whole && w == E5M6_TILE && y.t == DT_BF16 &&
                 whole->from_e5m6(mat_at(y, r, c), row + c / 2 * 3, row[scales + c / E5M6_TILE]))
                 continue;
             decode_tile(v, row + c / 2 * 3, row[scales + c / E5M6_TILE], w);

@@ -34,8 +34,7 @@ typedef struct QuantTiles {
     // v and most as `take` makes them.
     bool (*turn)(uint8_t *q, int64_t ld, void *s, ScaleType st, const uint16_t *v, int64_t v_ld,
                  const uint16_t *most, int64_t m, int64_t w, QuantCount *count);
-    // 128 values in E5M6 (e5m6.h): packed codes and the scale's byte; and back, as BF16
-    // (NULL: not there).
+    // 128 values in E5M6 (e5m6.h): packed codes and the scale's byte; and back, as BF16.
     bool (*e5m6)(uint8_t *dst, uint8_t *scale, const void *x, bool is_f32, QuantCount *count);
     bool (*from_e5m6)(uint16_t *dst, const uint8_t *src, uint8_t scale);
 } QuantTiles;

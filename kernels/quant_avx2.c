@@ -14,11 +14,8 @@
 
 enum {
     WIDE = 64,
-    GROUP = 16,      // tokens that are turned together
-    TURNED = 32,     // channels of one call of turn
-    E4M3_LEAST = 12, // exponent byte of a scale from which on BF16's subnormals have code 0
-    EXACT_LOW = 10,  // between these exponent bytes code * scale is a normal
-    EXACT_HIGH = 246 //   BF16 number, whatever the code
+    GROUP = 16,  // tokens that are turned together
+    TURNED = 32, // channels of one call of turn
 };
 
 // --- values as BF16 bits ---
@@ -101,7 +98,7 @@ INLINE bool pow2_values(__m256i v[2], __m256i q, __m256i by) {
         __m256i off = i == 0 ? _mm256_unpacklo_epi8(zero, zero) : _mm256_unpackhi_epi8(zero, zero);
         v[i] = _mm256_add_epi16(word, _mm256_andnot_si256(off, by));
     }
-    return !is_any(_mm256_cmpeq_epi8(m, _mm256_set1_epi8(E4M3_NAN)));
+    return is_none(_mm256_cmpeq_epi8(m, _mm256_set1_epi8(E4M3_NAN)));
 }
 
 // w <= 64 codes of a row with one scale, as any loop does it.
@@ -119,7 +116,7 @@ static void take_codes(uint16_t *dst, int64_t dst_ld, const uint8_t *q, int64_t 
     for (int64_t r = 0; r < m; r++, q += ld, dst += dst_ld) {
         __builtin_prefetch(q + w, 0, 2);
         int b = (int)(f32_bits(s[r]) >> 23);
-        bool is_done = is_pow2 && b >= EXACT_LOW && b <= EXACT_HIGH && w == WIDE;
+        bool is_done = is_pow2 && b >= E4M3_EXACT_LOW && b <= E4M3_EXACT_HIGH && w == WIDE;
         for (int i = 0; i < 4 && is_done; i += 2) {
             __m256i v[2];
             is_done = pow2_values(v, load(q + i * WORDS), words((b - 127) * 128));
@@ -152,25 +149,20 @@ INLINE __m256i packed(const __m256i code[2], __m256i a, __m256i b) {
     return _mm256_or_si256(_mm256_packus_epi16(code[0], code[1]), signs);
 }
 
-// Codes of the words in a and b, in the order of packing; *least = min(*least, magnitude - 1), so
-// that zeros count as large.
+// Codes of the words in a and b, in the order of packing; *least = min(*least, above_zero).
 INLINE __m256i pow2_codes32(__m256i a, __m256i b, const __m256i less[2], __m256i least[2]) {
-    const __m256i one = words(1);
     __m256i v[2] = {a, b};
 #pragma GCC unroll 2
     for (int i = 0; i < 2; i++) {
-        __m256i m = magnitude(v[i]);
-        __m256i odd = _mm256_and_si256(_mm256_srli_epi16(v[i], 4), one);
-        least[i] = _mm256_min_epu16(least[i], _mm256_sub_epi16(m, one));
-        v[i] = _mm256_srli_epi16(_mm256_subs_epu16(_mm256_add_epi16(m, odd), less[i]), 4);
+        least[i] = _mm256_min_epu16(least[i], above_zero(v[i]));
+        v[i] = normal_codes(v[i], less[i], 4);
     }
     return packed(v, a, b);
 }
 
 // No quotient is too small for these codes, whose edges are `less` + 7.
 INLINE bool none_small(__m256i least, __m256i less) {
-    __m256i end = _mm256_add_epi16(less, words(7 + 0x7F));
-    return !is_any(_mm256_xor_si256(_mm256_max_epu16(least, end), least));
+    return none_below(least, _mm256_add_epi16(less, words(7 + 0x7F)));
 }
 
 // The same codes for quotients of any size. Below the smallest normal code the unit is 2^-9, which
@@ -180,9 +172,7 @@ INLINE __m256i any_codes32(__m256i a, __m256i b, const __m256i less[2], int64_t 
     __m256i v[2] = {a, b};
 #pragma GCC unroll 2
     for (int i = 0; i < 2; i++) {
-        __m256i m = magnitude(v[i]);
-        __m256i odd = _mm256_and_si256(_mm256_srli_epi16(v[i], 4), words(1));
-        __m256i normal = _mm256_srli_epi16(_mm256_subs_epu16(_mm256_add_epi16(m, odd), less[i]), 4);
+        __m256i m = magnitude(v[i]), normal = normal_codes(v[i], less[i], 4);
         // The quotient's bits; of values that are subnormal in BF16 something as small.
         __m256i down = _mm256_sub_epi16(less[i], words(edge_of(127) - 7));
         __m256i q = _mm256_adds_epu16(m, _mm256_max_epi16(_mm256_sub_epi16(none, down), none));
@@ -204,22 +194,23 @@ INLINE __m256i any_codes32(__m256i a, __m256i b, const __m256i less[2], int64_t 
     return packed(v, a, b);
 }
 
-// A tile of TILE codes from its registers, in the order of round16 or that of memory.
+// 32 codes as packing left them, of words in the order of round16 or that of memory.
+INLINE void put_codes(uint8_t *q, __m256i c, const bool is_f32) {
+    const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+    store(q, is_f32 ? _mm256_permutevar8x32_epi32(c, order) : in_order(c));
+}
+
+// A tile of TILE codes from its registers.
 INLINE void pow2_tile(uint8_t *q, const __m256i v[REGS], const bool is_f32, int exponent,
                       int64_t *underflow) {
-    const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
     __m256i low = words(edge_of(exponent) - 7), less[2] = {low, low};
     __m256i least[2] = {words(-1), words(-1)};
 #pragma GCC unroll 4
-    for (int i = 0; i < REGS; i += 2) {
-        __m256i c = pow2_codes32(v[i], v[i + 1], less, least);
-        store(q + i * WORDS, is_f32 ? _mm256_permutevar8x32_epi32(c, order) : in_order(c));
-    }
+    for (int i = 0; i < REGS; i += 2)
+        put_codes(q + i * WORDS, pow2_codes32(v[i], v[i + 1], less, least), is_f32);
     if (none_small(_mm256_min_epu16(least[0], least[1]), low)) return;
-    for (int i = 0; i < REGS; i += 2) {
-        __m256i c = any_codes32(v[i], v[i + 1], less, underflow);
-        store(q + i * WORDS, is_f32 ? _mm256_permutevar8x32_epi32(c, order) : in_order(c));
-    }
+    for (int i = 0; i < REGS; i += 2)
+        put_codes(q + i * WORDS, any_codes32(v[i], v[i + 1], less, underflow), is_f32);
 }
 
 // --- codes for an FP32 scale ---
@@ -256,7 +247,7 @@ INLINE __m256i divided_codes32(__m256i a, __m256i b, const __m256 s[4], __m256i 
 
 INLINE bool none_watched(__m256i most) {
     const __m256i end = _mm256_set1_epi32(WATCHED);
-    return !is_any(_mm256_xor_si256(_mm256_max_epu32(most, end), end));
+    return is_none(_mm256_xor_si256(_mm256_max_epu32(most, end), end));
 }
 
 // A tile with one scale; false: a counting loop must look again.
@@ -292,7 +283,7 @@ INLINE float scale_of(void *s, ScaleType st, int amax) {
     float x = f32_from_bf16((uint16_t)amax);
     if (st == SCALE_F32) return *(float *)s = tile_scale_f32(x);
     uint8_t b = tile_scale_e8m0(x);
-    if (b < E4M3_LEAST) return 0.0f;
+    if (b < E4M3_POW2_LEAST) return 0.0f;
     *(uint8_t *)s = b;
     return f32_from_e8m0(b);
 }
@@ -300,19 +291,9 @@ INLINE float scale_of(void *s, ScaleType st, int amax) {
 // One whole tile; false: nothing written.
 INLINE bool code_tile(uint8_t *q, void *s, ScaleType st, const void *x, const bool is_f32,
                       QuantCount *count) {
-    __m256i v[REGS], top = _mm256_setzero_si256();
-    __m256 nan = _mm256_setzero_ps();
-#pragma GCC unroll 8
-    for (int i = 0; i < REGS; i++) {
-        v[i] = is_f32 ? round16((const float *)x + i * WORDS, &nan)
-                      : load((const uint16_t *)x + i * WORDS);
-        top = _mm256_max_epu16(top, magnitude(v[i]));
-    }
-    int amax = largest_word(top);
-    if (amax >= BF16_INF || _mm256_movemask_ps(nan)) return false;
-        // Magnitudes are made again: kept for the codes they would go through memory.
-#pragma GCC unroll 8
-    for (int i = 0; i < REGS; i++) __asm__("" : "+x"(v[i]));
+    __m256i v[REGS];
+    int amax = take_tile(v, x, is_f32);
+    if (amax >= BF16_INF) return false;
     float scale = scale_of(s, st, amax);
     if (scale == 0.0f) return false;
     if (st == SCALE_E8M0) {
@@ -360,7 +341,7 @@ static bool block(uint8_t *q, int64_t ld, ScaleType st, float scale, const uint1
                   int64_t v_ld, int64_t m, int64_t w, int amax, QuantCount *count) {
     (void)amax;
     int b = (int)(f32_bits(scale) >> 23);
-    if (st == SCALE_E8M0 && b < E4M3_LEAST) return false;
+    if (st == SCALE_E8M0 && b < E4M3_POW2_LEAST) return false;
     for (int64_t r = 0; r < m; r++, q += ld, v += v_ld) {
         __m256i x[REGS];
         for (int i = 0; i < REGS && w == TILE; i++) x[i] = load(v + i * WORDS);

@@ -11,7 +11,6 @@
 enum {
     WORDS = 16,          // BF16 values of a register
     REGS = TILE / WORDS, // registers of a tile
-    BF16_INF = 0x7F80,
 };
 
 // The members of QuantTiles that are in quant_avx2_e5m6.c.
@@ -30,8 +29,21 @@ INLINE void store(void *p, __m256i v) {
 INLINE __m256i magnitude(__m256i v) {
     return _mm256_and_si256(v, words(0x7FFF));
 }
-INLINE bool is_any(__m256i v) {
-    return !_mm256_testz_si256(v, v);
+INLINE bool is_none(__m256i v) {
+    return _mm256_testz_si256(v, v);
+}
+// No word of v lies below `end`.
+INLINE bool none_below(__m256i v, __m256i end) {
+    return is_none(_mm256_xor_si256(_mm256_max_epu16(v, end), v));
+}
+// Words of |v|, less `less`, rounded to even at bit `drop`: codes of the values that are normal.
+INLINE __m256i normal_codes(__m256i v, __m256i less, const int drop) {
+    __m256i odd = _mm256_and_si256(_mm256_srli_epi16(v, drop), words(1));
+    return _mm256_srli_epi16(_mm256_subs_epu16(_mm256_add_epi16(magnitude(v), odd), less), drop);
+}
+// |v| - 1: zeros, whose codes are right, count as large where small values are looked for.
+INLINE __m256i above_zero(__m256i v) {
+    return _mm256_sub_epi16(magnitude(v), words(1));
 }
 
 // BF16 bits of 8 values in the lower halves of the lanes; NaN comes out as anything.
@@ -56,4 +68,21 @@ INLINE int largest_word(__m256i m) {
     __m128i h = _mm_max_epu16(_mm256_castsi256_si128(m), _mm256_extracti128_si256(m, 1));
     __m128i least = _mm_minpos_epu16(_mm_xor_si128(h, _mm_set1_epi8(-1)));
     return 0xFFFF ^ (_mm_cvtsi128_si32(least) & 0xFFFF);
+}
+
+// A tile's values in its registers, F32 ones in the order of round16; returns the largest
+// magnitude, BF16_INF or more if one is not finite.
+INLINE int take_tile(__m256i v[REGS], const void *x, const bool is_f32) {
+    __m256i top = _mm256_setzero_si256();
+    __m256 nan = _mm256_setzero_ps();
+#pragma GCC unroll 8
+    for (int i = 0; i < REGS; i++) {
+        v[i] = is_f32 ? round16((const float *)x + i * WORDS, &nan)
+                      : load((const uint16_t *)x + i * WORDS);
+        top = _mm256_max_epu16(top, magnitude(v[i]));
+    }
+    // Magnitudes are made again: kept for the codes they would go through memory.
+#pragma GCC unroll 8
+    for (int i = 0; i < REGS; i++) __asm__("" : "+x"(v[i]));
+    return _mm256_movemask_ps(nan) ? BF16_INF : largest_word(top);
 }

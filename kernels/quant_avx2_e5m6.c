@@ -8,10 +8,7 @@
 #include "quant_avx2.h"
 
 enum {
-    POW2_LEAST = 22,  // exponent byte of a scale from which on BF16's subnormals have code 0
-    EXACT_LOW = 21,   // between these exponent bytes code * scale is a normal
-    EXACT_HIGH = 238, //   BF16 number, whatever the code
-    PACKED = 24       // bytes of 16 codes
+    PACKED = 24 // bytes of 16 codes
 };
 
 // 16 codes in words to 24 bytes.
@@ -52,34 +49,26 @@ static void any_codes(__m256i v[REGS], float inverse, int64_t *underflow) {
 
 INLINE bool encode(const bool is_f32, uint8_t *dst, uint8_t *scale, const void *x,
                    QuantCount *count) {
-    __m256i v[REGS], top = _mm256_setzero_si256();
-    __m256 nan = _mm256_setzero_ps();
-#pragma GCC unroll 8
-    for (int i = 0; i < REGS; i++) {
-        v[i] = is_f32 ? in_order(round16((const float *)x + i * WORDS, &nan))
-                      : load((const uint16_t *)x + i * WORDS);
-        top = _mm256_max_epu16(top, magnitude(v[i]));
-    }
-    int amax = largest_word(top);
-    if (amax >= BF16_INF || _mm256_movemask_ps(nan)) return false;
+    __m256i v[REGS];
+    int amax = take_tile(v, x, is_f32);
+    if (amax >= BF16_INF) return false;
     uint8_t b = tile_scale_e5m6(f32_from_bf16((uint16_t)amax));
-    if (b < POW2_LEAST) return false;
-    // The smallest magnitude but 0, which has code 0 as it should.
+    if (b < E5M6_POW2_LEAST) return false;
     __m256i less = words((b - 15) * 128), end = words((b - 15) * 128 + 0x7F), least = words(-1);
 #pragma GCC unroll 8
-    for (int i = 0; i < REGS; i++)
-        least = _mm256_min_epu16(least, _mm256_sub_epi16(magnitude(v[i]), words(1)));
-    if (is_any(_mm256_xor_si256(_mm256_max_epu16(least, end), least))) {
+    for (int i = 0; i < REGS; i++) {
+        if (is_f32) v[i] = in_order(v[i]);
+        least = _mm256_min_epu16(least, above_zero(v[i]));
+    }
+    if (!none_below(least, end)) {
         any_codes(v, f32_from_e8m0((uint8_t)(254 - b)), &count->underflow);
 #pragma GCC unroll 8
         for (int i = 0; i < REGS; i++) store_packed(dst + i * PACKED, v[i]);
     } else {
 #pragma GCC unroll 8
         for (int i = 0; i < REGS; i++) {
-            __m256i odd = _mm256_and_si256(_mm256_srli_epi16(v[i], 1), words(1));
-            __m256i m = _mm256_subs_epu16(_mm256_add_epi16(magnitude(v[i]), odd), less);
             __m256i sign = _mm256_and_si256(_mm256_srli_epi16(v[i], 4), words(0x800));
-            store_packed(dst + i * PACKED, _mm256_or_si256(_mm256_srli_epi16(m, 1), sign));
+            store_packed(dst + i * PACKED, _mm256_or_si256(normal_codes(v[i], less, 1), sign));
         }
     }
     *scale = b;
@@ -93,7 +82,7 @@ bool quant_avx2_e5m6(uint8_t *dst, uint8_t *scale, const void *x, bool is_f32, Q
 }
 
 bool quant_avx2_from_e5m6(uint16_t *dst, const uint8_t *src, uint8_t b) {
-    if (b < EXACT_LOW || b > EXACT_HIGH) return false;
+    if (b < E5M6_EXACT_LOW || b > E5M6_EXACT_HIGH) return false;
     const __m256i none = _mm256_setzero_si256();
     __m256i v[REGS], strange = none, offset = words((112 + b - 127) * 128);
 #pragma GCC unroll 8
@@ -108,7 +97,7 @@ bool quant_avx2_from_e5m6(uint16_t *dst, const uint8_t *src, uint8_t b) {
         v[i] = _mm256_add_epi16(_mm256_slli_epi16(mag, 1), offset);
         v[i] = _mm256_or_si256(_mm256_andnot_si256(is_zero, v[i]), sign);
     }
-    if (is_any(strange)) return false;
+    if (!is_none(strange)) return false;
 #pragma GCC unroll 8
     for (int i = 0; i < REGS; i++) store(dst + i * WORDS, v[i]);
     return true;

@@ -12,9 +12,6 @@ enum {
     GROUP = 16,      // rows that are turned together
     E4M3_DROP = 4,   // bits of BF16 that a code has not
     E4M3_EDGE = 7,   // exponent byte of a scale less the edge of quant_avx512.h
-    POW2_LEAST = 12, // exponent byte of a scale from which on BF16's subnormals have code 0
-    EXACT_LOW = 10,  // between these exponent bytes code * scale is a normal
-    EXACT_HIGH = 246 //   BF16 number, whatever the code
 };
 
 // 64 columns (or w) of m rows, as QuantTiles.take.
@@ -106,7 +103,7 @@ static void take_codes(uint16_t *dst, int64_t dst_ld, const uint8_t *q, int64_t 
         }
         int b = (int)(f32_bits(s[r]) >> 23);
         __m512i v0, v1;
-        if (is_pow2 && b >= EXACT_LOW && b <= EXACT_HIGH) {
+        if (is_pow2 && b >= E4M3_EXACT_LOW && b <= E4M3_EXACT_HIGH) {
             __m512i scaled = _mm512_mask_add_epi16(low, nonzero, low, words((b - 127) * 128));
             v0 = decode32(q0, b, scaled);
             v1 = decode32(q1, b, scaled);
@@ -223,7 +220,7 @@ INLINE bool row_tile(const bool is_f32, const ScaleType st, uint8_t *q, void *s,
     int64_t saturated = 0, underflow = 0;
     if (st == SCALE_E8M0) {
         uint8_t b = tile_scale_e8m0(f32_from_bf16((uint16_t)amax));
-        if (b < POW2_LEAST) return false;
+        if (b < E4M3_POW2_LEAST) return false;
         *(uint8_t *)s = b;
         scale = f32_from_e8m0(b);
         pow2_packed(codes, v, 2, b - E4M3_EDGE, &underflow);
@@ -266,7 +263,7 @@ static int64_t row(uint8_t *q, void *s, int64_t scol, ScaleType st, const void *
 static bool block(uint8_t *q, int64_t ld, ScaleType st, float scale, const uint16_t *v,
                   int64_t v_ld, int64_t m, int64_t w, int amax, QuantCount *count) {
     int b = (int)(f32_bits(scale) >> 23);
-    if (st == SCALE_E8M0 && b < POW2_LEAST) return false;
+    if (st == SCALE_E8M0 && b < E4M3_POW2_LEAST) return false;
     bool is_above = st == SCALE_F32 && is_amax_above(f32_from_bf16((uint16_t)amax), scale);
     for (int64_t r = 0; r < m; r++)
         for (int64_t c = 0; c < w; c += WIDE) {
@@ -426,7 +423,7 @@ INLINE bool turn32(const ScaleType st, uint8_t *q, int64_t ld, char *s, const ui
     if (_mm512_cmpge_epu16_mask(k.most, words(BF16_INF))) return false;
     if (st == SCALE_E8M0) {
         k.b = pow2_scales(k.most);
-        if (_mm512_cmplt_epu16_mask(k.b, words(POW2_LEAST))) return false;
+        if (_mm512_cmplt_epu16_mask(k.b, words(E4M3_POW2_LEAST))) return false;
         if (w >= 32)
             _mm256_storeu_si256((__m256i *)s, _mm512_cvtepi16_epi8(k.b));
         else

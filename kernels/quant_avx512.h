@@ -10,7 +10,6 @@
 
 enum {
     AHEAD = 4096, // bytes that rows are fetched ahead
-    BF16_INF = 0x7F80,
 };
 
 // The members of QuantTiles that are in quant_avx512_e5m6.c.

@@ -9,9 +9,6 @@
 enum {
     DROP = 1,         // bits of BF16 that a code has not
     EDGE = 15,        // exponent byte of a scale less the edge of quant_avx512.h
-    POW2_LEAST = 22,  // exponent byte of a scale from which on BF16's subnormals have code 0
-    EXACT_LOW = 21,   // between these exponent bytes code * scale is a normal
-    EXACT_HIGH = 238, //   BF16 number, whatever the code
     PACKED = 48       // bytes of 32 codes
 };
 
@@ -51,7 +48,7 @@ INLINE bool encode(const bool is_f32, uint8_t *dst, uint8_t *scale, const char *
     int amax = largest_word(most);
     if (nan || amax >= BF16_INF) return false;
     uint8_t b = tile_scale_e5m6(f32_from_bf16((uint16_t)amax));
-    if (b < POW2_LEAST) return false;
+    if (b < E5M6_POW2_LEAST) return false;
     __m512i edge = words(b - EDGE), less = pow2_less(edge, DROP), least = words(-1);
     __mmask32 is_low = 0;
     int64_t underflow = 0;
@@ -91,7 +88,7 @@ static const uint16_t low_values[64] = {
 };
 
 bool quant_avx512_from_e5m6(uint16_t *dst, const uint8_t *src, uint8_t b) {
-    if (b < EXACT_LOW || b > EXACT_HIGH) return false;
+    if (b < E5M6_EXACT_LOW || b > E5M6_EXACT_HIGH) return false;
     const __mmask32 nonzero = ~1u;
     __m512i by = words((b - 127) * 128), offset = words((112 + b - 127) * 128);
     __m512i low0 = _mm512_loadu_si512(low_values), low1 = _mm512_loadu_si512(low_values + 32);

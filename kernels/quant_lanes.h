@@ -39,6 +39,19 @@ typedef struct QuantTiles {
     bool (*from_e5m6)(uint16_t *dst, const uint8_t *src, uint8_t scale);
 } QuantTiles;
 
+// The exponent bytes of scales that whole tiles in BF16 bits are for: from *_POW2_LEAST on BF16's
+// subnormals have code 0; from *_EXACT_LOW to *_EXACT_HIGH code * scale is a normal BF16 number,
+// whatever the code.
+enum {
+    E4M3_POW2_LEAST = 12,
+    E4M3_EXACT_LOW = 10,
+    E4M3_EXACT_HIGH = 246,
+    E5M6_POW2_LEAST = 22,
+    E5M6_EXACT_LOW = 21,
+    E5M6_EXACT_HIGH = 238,
+    BF16_INF = 0x7F80,
+};
+
 typedef struct QuantLanes {
     const char *name;
     const QuantTiles *tiles; // NULL: only the loops

@@ -74,8 +74,7 @@ Err cmd_train(int argc, char **argv) {
     TRY(inject_parse(&o.inject, injects, ninjects));
     o.is_print_config = args_has(&a, "print-config");
     o.is_dry_run = args_has(&a, "dry-run");
-    bool has_path = o.resume && strcmp(o.resume, "auto") != 0 && strcmp(o.resume, "never") != 0;
-    CHECK(!o.init_from || !has_path, E_USAGE,
+    CHECK(!o.init_from || !run_resume_has_path(o.resume), E_USAGE,
           "--init-from starts a new run, --resume %s continues one: give one of them, or --resume "
           "auto",
           o.resume);

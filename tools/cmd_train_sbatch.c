@@ -70,18 +70,18 @@ static void absolute(char *out, const char *path) {
 }
 
 // resume_from: the value of --resume, its path absolute; "auto" without one.
-static void resume_from(char *out, const char *resume) {
+static Err resume_from(char *out, const char *resume) {
     char path[PATH_MAX];
-    const char *at = resume ? strrchr(resume, '@') : NULL;
-    if (!resume || strcmp(resume, "auto") == 0 || strcmp(resume, "never") == 0) {
+    int64_t step = -1;
+    if (!run_resume_has_path(resume)) {
         snprintf(out, 2 * PATH_MAX, "%s", resume ? resume : "auto");
-        return;
+        return OK;
     }
-    bool is_step = at && at[1] && at[1 + strspn(at + 1, "0123456789")] == '\0';
-    snprintf(path, sizeof path, "%.*s", is_step ? (int)(at - resume) : (int)strlen(resume), resume);
+    TRY(run_resume_split(resume, path, sizeof path, &step));
     absolute(out, path);
     size_t n = strlen(out);
-    if (is_step) snprintf(out + n, 2 * PATH_MAX - n, "%s", at);
+    if (step >= 0) snprintf(out + n, 2 * PATH_MAX - n, "@%lld", (long long)step);
+    return OK;
 }
 
 typedef struct Value {
@@ -115,13 +115,11 @@ Err train_print_sbatch(const TrainOptions *o, const SbatchShape *shape) {
         [HERE] = {.key = "##SBATCH --chdir=", .as = "#SBATCH --chdir="},
         [GPUS] = {.key = "##SBATCH --gpus-per-node="}, [PROGRAM] = {.key = "tessera="},
         [CONFIG] = {.key = "config="},               [RUN] = {.key = "run="},
-        [RESUME] = {.key = "resume=auto"},           [FLAGS] = {.key = "flags="},
-        [LEAD] = {.key = "lead="},
+        [RESUME] = {.key = "resume=auto", .as = "resume="},
+        [FLAGS] = {.key = "flags="},                 [LEAD] = {.key = "lead="},
     };
-    v[RESUME].as = "resume=";
     if (o->device && strcmp(o->device, "cuda") == 0) v[GPUS].as = "#SBATCH --gpus-per-node=";
-    bool has_path = o->resume && strcmp(o->resume, "auto") != 0 && strcmp(o->resume, "never") != 0;
-    CHECK(!has_path || o->run_dir, E_USAGE,
+    CHECK(!run_resume_has_path(o->resume) || o->run_dir, E_USAGE,
           "--print-sbatch: with --resume %s the run's folder must be named: --run-dir", o->resume);
     Config *c = NULL;
     TRY(config_load(&c, o->config_path, o->sets, o->nsets));
@@ -159,7 +157,7 @@ Err train_print_sbatch(const TrainOptions *o, const SbatchShape *shape) {
     append_quoted(v[CONFIG].text, &ok, path);
     absolute(path, o->run_dir ? o->run_dir : run);
     append_quoted(v[RUN].text, &ok, path);
-    resume_from(path, o->resume);
+    TRY(resume_from(path, o->resume));
     append_quoted(v[RESUME].text, &ok, path);
     job_flags(flags, &ok, o, shape);
     append_quoted(v[FLAGS].text, &ok, flags);

@@ -79,6 +79,10 @@ Err run_state_hash(Run *r, uint64_t *out) MUST_CHECK;
 // run_close: give everything back. Local.
 void run_close(Run *r);
 
+// run_resume_has_path: --resume names a run or a checkpoint, so neither "auto" nor "never". Pure.
+bool run_resume_has_path(const char *resume);
+// run_resume_split: "PATH@STEP" -> path [n] and step (-1 without one). Errors: E_USAGE if it is too long. Local.
+Err run_resume_split(const char *resume, char *path, size_t n, int64_t *step) MUST_CHECK;
 // run_train: all of it. Under a launcher on all ranks. On an error that only this rank knows the whole job is
 // aborted with its code; an agreed one is printed by the first rank and returned by all. Collective over world.
 Err run_train(const TrainOptions *o) MUST_CHECK;

@@ -40,16 +40,19 @@ static bool same_folder(const char *a, const char *b) {
     return stat(a, &x) == 0 && stat(b, &y) == 0 && x.st_dev == y.st_dev && x.st_ino == y.st_ino;
 }
 
-// split_at: "PATH@STEP" -> path and step (-1 without one).
-static Err split_at(const char *text, char *path, size_t n, int64_t *step) {
-    const char *at = strrchr(text, '@');
+bool run_resume_has_path(const char *resume) {
+    return resume && strcmp(resume, "auto") != 0 && strcmp(resume, "never") != 0;
+}
+
+Err run_resume_split(const char *resume, char *path, size_t n, int64_t *step) {
+    const char *at = strrchr(resume, '@');
     char *end = NULL;
     *step = -1;
     if (at && at[1]) *step = strtoll(at + 1, &end, 10);
     bool is_step = at && at[1] && *end == '\0';
     if (!is_step) *step = -1;
-    snprintf(path, n, "%.*s", is_step ? (int)(at - text) : (int)strlen(text), text);
-    CHECK(strlen(text) < n, E_USAGE, "--resume: the path is too long");
+    snprintf(path, n, "%.*s", is_step ? (int)(at - resume) : (int)strlen(resume), resume);
+    CHECK(strlen(resume) < n, E_USAGE, "--resume: the path is too long");
     return OK;
 }
 
@@ -98,11 +101,11 @@ static Err pick_dir(Run *r, const char *resume_run) {
 // choose: run directory, and whether it may be used. Rank 0's view counts; nothing is created.
 static Err choose_dir(Run *r, char *resume_path, size_t n, int64_t *resume_step) {
     const char *resume = r->opt.resume;
-    bool has_path = resume && strcmp(resume, "auto") != 0 && strcmp(resume, "never") != 0;
+    bool has_path = run_resume_has_path(resume);
     *resume_step = -1;
     resume_path[0] = '\0';
     if (has_path) {
-        TRY(split_at(resume, resume_path, n, resume_step));
+        TRY(run_resume_split(resume, resume_path, n, resume_step));
         CHECK(is_dir(resume_path), E_INPUT, "--resume %s: no such run or checkpoint directory",
               resume_path);
     }

@@ -65,6 +65,8 @@ Err ledger_open(Ledger *l, const char *dir) {
     snprintf(old, sizeof old, "%s/rank_%05d.old.bin", dir, (int)l->head->rank);
     CHECK(mkdir(dir, 0777) == 0 || errno == EEXIST, E_OUTPUT, "cannot make %s: %s", dir, strerror(errno));
     CHECK(rename(path, old) == 0 || errno == ENOENT, E_OUTPUT, "cannot rename %s: %s", path, strerror(errno));
+    snprintf(old, sizeof old, "%s/" LEDGER_SAID, dir);
+    if (l->head->rank == 0) unlink(old); // of the start before
     int fd = open(path, O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
     bool ok = fd >= 0 && write_whole(fd, (const char *)l->head, LEDGER_BYTES);
     // At the same address, so that nobody has to be told; elsewhere first, because a mapping that a file system refuses

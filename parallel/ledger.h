@@ -10,6 +10,7 @@
 #include "comm.h"
 
 #define LEDGER_RING 512 // operations that are remembered
+#define LEDGER_SAID "hang.txt" // beside the ledgers: the sentence with which a run was ended that stood still
 enum { LEDGER_GROUPS = 6, LEDGER_VERSION = 1 };
 
 // Where a run is. Each has a limit of its own (watchdog.h).
@@ -74,7 +75,7 @@ typedef struct Ledger Ledger;
 // ledger_create: in memory. Errors: E_INTERNAL.
 Err ledger_create(Ledger **out, int rank, int nranks, const char *host) MUST_CHECK;
 // ledger_open: from now on in the file DIR/rank_%05d.bin, DIR being made if need be; the one of the start before is
-// kept as rank_%05d.old.bin. Errors: E_OUTPUT.
+// kept as rank_%05d.old.bin. Rank 0 removes DIR/LEDGER_SAID. Errors: E_OUTPUT.
 Err ledger_open(Ledger *l, const char *dir) MUST_CHECK;
 // ledger_close: the run ended by itself. *l = NULL; accepts NULL. The groups must be gone or not be used any more.
 void ledger_close(Ledger **l);

@@ -15,21 +15,22 @@ static const LedgerGroup *waits_in(const LedgerState *s) {
     return &s->group[s->inside.group];
 }
 
+static bool is_same_group(const LedgerGroup *g, const LedgerGroup *h) {
+    return g->first == h->first && g->stride == h->stride && strcmp(g->name, h->name) == 0;
+}
+
 // entered_of: operations of the group named `name`, with these first rank and stride, that a rank has begun; -1 if it
 // is not known.
 static int64_t entered_of(const LedgerState *s, const LedgerGroup *g) {
     for (int i = 0; s->is_known && i < s->ngroups; i++) {
-        const LedgerGroup *own = &s->group[i];
-        if (strcmp(own->name, g->name) == 0 && own->first == g->first && own->stride == g->stride) return own->entered;
+        if (is_same_group(&s->group[i], g)) return s->group[i].entered;
     }
     return -1;
 }
 
 // is_same_wait: both wait in one operation.
 static bool is_same_wait(const LedgerState *a, const LedgerState *b) {
-    const LedgerGroup *g = waits_in(a), *h = waits_in(b);
-    return a->inside.seq == b->inside.seq && g->first == h->first && g->stride == h->stride &&
-           strcmp(g->name, h->name) == 0;
+    return a->inside.seq == b->inside.seq && is_same_group(waits_in(a), waits_in(b));
 }
 
 // mark_missing: is_in[i]: rank i is one of those that keep `w` waiting: those of its group that have not entered the
@@ -111,8 +112,9 @@ static void say_missing(Verdict *v, const LedgerState *r, int n, const LedgerSta
     verdict_ranks(who, sizeof who, is_in, n);
     for (int i = 0; i < n; i++) others += is_in[i];
     for (int i = 0; i < n; i++) {
+        bool is_named = is_in[i];
         is_in[i] = is_waiting(&r[i]) && is_same_wait(&r[i], w);
-        elsewhere += is_waiting(&r[i]) && !is_in[i];
+        elsewhere += is_waiting(&r[i]) && !is_in[i] && !is_named;
         if (!is_in[i]) continue;
         with++;
         if (r[i].inside_age > longest) longest = r[i].inside_age;
@@ -147,6 +149,35 @@ static void say_stuck(Verdict *v, const LedgerState *r, int n, const LedgerState
     snprintf(v->text, sizeof v->text,
              "%s are all in %s since %s and it does not end: no rank is missing, look at the network and the devices",
              who, op, ago(w->inside_age).s);
+}
+
+// ahead: a rank that waits in a later operation of the group of `w`, which w, waiting in this one, has not come to; of
+// several the one that waits longest. NULL: none.
+static const LedgerState *ahead(const LedgerState *r, int n, const LedgerState *w) {
+    const LedgerState *found = NULL;
+    for (int i = 0; i < n; i++) {
+        if (!is_waiting(&r[i]) || !is_same_group(waits_in(&r[i]), waits_in(w))) continue;
+        if (r[i].inside.seq <= entered_of(w, waits_in(w))) continue; // w has begun it
+        if (!found || r[i].inside_age > found->inside_age) found = &r[i];
+    }
+    return found;
+}
+
+// last_in: of those that wait in the operation of `w`, the one that came last.
+static const LedgerState *last_in(const LedgerState *r, int n, const LedgerState *w) {
+    const LedgerState *last = w;
+    for (int i = 0; i < n; i++)
+        if (is_waiting(&r[i]) && is_same_wait(&r[i], w) && r[i].inside_age < last->inside_age) last = &r[i];
+    return last;
+}
+
+// say_late: the operation of `w` has all its ranks only since `m` came.
+static void say_late(Verdict *v, const LedgerState *w, const LedgerState *m) {
+    char op[200];
+    ledger_describe(op, sizeof op, &m->inside, m->group);
+    snprintf(v->text, sizeof v->text, "rank %d (%s) came to %s %s after rank %d (%s), and is in it since %s",
+             (int)m->rank, host_of(m), op, ago(w->inside_age - m->inside_age).s, (int)w->rank, host_of(w),
+             ago(m->inside_age).s);
 }
 
 // say_cycle: w waits for m and m, in the end, for w.
@@ -184,6 +215,31 @@ static const LedgerState *nearest(const LedgerState *r, int n, const LedgerState
     return w;
 }
 
+static void wait_or_hang(Verdict *v, const double *limit, const LedgerState *s, double age) {
+    v->kind = is_late(limit, s, age) ? VERDICT_HANG : VERDICT_WAIT;
+    v->left = limit_of(limit, s) > 0.0 ? limit_of(limit, s) - age : INFINITY;
+}
+
+// all_entered: nobody is missing in the operation of `w`. Either others have left it and wait in a later one, which
+// those that are in this one still keep from ending; or it has had all its ranks for too long; or it has them only now.
+static void all_entered(Verdict *v, const LedgerState *r, int n, const LedgerState *w, const double *limit,
+                        bool *is_in) {
+    const LedgerState *next = ahead(r, n, w), *m = last_in(r, n, w);
+    if (next && mark_missing(is_in, r, n, next) > 0) { // w at least
+        for (v->culprit = 0; !is_in[v->culprit];) v->culprit++;
+        wait_or_hang(v, limit, next, next->inside_age);
+        say_missing(v, r, n, next, &r[v->culprit], is_in);
+        return;
+    }
+    wait_or_hang(v, limit, m, m->inside_age);
+    if (v->kind == VERDICT_WAIT) {
+        v->culprit = (int)(m - r);
+        say_late(v, w, m);
+    } else {
+        say_stuck(v, r, n, w, is_in);
+    }
+}
+
 // follow: from a rank that waits to the end of its chain.
 static void follow(Verdict *v, const LedgerState *r, int n, int from, const double *limit, bool *is_in, bool *was) {
     memset(was, 0, (size_t)n * sizeof *was);
@@ -201,15 +257,14 @@ static void follow(Verdict *v, const LedgerState *r, int n, int from, const doub
             }
         }
         if (found == 0) {
-            v->kind = VERDICT_HANG;
-            say_stuck(v, r, n, w, is_in);
+            all_entered(v, r, n, w, limit, is_in);
             return;
         }
         if (end >= 0) {
             const LedgerState *m = &r[end];
             bool is_out = !m->is_known || m->is_silent || m->is_gone || m->is_closed;
-            v->kind = is_out || is_late(limit, m, m->idle) ? VERDICT_HANG : VERDICT_WAIT;
-            v->left = limit_of(limit, m) > 0.0 ? limit_of(limit, m) - m->idle : INFINITY;
+            wait_or_hang(v, limit, m, m->idle);
+            if (is_out) v->kind = VERDICT_HANG;
             v->culprit = end;
             w = nearest(r, n, w, end, is_in);
             say_missing(v, r, n, w, m, is_in);

@@ -296,6 +296,46 @@ static void test_entered(void **state) {
     expect(VERDICT_WAIT, 5, NULL);
 }
 
+// Some are still in an operation that the others have left: the message to them is lost, or they were stopped and are
+// not any more.
+static void test_left_behind(void **state) {
+    (void)state;
+    all_compute();
+    for (int i = 0; i < 4; i++) waits(i, 1, LEDGER_ALL_TO_ALL, "combine", 31.0);
+    for (int i = 1; i < 4; i++) waits(i, 1, LEDGER_ALL_TO_ALL, "counts", 30.0);
+    expect(VERDICT_HANG, 0,
+           "rank 0 (node0) never entered all-to-all of block 12 (counts, forward, sequence 42 of ep), that ranks 1-3 "
+           "wait in since 30s; its last: in all-to-all of block 12 (combine, forward, sequence 41 of ep) since 31s");
+    all_compute();
+    for (int i = 0; i < 4; i++) waits(i, 1, LEDGER_ALL_TO_ALL, "combine", 31.0);
+    for (int i = 0; i < 3; i += 2) waits(i, 1, LEDGER_ALL_TO_ALL, "counts", 9.0);
+    expect(VERDICT_WAIT, 1, "ranks 1, 3 (node0 and others) never entered");
+    Verdict v = find();
+    assert_true(v.left == 1.0);
+    // In another group, or begun to be finished later: that says nothing about the one that they are in.
+    all_compute();
+    for (int i = 0; i < N; i++) waits(i, 0, LEDGER_REDUCE, "sum", 40.0);
+    for (int i = 0; i < 4; i++) ranks[i].group[1].entered = 50;
+    expect(VERDICT_HANG, -1, "ranks 0-7 are all in reduction (sum, sequence 101 of world) since 40s");
+    for (int i = 1; i < N; i++) ranks[i].inside.seq++;
+    for (int i = 0; i < N; i++) ranks[i].group[0].entered = 102;
+    expect(VERDICT_HANG, -1, "are all in reduction (sum, sequence 101 of world) since 40s");
+}
+
+// The last one came only now: the operation has its time from then on.
+static void test_came_late(void **state) {
+    (void)state;
+    all_compute();
+    for (int i = 0; i < N; i++) waits(i, 0, LEDGER_REDUCE, "sum", i == 6 ? 2.0 : 40.0);
+    expect(VERDICT_WAIT, 6,
+           "rank 6 (node1) came to reduction (sum, sequence 101 of world) 38s after rank 0 (node0), and is in it since "
+           "2s");
+    Verdict v = find();
+    assert_true(v.left == 8.0);
+    ranks[6].inside_age = 10.0;
+    expect(VERDICT_HANG, -1, "ranks 0-7 are all in reduction (sum, sequence 101 of world) since 40s");
+}
+
 // A rank that saves, or reads, for as long as that may take.
 static void test_phases_allow(void **state) {
     (void)state;
@@ -378,7 +418,8 @@ int main(void) {
         cmocka_unit_test(test_ring),          cmocka_unit_test(test_phases),
         cmocka_unit_test(test_survives),      cmocka_unit_test(test_damaged_file),
         cmocka_unit_test(test_none),          cmocka_unit_test(test_never_entered),
-        cmocka_unit_test(test_entered),       cmocka_unit_test(test_phases_allow),
+        cmocka_unit_test(test_entered),       cmocka_unit_test(test_left_behind),
+        cmocka_unit_test(test_came_late),     cmocka_unit_test(test_phases_allow),
         cmocka_unit_test(test_chains),        cmocka_unit_test(test_rank_lists),
     };
     return cmocka_run_group_tests(tests, scratch_setup, scratch_teardown);

@@ -6,6 +6,7 @@
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -146,6 +147,23 @@ static int read_all(const char *dir, LedgerState *s, int n, LedgerHead *h, Ledge
     return nbad;
 }
 
+// print_said: what the run itself said of it when it was ended. False: nothing.
+static bool print_said(const char *dir) {
+    char path[4200], line[2 * VERDICT_TEXT];
+    struct stat file;
+    snprintf(path, sizeof path, "%s/" LEDGER_SAID, dir);
+    FILE *f = fopen(path, "r");
+    bool ok = f && fstat(fileno(f), &file) == 0 && file.st_size > 0;
+    if (ok) {
+        printf("the run was ended at ");
+        print_time((double)file.st_mtim.tv_sec + 1e-9 * (double)file.st_mtim.tv_nsec);
+        printf(", as it stood still:\n");
+        while (fgets(line, sizeof line, f)) fputs(line, stdout);
+    }
+    if (f) fclose(f);
+    return ok;
+}
+
 // judge: who held up the others. Processes that are gone count as they were when they went.
 static void judge(LedgerState *s, int n, bool *marks) {
     double limit[LEDGER_PHASES];
@@ -153,7 +171,7 @@ static void judge(LedgerState *s, int n, bool *marks) {
     for (int i = 0; i < LEDGER_PHASES; i++) limit[i] = 1.0;
     for (int i = 0; i < n; i++) s[i].is_gone = false;
     verdict_find(&v, s, n, limit, marks);
-    if (v.kind == VERDICT_HANG) printf("%s\n", v.text);
+    if (v.kind != VERDICT_NONE) printf("%s\n", v.text);
 }
 
 Err inspect_ledgers(const char *dir) {
@@ -173,7 +191,9 @@ Err inspect_ledgers(const char *dir) {
         if (s[i].is_known) print_state(&s[i]);
         s[i].rank = i;
     }
-    judge(s, n, marks);
+    // A process that was stopped goes on for a moment before it is ended, and its ledger with it: what was found before
+    // that counts.
+    if (!print_said(dir)) judge(s, n, marks);
     mem_free(ring);
     mem_free(s);
     mem_free(marks);

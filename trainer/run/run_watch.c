@@ -10,11 +10,12 @@
 #include "run.h"
 
 // append: one line to a file of the run directory, as a whole. From any rank: the first may be the one that hangs.
-static void append(const Run *r, const char *name, const char *line, size_t n) {
+// flags: O_CREAT for a file that the run has not made.
+static void append(const Run *r, const char *name, int flags, const char *line, size_t n) {
     char path[1200];
     if (!r->dir[0]) return;
     snprintf(path, sizeof path, "%s/%s", r->dir, name);
-    int fd = open(path, O_WRONLY | O_APPEND | O_CLOEXEC); // not before the run has made it
+    int fd = open(path, O_WRONLY | O_APPEND | O_CLOEXEC | flags, 0666);
     if (fd < 0) return;
     if (write(fd, line, n) != (ssize_t)n) log_any("cannot write %s", path);
     close(fd);
@@ -28,13 +29,16 @@ static void say(void *user, bool is_hang, const char *text) {
     struct timeval now;
     log_any("%s%s", prefix, text);
     int n = snprintf(line, sizeof line, "%s%s\n", prefix, text);
-    append(r, "train.log", line, (size_t)n);
+    append(r, "train.log", 0, line, (size_t)n);
     if (!is_hang) return;
     gettimeofday(&now, NULL);
     metrics_escape(inside, sizeof inside, text);
     n = snprintf(line, sizeof line, "{\"time\":%lld.%03d,\"event\":\"hang\",\"step\":%lld,\"text\":\"%s\"}\n",
                  (long long)now.tv_sec, (int)(now.tv_usec / 1000), (long long)ledger_head(r->ledger)->step, inside);
-    append(r, "events.jsonl", line, (size_t)n);
+    append(r, "events.jsonl", 0, line, (size_t)n);
+    // The ledgers go on until the launcher has ended every process; a stopped one it wakes first.
+    n = snprintf(line, sizeof line, "%s\n", text);
+    append(r, "ledger/" LEDGER_SAID, O_CREAT, line, (size_t)n);
 }
 
 // end: of this process alone. The main thread may be anywhere inside MPI, which is then no other thread's to call

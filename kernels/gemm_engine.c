@@ -6,6 +6,9 @@
 #include "cpu_has.h"
 #include "gemm.h"
 
+// Threads' work lies one behind the other, and tile registers' panels are stored by aligned lines.
+_Static_assert(sizeof(GemmWork) % ARENA_ALIGN == 0, "the next thread's work starts on a line, too");
+
 static const GemmTiles other_tiles = {GEMM_MB / 2, GEMM_NB, 48, 64, 4}; // of `sum`
 // Tile registers multiply so fast that packing decides: large tiles.
 static const GemmTiles register_tiles = {GEMM_AMX_MB, GEMM_AMX_NB, 64, 64, 2};

@@ -61,7 +61,8 @@ enum {
     GEMM_AMX_KB = 256,            // elements of the contraction that are packed at a time
 };
 
-// What one thread works in; 64-byte aligned, contents undefined but for `packed`.
+// What one thread works in; contents undefined but for `packed`. Aligned to lines of the cache, and of a size that
+// keeps the next thread's so: panels are loaded and stored by whole lines.
 typedef struct GemmWork {
     union {
         struct {
@@ -86,7 +87,7 @@ typedef struct GemmWork {
     const struct GemmProblem
         *packed; // whose rows are in a, all of the contraction; NULL = nobody's
     int64_t packed_m0, packed_mn;
-} GemmWork;
+} __attribute__((aligned(64))) GemmWork;
 
 // One output tile: rows [m0, m0+mn), columns [n0, n0+nn), at most as large as the instruction set
 // takes. One thread gets the tiles of a call in ascending order, `packed` NULL before the first.

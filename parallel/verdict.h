@@ -27,7 +27,7 @@ typedef struct Verdict {
 // for those that they wait for. At the end of such a chain is a rank that waits for nobody, does not answer, or is not
 // there any more: it is named. A chain that comes back to itself names the ranks that wait for each other. Of an
 // operation that all its ranks have entered: where some have left it and wait in a later one of the group, those still
-// in it are named; else the operation, as one that does not end, once the last to come has been in it for too long, too.
+// in it are named; else the operation, as one that does not end, once the last to come has been in it for too long too.
 void verdict_find(Verdict *v, const LedgerState *r, int n, const double limit[LEDGER_PHASES], bool *marks);
 // verdict_ranks: "ranks 0-2, 5" or "rank 3", of those with is_in[i]; at most 12 pieces, then how many more.
 void verdict_ranks(char *out, size_t size, const bool *is_in, int n);

@@ -30,6 +30,15 @@ static inline bool cpu_has_avx512vbmi(void) {
     return false;
 #endif
 }
+// cpu_has_amx: tile registers, whether the kernel lets this process use them or not.
+static inline bool cpu_has_amx(void) {
+#if defined(__x86_64__)
+    __builtin_cpu_init();
+    return __builtin_cpu_supports("amx-tile");
+#else
+    return false;
+#endif
+}
 
 // cpu_has_avx2: and FMA.
 static inline bool cpu_has_avx2(void) {

@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "ops.h"
+#include "quant_cpu.h"
 
 enum { ROWS = 32 }; // rows of a block where tiles do not run along the tokens
 
@@ -17,10 +18,18 @@ typedef struct Room {
     size_t bytes;
 } Room;
 
+// A block of the backward is a tile of tokens of a group; where transposed codes go past the caches as many tiles as
+// quant_cpu.h then writes at once, if the cache has room for their values.
+enum { FAR_VALUES = 1 << 17 };
+
+static int64_t bwd_rows(int64_t cols) {
+    return min_i64(FAR_RUN, max_i64(1, FAR_VALUES / max_i64(cols, 1) / TILE) * TILE);
+}
+
 size_t fused_scratch_bytes(int nthreads, int64_t cols) {
-    // g, u and h of 128 rows in BF16, and the codes of h.
+    // g, u and h of a block of the backward in BF16, and the codes of h.
     int64_t row = 3 * 2 * cols + matq_row_bytes(SCALE_F32, cols);
-    return (size_t)nthreads * ((size_t)(TILE * row) + 8 * ARENA_ALIGN);
+    return (size_t)nthreads * ((size_t)(bwd_rows(cols) * row) + 8 * ARENA_ALIGN);
 }
 
 static Err rooms_make(OpCx *cx, Room **rooms, int nthreads, int64_t cols) {
@@ -73,6 +82,7 @@ static Err run_blocks(OpCx *cx, BlockFn fn, const void *job, int64_t blocks, int
 #pragma omp critical(fused_room)
             first = first == OK ? e : first;
         }
+        quant_settle(nthreads > 1);
     }
     arena_release(cx->scratch, mark);
     return first;
@@ -136,7 +146,6 @@ Err swiglu_quant_fwd_cpu(OpCx *cx, QuantOut h, QuantOut g_kept, QuantOut u_kept,
     return run_blocks(cx, gated_block, &job, ceil_div(M, ROWS), F, M * F * 8);
 }
 
-// A block of the backward is one tile of tokens of a group.
 typedef struct GatedBwdJob {
     SwigluQuantBwd out;
     float *dgate;
@@ -144,6 +153,7 @@ typedef struct GatedBwdJob {
     MatQ g, u;
     const float *gate;
     Groups groups;
+    int64_t rows; // of a block
 } GatedBwdJob;
 
 // The codes of h exist for this block only: from them come its 128x1 tiles.
@@ -163,11 +173,11 @@ static Err both_forms(Room *room, QuantOut rows, QuantOut cols, Mat x, int64_t r
                                (Groups){0}, tiles, tiles, rows.n, cols.n);
 }
 
-static Err gated_bwd_block(const void *job, Room *room, int64_t tile) {
+static Err gated_bwd_block(const void *job, Room *room, int64_t block) {
     const GatedBwdJob *j = job;
-    int64_t e = 0, first = 0; // of the group's tiles
-    while (tile >= first + ceil_div(j->groups.count[e], TILE)) first += ceil_div(j->groups.count[e++], TILE);
-    int64_t at = (tile - first) * TILE, r0 = j->groups.start[e] + at, n = min_i64(TILE, j->groups.count[e] - at);
+    SpanWalk walk = {0};
+    Span p = span_at(j->groups, j->rows, block, &walk);
+    int64_t r0 = p.row, n = p.rows, tile = p.tile;
     size_t used = 0;
     const float *gate = j->gate ? j->gate + r0 : NULL;
     Mat g = take_mat(room, &used, n, j->dh.cols), u = take_mat(room, &used, n, j->dh.cols);
@@ -191,6 +201,7 @@ Err swiglu_quant_bwd_cpu(OpCx *cx, SwigluQuantBwd out, float *dgate, Mat dh, Mat
         CHECK(groups.start[e] >= 0 && groups.count[e] >= 0 && groups.start[e] + groups.count[e] <= M, E_INTERNAL,
               "swiglu_quant_bwd: group %lld has rows %lld..%lld of %lld", (long long)e, (long long)groups.start[e],
               (long long)(groups.start[e] + groups.count[e]), (long long)M);
-    GatedBwdJob job = {out, dgate, dh, g, u, gate, groups};
-    return run_blocks(cx, gated_bwd_block, &job, groups_tiles(groups, M), F, M * F * 16);
+    int64_t rows = quant_is_far(quant_chosen(), F * M) ? bwd_rows(F) : TILE;
+    GatedBwdJob job = {out, dgate, dh, g, u, gate, groups, rows};
+    return run_blocks(cx, gated_bwd_block, &job, spans_of(groups, rows), F, M * F * 16);
 }

@@ -1,5 +1,5 @@
-// quant_avx512.h - the arithmetic of quant_avx512.c and quant_avx512_e5m6.c: BF16 bits, 32 to a
-// register, and their codes for power-of-two scales. Included by files with AVX-512 flags only.
+// quant_avx512.h - the arithmetic of the quant_avx512*.c: BF16 bits, 32 to a register, and their
+// codes. Included by files with AVX-512 flags only.
 #pragma once
 #include <immintrin.h>
 
@@ -9,10 +9,16 @@
 #define INLINE static inline __attribute__((always_inline))
 
 enum {
-    AHEAD = 4096, // bytes that rows are fetched ahead
+    AHEAD = 4096,  // bytes that rows are fetched ahead
+    E4M3_DROP = 4, // bits of BF16 that a code has not
+    E4M3_EDGE = 7, // exponent byte of a scale less the edge below
 };
 
-// The members of QuantTiles that are in quant_avx512_e5m6.c.
+// The members of QuantTiles that are in quant_avx512_decode.c and quant_avx512_e5m6.c.
+void quant_avx512_take_codes(uint16_t *dst, int64_t dst_ld, const uint8_t *q, int64_t ld,
+                             const float *s, bool is_pow2, int64_t m, int64_t w, uint16_t *most);
+void quant_avx512_decode(uint16_t *dst, const uint8_t *q, const uint8_t *s, int64_t scol,
+                         int64_t tiles);
 bool quant_avx512_e5m6(uint8_t *dst, uint8_t *scale, const void *x, bool is_f32, QuantCount *count);
 bool quant_avx512_from_e5m6(uint16_t *dst, const uint8_t *src, uint8_t b);
 
@@ -108,5 +114,78 @@ INLINE __m512i pow2_codes(__m512i v, __m512i edge, const int drop, int64_t *unde
     __m512i code = _mm512_mask_srlv_epi16(normal, is_low, sum, shift);
     __mmask32 is_zero = _mm512_testn_epi16_mask(code, code);
     *underflow += __builtin_popcount(_mm512_mask_test_epi16_mask(is_zero, mag, mag));
+    return code;
+}
+
+// The codes of 64 values v0, v1 from their words, signs added.
+INLINE __m512i packed(__m512i c0, __m512i c1, __m512i v0, __m512i v1) {
+    const __m512i order = _mm512_set_epi64(7, 5, 3, 1, 6, 4, 2, 0);
+    __m512i signs = _mm512_packs_epi16(v0, v1);
+    __m512i codes = mix(_mm512_set1_epi8(0x7F), _mm512_packus_epi16(c0, c1), signs);
+    return _mm512_permutexvar_epi64(order, codes);
+}
+// Stores n of 64 codes.
+INLINE void store64(uint8_t *q, __m512i codes, int64_t n) {
+    if (n >= 64)
+        _mm512_storeu_si512(q, codes);
+    else
+        _mm512_mask_storeu_epi8(q, n <= 0 ? 0 : (1ull << n) - 1, codes);
+}
+// Whether one of 64 codes is 0 or a subnormal.
+INLINE bool has_low(__m512i codes) {
+    return _mm512_testn_epi8_mask(codes, _mm512_set1_epi8(0x78)) != 0;
+}
+
+// Codes of n * 64 values by a power of two with this edge (pow2_codes).
+INLINE void pow2_packed(__m512i *codes, const __m512i *v, const int n, int edge,
+                        int64_t *underflow) {
+    __m512i less = pow2_less(words(edge), E4M3_DROP), least = words(-1);
+    bool is_low = false;
+#pragma GCC unroll 2
+    for (int i = 0; i < n; i++) {
+        __m512i c0 = _mm512_srli_epi16(pow2_rounded(v[2 * i], less, E4M3_DROP), E4M3_DROP);
+        __m512i c1 = _mm512_srli_epi16(pow2_rounded(v[2 * i + 1], less, E4M3_DROP), E4M3_DROP);
+        codes[i] = packed(c0, c1, v[2 * i], v[2 * i + 1]);
+        is_low |= has_low(codes[i]);
+    }
+    if (__builtin_expect(!is_low, 1)) return;
+    for (int i = 0; i < 2 * n; i++) watch_small(&least, v[i]);
+    if (!has_small(least, words(edge))) return; // only zeros
+    for (int i = 0; i < n; i++)
+        codes[i] = packed(pow2_codes(v[2 * i], words(edge), E4M3_DROP, underflow),
+                          pow2_codes(v[2 * i + 1], words(edge), E4M3_DROP, underflow), v[2 * i],
+                          v[2 * i + 1]);
+}
+
+// --- codes for FP32 scales: 32 values give 32 words, of which the low 7 bits are the code without sign ---
+
+// Magnitude code of the quotient of floats, at most the largest code before rounding's last bit.
+INLINE __m512i divided(__m512i x, __m512 s) {
+    __m512 q = _mm512_div_ps(_mm512_castsi512_ps(x), s);
+    __m512i mag = _mm512_and_si512(_mm512_castps_si512(q), _mm512_set1_epi32(0x7FFFFFFF));
+    __m512i even = _mm512_and_si512(_mm512_srli_epi32(mag, 20), _mm512_set1_epi32(1));
+    // Round to bit 20 and take the exponent of code 0 away.
+    const int less = (int)0x7FFFF - ((127 - 7) << 23);
+    __m512i code = _mm512_srli_epi32(
+        _mm512_add_epi32(_mm512_add_epi32(mag, even), _mm512_set1_epi32(less)), 20);
+    // Below 2^-6 as in quant_core.h: adding rounds to the unit.
+    __mmask16 is_low = _mm512_cmplt_epi32_mask(mag, _mm512_set1_epi32(0x3C800000));
+    __m512 sum = _mm512_add_ps(_mm512_castsi512_ps(mag), _mm512_set1_ps(24576.0f));
+    return _mm512_mask_and_epi32(code, is_low, _mm512_castps_si512(sum), _mm512_set1_epi32(0xF));
+}
+
+INLINE __m512i even_floats(__m512i v) {
+    return _mm512_slli_epi32(v, 16);
+}
+INLINE __m512i odd_floats(__m512i v) {
+    return _mm512_and_si512(v, _mm512_set1_epi32((int)0xFFFF0000u));
+}
+
+// Codes of values divided by the scales of their even and odd elements.
+INLINE __m512i f32_codes(__m512i v, __m512 s_even, __m512 s_odd, int64_t *underflow) {
+    __m512i even = divided(even_floats(v), s_even), odd = divided(odd_floats(v), s_odd);
+    __m512i code = _mm512_or_si512(even, _mm512_slli_epi32(odd, 16));
+    __mmask32 is_zero = _mm512_testn_epi16_mask(code, code);
+    *underflow += __builtin_popcount(_mm512_mask_test_epi16_mask(is_zero, v, words(0x7FFF)));
     return code;
 }

@@ -9,11 +9,26 @@
 
 static const QuantLanes *chosen;
 
+// The loops of AVX-512, two of them compiled with later instructions.
+static const QuantLanes *lanes_avx512bf16(void) {
+    static QuantTiles tiles;
+    static QuantLanes lanes;
+    lanes = quant_lanes_avx512;
+    if (!lanes.tiles) return &lanes;
+    tiles = *lanes.tiles;
+    tiles.batch = quant_batch_avx512bf16;
+    tiles.turn = quant_turn_avx512bf16;
+    lanes.tiles = &tiles;
+    lanes.name = "avx512-bf16";
+    return &lanes;
+}
+
 bool quant_select(const char *name) {
-    static const QuantLanes *const all[] = {&quant_lanes_avx512, &quant_lanes_avx2,
-                                            &quant_lanes_portable};
-    const bool is_usable[] = {cpu_has_avx512(), cpu_has_avx2(), true};
-    for (int i = 0; i < 3; i++) {
+    const QuantLanes *const all[] = {lanes_avx512bf16(), &quant_lanes_avx512, &quant_lanes_avx2,
+                                     &quant_lanes_portable};
+    const bool is_usable[] = {cpu_has_avx512bf16() && cpu_has_avx512vbmi(), cpu_has_avx512(),
+                              cpu_has_avx2(), true};
+    for (int i = 0; i < 4; i++) {
         if (!is_usable[i] || (name && strcmp(name, all[i]->name) != 0)) continue;
         chosen = all[i];
         return true;
@@ -24,6 +39,21 @@ bool quant_select(const char *name) {
 const QuantLanes *quant_chosen(void) {
     if (!chosen) quant_select(NULL);
     return chosen;
+}
+
+// Codes of more bytes than this are written past the caches. Processors with tile registers have
+// their third-level cache on a mesh, whose lines come hardly faster than those of memory; others
+// keep there what is written until it is read.
+static int64_t far_bytes = -1;
+
+void quant_far_select(int64_t bytes) {
+    far_bytes = bytes;
+}
+
+bool quant_is_far(const QuantLanes *l, int64_t bytes) {
+    if (!l->tiles || !l->tiles->stream) return false;
+    int64_t most = far_bytes >= 0 ? far_bytes : cpu_has_amx() ? (int64_t)1 << 20 : (int64_t)1 << 26;
+    return bytes > most;
 }
 
 // Threads worth starting for n values.
@@ -109,28 +139,54 @@ static bool scale_of_all(Scale *k, OpCx *cx, MatQ y, const Source *from, int64_t
 
 // --- rows ---
 
-// The tiles of rows [r0, r0+nr) and columns [c0, c0+nc); shared = their scale, NULL = each its own.
-static void code_tiles(const QuantLanes *l, MatQ y, const Source *from, int64_t r0, int64_t nr,
-                       int64_t c0, int64_t nc, const Scale *shared, Tally *t) {
+// Row r, columns [c0, c0+nc); shared = the scale of all tiles, NULL = each its own.
+static void code_row(const QuantLanes *l, MatQ y, const Source *from, int64_t r, int64_t c0,
+                     int64_t nc, const Scale *shared, Tally *t) {
     const QuantTiles *whole = shared ? NULL : quant_tiles_for(l, y);
-    for (int64_t r = r0; r < r0 + nr; r++) {
-        for (int64_t c = c0; c < c0 + nc; c += TILE) {
-            if (whole)
-                c += whole->row(y.q + r * y.ld + c, scale_at(y, r * y.srow + c / TILE * y.scol),
-                                y.scol, y.st, mat_at(from->x, r, c), from->x.t == DT_F32,
-                                c0 + nc - c, &t->count);
-            if (c >= c0 + nc) break;
-            float v[TILE];
-            int64_t w = min_i64(TILE, c0 + nc - c);
-            bool is_bad = false;
-            load_rounded(l, v, from, r, c, w);
-            int32_t most = l->amax(v, w, &is_bad);
-            Scale k = shared ? *shared : scale_for_bits(y, most);
-            l->encode[y.ct](y.q + r * y.ld + c, v, k.s, k.inv, w, &t->found);
-            store_scale(y, r * y.srow + c / TILE * y.scol, k);
-            t->count.values += w;
-            quant_tile_counted(&t->count, most, is_bad, k.s);
+    for (int64_t c = c0; c < c0 + nc; c += TILE) {
+        if (whole)
+            c += whole->row(y.q + r * y.ld + c, scale_at(y, r * y.srow + c / TILE * y.scol), y.scol,
+                            y.st, mat_at(from->x, r, c), from->x.t == DT_F32, c0 + nc - c,
+                            &t->count);
+        if (c >= c0 + nc) break;
+        float v[TILE];
+        int64_t w = min_i64(TILE, c0 + nc - c);
+        bool is_bad = false;
+        load_rounded(l, v, from, r, c, w);
+        int32_t most = l->amax(v, w, &is_bad);
+        Scale k = shared ? *shared : scale_for_bits(y, most);
+        l->encode[y.ct](y.q + r * y.ld + c, v, k.s, k.inv, w, &t->found);
+        store_scale(y, r * y.srow + c / TILE * y.scol, k);
+        t->count.values += w;
+        quant_tile_counted(&t->count, most, is_bad, k.s);
+    }
+}
+
+// Rows that have a batch of tiles of nc columns.
+static int64_t batch_rows(int64_t nc) {
+    return nc < TILE ? 1 : max_i64(1, QUANT_BATCH / (nc / TILE));
+}
+
+// The tiles of rows [r0, r0+nr) and columns [c0, c0+nc), as code_row; is_far: past the caches if
+// that can be.
+static void code_tiles(const QuantLanes *l, MatQ y, bool is_far, const Source *from, int64_t r0,
+                       int64_t nr, int64_t c0, int64_t nc, const Scale *shared, Tally *t) {
+    const QuantTiles *whole = shared || y.st != SCALE_E8M0 ? NULL : quant_tiles_for(l, y);
+    int64_t full = whole && whole->batch ? nc / TILE * TILE : 0, step = batch_rows(nc), n, w;
+    Mat x = from->x;
+    is_far = is_far && ((uintptr_t)y.q | (uint64_t)(y.ld | c0)) % 64 == 0;
+    for (int64_t r = r0; r < r0 + nr; r += n) {
+        n = min_i64(step, r0 + nr - r);
+        for (int64_t c = c0; c < c0 + full; c += w) {
+            w = min_i64(QUANT_BATCH * TILE, c0 + full - c);
+            if (whole->batch(y.q + r * y.ld + c, y.ld, is_far,
+                             scale_at(y, r * y.srow + c / TILE * y.scol), y.srow, y.scol,
+                             mat_at(x, r, c), x.t == DT_F32, x.ld, n, w / TILE, &t->count))
+                continue;
+            for (int64_t i = r; i < r + n; i++) code_row(l, y, from, i, c, w, NULL, t);
         }
+        for (int64_t i = r; i < r + n; i++)
+            code_row(l, y, from, i, c0 + full, nc - full, shared, t);
     }
 }
 
@@ -145,12 +201,15 @@ Err quant_tile_cpu(OpCx *cx, MatQ y, Mat x, QuantRule rule, QuantCount *n) {
     TRY(check_rule("quant_tile", rule));
     const QuantLanes *l = lanes();
     int nthreads = threads_for(cx, x.rows * x.cols);
+    bool is_far = rule.scope == SCOPE_TILE && quant_is_far(l, x.rows * y.ld);
     Source from = {.x = x};
     int64_t start = 0;
     Scale whole = {0};
     scale_of_all(&whole, cx, y, &from, x.cols, (Groups){&start, &x.rows, 1}, rule);
     // A piece shares a scale, or every tile in it has its own.
-    int64_t pr = rule.scope == SCOPE_BLOCK ? TILE : 1;
+    int64_t pr = rule.scope == SCOPE_BLOCK  ? TILE
+                 : rule.scope == SCOPE_TILE ? batch_rows(x.cols)
+                                            : 1;
     int64_t pc = rule.scope == SCOPE_BLOCK ? TILE : max_i64(x.cols, 1),
             across = ceil_div(x.cols, pc);
 #pragma omp parallel num_threads(nthreads) if (nthreads > 1)
@@ -163,8 +222,10 @@ Err quant_tile_cpu(OpCx *cx, MatQ y, Mat x, QuantRule rule, QuantCount *n) {
             Scale k = whole;
             if (rule.scope == SCOPE_BLOCK || rule.scope == SCOPE_ROW)
                 k = scale_for_bits(y, amax_of(l, &from, r0, nr, c0, nc));
-            code_tiles(l, y, &from, r0, nr, c0, nc, rule.scope == SCOPE_TILE ? NULL : &k, &t);
+            code_tiles(l, y, is_far, &from, r0, nr, c0, nc, rule.scope == SCOPE_TILE ? NULL : &k,
+                       &t);
         }
+        quant_settle(is_far && nthreads > 1);
         add_tally(n, &t);
     }
     return OK;
@@ -182,19 +243,18 @@ typedef struct Turn {
 } Turn;
 
 // Tokens [m0, m0+m) x channels [c0, c0+w) of the source, w <= CHANNELS, as one 128x1 tile per
-// channel. Channel c has the scale shared[c * step], or with shared NULL its own.
-static void token_tile(const Turn *u, int64_t m0, int64_t m, int64_t c0, int64_t w, int64_t tile,
+// channel to the view y. Channel c has the scale shared[c * step], or with shared NULL its own.
+static void token_tile(const Turn *u, MatQ y, int64_t m0, int64_t m, int64_t c0, int64_t w,
                        const Scale *shared, int64_t step, Tally *t) {
-    const QuantTiles *whole = shared ? NULL : quant_tiles_for(u->l, u->y);
-    int64_t done =
-        whole ? quant_tiles_tokens(whole, u->y, &u->from, m0, m, c0, w, tile, &t->count) : 0;
+    const QuantTiles *whole = shared ? NULL : quant_tiles_for(u->l, y);
+    int64_t done = whole ? quant_tiles_tokens(whole, y, &u->from, m0, m, c0, w, &t->count) : 0;
     c0 += done;
     w -= done;
     if (w == 0) return;
+    y = matq_rows(y, done, w);
     float v[TILE][CHANNELS], s[CHANNELS], inv[CHANNELS];
     uint8_t codes[TILE][CHANNELS];
     int32_t most[CHANNELS] = {0}, bad[CHANNELS] = {0};
-    MatQ y = u->y;
     for (int64_t i = 0; i < m; i++) {
         load_rounded(u->l, v[i], &u->from, m0 + i, c0, w);
         u->l->amax_each(most, bad, v[i], w);
@@ -203,13 +263,29 @@ static void token_tile(const Turn *u, int64_t m0, int64_t m, int64_t c0, int64_t
         Scale k = shared ? shared[c * step] : scale_for_bits(y, most[c]);
         s[c] = k.s;
         inv[c] = k.inv;
-        store_scale(y, (c0 + c) * y.srow + tile * y.scol, k);
+        store_scale(y, c * y.srow, k);
         quant_tile_counted(&t->count, most[c], bad[c] != 0, k.s);
     }
     for (int64_t i = 0; i < m; i++)
         u->l->encode_each[y.ct](codes[i], v[i], s, y.st == SCALE_E8M0 ? inv : NULL, w, &t->found);
-    u->l->transpose(y.q + c0 * y.ld + m0, y.ld, codes[0], CHANNELS, m, w);
+    u->l->transpose(y.q, y.ld, codes[0], CHANNELS, m, w);
     t->count.values += m * w;
+}
+
+// Tiles of their own scales for a span of tokens x channels [c0, c0+w), w <= CHANNELS, to the view
+// y; with is_far through a buffer, past the caches.
+static void token_run(const Turn *u, MatQ y, Span p, int64_t c0, int64_t w, bool is_far, Tally *t) {
+    _Alignas(64) uint8_t codes[CHANNELS][FAR_RUN];
+    MatQ to = y;
+    if (is_far) {
+        to.q = codes[0];
+        to.ld = FAR_RUN;
+    }
+    for (int64_t i = 0; i < p.rows; i += TILE) {
+        int64_t m = min_i64(TILE, p.rows - i);
+        token_tile(u, matq_cols(to, i, m, i / TILE), p.row + i, m, c0, w, NULL, 0, t);
+    }
+    if (is_far) u->l->tiles->stream(y.q, y.ld, codes[0], FAR_RUN, w, p.rows);
 }
 
 // Raises most[c] to the largest finite magnitude of channel c0 + c over tokens [m0, m0+m).
@@ -223,26 +299,32 @@ static void channel_amax(const Turn *u, int64_t m0, int64_t m, int64_t c0, int64
     }
 }
 
-// Tokens [m0, m0+m) x channels [c0, c0+w), of which `tile` is the first tile, with the scales that
-// the scope makes of them: BLOCK one (m, w <= 128), ROW one per channel (w <= CHANNELS, m a whole
-// group).
-static void token_piece(const Turn *u, int64_t m0, int64_t m, int64_t c0, int64_t w, int64_t tile,
-                        Tally *t) {
+// A span of tokens x channels [c0, c0+w) with the scales that the scope makes of them: BLOCK one
+// (rows, w <= 128), ROW one per channel (w <= CHANNELS, rows a whole group), TILE one per tile of a
+// channel (w <= CHANNELS).
+static void token_piece(const Turn *u, Span p, int64_t c0, int64_t w, bool is_far, Tally *t) {
+    MatQ y = matq_cols(matq_rows(u->y, c0, w), p.row, p.rows, p.tile);
+    if (u->scope == SCOPE_TILE) {
+        token_run(u, y, p, c0, w, is_far, t);
+        return;
+    }
     Scale own[CHANNELS];
     const Scale *shared = u->whole;
     if (u->scope == SCOPE_BLOCK || u->scope == SCOPE_ROW) {
         int32_t most[CHANNELS] = {0};
         for (int64_t c = 0; c < w; c += CHANNELS)
-            channel_amax(u, m0, m, c0 + c, min_i64(CHANNELS, w - c), most);
+            channel_amax(u, p.row, p.rows, c0 + c, min_i64(CHANNELS, w - c), most);
         if (u->scope == SCOPE_BLOCK)
             for (int64_t c = 1; c < CHANNELS; c++) most[0] = most[c] > most[0] ? most[c] : most[0];
         for (int64_t c = 0; c < CHANNELS; c++) own[c] = scale_for_bits(u->y, most[c]);
         shared = own;
     }
-    for (int64_t i = 0; i < m; i += TILE, tile++)
-        for (int64_t c = 0; c < w; c += CHANNELS)
-            token_tile(u, m0 + i, min_i64(TILE, m - i), c0 + c, min_i64(CHANNELS, w - c), tile,
+    for (int64_t i = 0; i < p.rows; i += TILE)
+        for (int64_t c = 0; c < w; c += CHANNELS) {
+            int64_t m = min_i64(TILE, p.rows - i), n = min_i64(CHANNELS, w - c);
+            token_tile(u, matq_cols(matq_rows(y, c, n), i, m, i / TILE), p.row + i, m, c0 + c, n,
                        shared, u->scope == SCOPE_ROW, t);
+        }
 }
 
 static Err check_tokens(const char *op, MatQ y, int64_t rows, int64_t cols, Groups g) {
@@ -255,8 +337,8 @@ static Err check_tokens(const char *op, MatQ y, int64_t rows, int64_t cols, Grou
     return OK;
 }
 
-// Every tile of every group. Threads share out pieces: a tile of tokens, or with scales of whole
-// channels a group, by some channels.
+// Every tile of every group. Threads share out pieces: tokens of a tile or a run of tiles, or with
+// scales of whole channels of a group, by some channels.
 static Err quant_tokens(OpCx *cx, const char *op, MatQ y, const Source *from, int64_t rows,
                         int64_t cols, Groups g, QuantRule rule, QuantCount *n) {
     TRY(check_tokens(op, y, rows, cols, g));
@@ -266,24 +348,22 @@ static Err quant_tokens(OpCx *cx, const char *op, MatQ y, const Source *from, in
     int nthreads = threads_for(cx, rows * cols);
     Scale whole = {0};
     bool is_whole = scale_of_all(&whole, cx, y, from, cols, g, rule);
-    bool is_row = rule.scope == SCOPE_ROW;
     Turn u = {lanes(), y, *from, rule.scope, is_whole ? &whole : NULL};
+    bool is_far = rule.scope == SCOPE_TILE && quant_is_far(u.l, y.rows * y.ld);
     int64_t width = rule.scope == SCOPE_BLOCK ? TILE : CHANNELS, strips = ceil_div(cols, width);
-    int64_t pieces = (is_row ? g.n : groups_tiles(g, rows)) * strips;
+    int64_t size = rule.scope == SCOPE_ROW ? max_i64(rows, 1) : is_far ? FAR_RUN : TILE;
+    int64_t pieces = spans_of(g, size) * strips;
 #pragma omp parallel num_threads(nthreads) if (nthreads > 1)
     {
         Tally t = {0};
-        // Group e begins with tile `first`; pieces come in ascending order.
-        int64_t e = 0, first = 0;
+        SpanWalk at = {0};
 #pragma omp for schedule(static)
         for (int64_t i = 0; i < pieces; i++) {
-            int64_t span = i / strips, c0 = i % strips * width;
-            while (is_row ? e < span : span >= first + ceil_div(g.count[e], TILE))
-                first += ceil_div(g.count[e++], TILE);
-            int64_t tile = is_row ? first : span, i0 = (tile - first) * TILE;
-            token_piece(&u, g.start[e] + i0, is_row ? g.count[e] : min_i64(TILE, g.count[e] - i0),
-                        c0, min_i64(width, cols - c0), tile, &t);
+            int64_t c0 = i % strips * width;
+            token_piece(&u, span_at(g, size, i / strips, &at), c0, min_i64(width, cols - c0),
+                        is_far, &t);
         }
+        quant_settle(is_far && nthreads > 1);
         add_tally(n, &t);
     }
     return OK;
@@ -295,41 +375,44 @@ Err quant_tile_t_cpu(OpCx *cx, MatQ y, Mat x, Groups g, QuantRule rule, QuantCou
     return OK;
 }
 
-enum { PAIR_COLUMNS = 1024 }; // 128 rows of so many values and their codes fit the cache
+// Columns of which 128 rows and their codes fit the cache, and of which a run does.
+enum { PAIR_COLUMNS = 1024, PAIR_FAR_COLUMNS = 256 };
 
-// Both forms of tokens [m0, m0+m), which are tile `tile`, and columns [c0, c0+w): the second one
-// reads what the first has brought to the cache.
-static void pair_piece(const Turn *u, MatQ y, int64_t m0, int64_t m, int64_t c0, int64_t w,
-                       int64_t tile, Tally *t, Tally *t_t) {
-    code_tiles(u->l, y, &u->from, m0, m, c0, w, NULL, t);
+// Both forms of a span of tokens and columns [c0, c0+w): the second one reads what the first has
+// brought to the cache.
+static void pair_piece(const Turn *u, MatQ y, Span p, int64_t c0, int64_t w, bool is_far,
+                       bool is_far_row, Tally *t, Tally *t_t) {
+    code_tiles(u->l, y, is_far_row, &u->from, p.row, p.rows, c0, w, NULL, t);
     for (int64_t c = 0; c < w; c += CHANNELS)
-        token_tile(u, m0, m, c0 + c, min_i64(CHANNELS, w - c), tile, NULL, 0, t_t);
+        token_piece(u, p, c0 + c, min_i64(CHANNELS, w - c), is_far, t_t);
 }
 
 // The pair in pieces that fit the cache, then the rows that no group has. The groups ascend.
 static void pair_pieces(const Turn *u, MatQ y, Groups g, int nthreads, QuantCount *n,
                         QuantCount *n_t) {
     Mat x = u->from.x;
-    int64_t strips = ceil_div(x.cols, PAIR_COLUMNS);
-    int64_t pieces = groups_tiles(g, x.rows) * strips;
+    // A part of a matrix has all of its columns' distance, but not of its rows.
+    bool is_far = quant_is_far(u->l, u->y.rows * u->y.ld);
+    bool is_far_row = quant_is_far(u->l, y.rows * y.ld);
+    int64_t width = is_far ? PAIR_FAR_COLUMNS : PAIR_COLUMNS, size = is_far ? FAR_RUN : TILE;
+    int64_t strips = ceil_div(x.cols, width), pieces = spans_of(g, size) * strips;
 #pragma omp parallel num_threads(nthreads) if (nthreads > 1)
     {
         Tally t = {0}, t_t = {0};
-        int64_t e = 0, first = 0, at = 0; // as in quant_tokens
+        SpanWalk walk = {0};
+        int64_t at = 0;
 #pragma omp for schedule(static) nowait
         for (int64_t i = 0; i < pieces; i++) {
-            int64_t tile = i / strips, c0 = i % strips * PAIR_COLUMNS;
-            while (tile >= first + ceil_div(g.count[e], TILE))
-                first += ceil_div(g.count[e++], TILE);
-            int64_t i0 = (tile - first) * TILE;
-            pair_piece(u, y, g.start[e] + i0, min_i64(TILE, g.count[e] - i0), c0,
-                       min_i64(PAIR_COLUMNS, x.cols - c0), tile, &t, &t_t);
+            int64_t c0 = i % strips * width;
+            pair_piece(u, y, span_at(g, size, i / strips, &walk), c0, min_i64(width, x.cols - c0),
+                       is_far, is_far_row, &t, &t_t);
         }
+        quant_settle(is_far && nthreads > 1);
         for (int64_t k = 0; k <= g.n; k++) {
             int64_t end = k < g.n ? g.start[k] : x.rows;
 #pragma omp for schedule(static) nowait
             for (int64_t r = at; r < end; r++)
-                code_tiles(u->l, y, &u->from, r, 1, 0, x.cols, NULL, &t);
+                code_row(u->l, y, &u->from, r, 0, x.cols, NULL, &t);
             if (k < g.n) at = end + g.count[k];
         }
         add_tally(n, &t);
@@ -371,7 +454,14 @@ Err dequant_cpu(OpCx *cx, Mat y, MatQ x) {
 #pragma omp parallel for schedule(static) num_threads(nthreads) if (nthreads > 1)
     for (int64_t r = 0; r < x.rows; r++) {
         uint16_t most[TILE] = {0}; // take_codes' maxima, not asked for
-        for (int64_t c = 0; c < x.cols; c += TILE) {
+        int64_t done = 0;
+        if (l->tiles && l->tiles->decode && y.t == DT_BF16 && x.ct == CODE_E4M3 &&
+            x.st == SCALE_E8M0) {
+            done = x.cols / TILE * TILE;
+            l->tiles->decode(mat_at(y, r, 0), x.q + r * x.ld, scale_at(x, r / x.tile_rows * x.srow),
+                             x.scol, x.cols / TILE);
+        }
+        for (int64_t c = done; c < x.cols; c += TILE) {
             int64_t w = min_i64(TILE, x.cols - c);
             float v[TILE];
             if (y.t == DT_BF16 && w == TILE && x.ct == CODE_E4M3 && l->tiles) {

@@ -64,15 +64,50 @@ static inline const QuantTiles *quant_tiles_for(const QuantLanes *l, MatQ y) {
     return y.ct == CODE_E4M3 ? l->tiles : NULL;
 }
 
-// quant_tiles_turn: channels [c0, c0+w) of the m tokens at m0, which are tile `tile`, from what
-// QuantTiles.take made of them. Returns how many were done: a multiple of 32, or all.
+// quant_tiles_turn: w channels of m tokens, one tile each, from what QuantTiles.take made of them, to
+// y, a view whose first code is that of the first. Returns how many channels were done: a multiple
+// of 32, or all.
 int64_t quant_tiles_turn(const QuantTiles *whole, MatQ y, const uint16_t *v, int64_t v_ld,
-                         const uint16_t *most, int64_t m0, int64_t m, int64_t c0, int64_t w,
-                         int64_t tile, QuantCount *count);
-// quant_tiles_tokens: the same from the source, w <= CHANNELS.
+                         const uint16_t *most, int64_t m, int64_t w, QuantCount *count);
+// quant_tiles_tokens: the same from the source, tokens [m0, m0+m) x channels [c0, c0+w), w <= CHANNELS.
 int64_t quant_tiles_tokens(const QuantTiles *whole, MatQ y, const Source *from, int64_t m0,
-                           int64_t m, int64_t c0, int64_t w, int64_t tile, QuantCount *count);
+                           int64_t m, int64_t c0, int64_t w, QuantCount *count);
 // quant_tiles_block: the block of a weight w (one matrix, x the same) at (r0, c0); false, and
 // nothing written, if it is not for these loops.
 bool quant_tiles_block(const QuantTiles *whole, MatQ w, Mat x, int64_t r0, int64_t c0, int64_t rows,
                        int64_t cols, QuantCount *count);
+
+// Rows of groups in spans of `size` rows, a multiple of TILE; a group's last one is shorter.
+typedef struct Span {
+    int64_t row, rows, tile; // the first row, and the number of its tile (view.h)
+} Span;
+// Where span_at has come to; zero at first.
+typedef struct SpanWalk {
+    int64_t e, span, tile; // group e begins with this span and this tile
+} SpanWalk;
+
+static inline int64_t spans_of(Groups g, int64_t size) {
+    int64_t n = 0;
+    for (int64_t e = 0; e < g.n; e++) n += ceil_div(g.count[e], size);
+    return n;
+}
+// span_at: span i < spans_of; in ascending order.
+static inline Span span_at(Groups g, int64_t size, int64_t i, SpanWalk *w) {
+    for (; i >= w->span + ceil_div(g.count[w->e], size); w->e++) {
+        w->span += ceil_div(g.count[w->e], size);
+        w->tile += ceil_div(g.count[w->e], TILE);
+    }
+    int64_t at = (i - w->span) * size;
+    return (Span){g.start[w->e] + at, min_i64(size, g.count[w->e] - at), w->tile + at / TILE};
+}
+
+// A transposed matrix that the caches do not keep is written in runs of so many tokens, whole lines
+// of memory past the caches; else tile by tile.
+enum { FAR_RUN = 4 * TILE };
+// quant_is_far: whether codes of so many bytes are written past the caches.
+bool quant_is_far(const QuantLanes *l, int64_t bytes);
+// quant_settle: what this thread wrote past the caches comes before what others do after this.
+// Operations on one thread leave it to their caller.
+static inline void quant_settle(bool is_far) {
+    if (is_far) __atomic_thread_fence(__ATOMIC_SEQ_CST);
+}

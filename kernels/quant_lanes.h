@@ -37,7 +37,35 @@ typedef struct QuantTiles {
     // 128 values in E5M6 (e5m6.h): packed codes and the scale's byte; and back, as BF16.
     bool (*e5m6)(uint8_t *dst, uint8_t *scale, const void *x, bool is_f32, QuantCount *count);
     bool (*from_e5m6)(uint16_t *dst, const uint8_t *src, uint8_t scale);
+    // Copies rows of n bytes past the caches (whole lines of memory, the ends in the usual way);
+    // NULL: there is none. What goes past the caches other threads see after a fence.
+    void (*stream)(uint8_t *dst, int64_t ld, const uint8_t *src, int64_t src_ld, int64_t rows,
+                   int64_t n);
+    // rows x tiles 1x128 tiles of a matrix whose rows are x_ld elements apart, with power-of-two
+    // scales; no more than QUANT_BATCH. is_far: codes, which are whole lines of memory, go past the
+    // caches. NULL: there is none.
+    bool (*batch)(uint8_t *q, int64_t ld, bool is_far, uint8_t *s, int64_t srow, int64_t scol,
+                  const void *x, bool is_f32, int64_t x_ld, int64_t rows, int64_t tiles,
+                  QuantCount *count);
+    // dst = codes of whole 1x128 tiles of a row, times their power-of-two scales, scol apart. NULL:
+    // there is none.
+    void (*decode)(uint16_t *dst, const uint8_t *q, const uint8_t *s, int64_t scol, int64_t tiles);
 } QuantTiles;
+
+enum { QUANT_BATCH = 16 };
+
+// turn and batch with AVX-512, and with its conversion to BF16 and byte permutations.
+bool quant_turn_avx512(uint8_t *q, int64_t ld, void *s, ScaleType st, const uint16_t *v,
+                       int64_t v_ld, const uint16_t *most, int64_t m, int64_t w, QuantCount *count);
+bool quant_turn_avx512bf16(uint8_t *q, int64_t ld, void *s, ScaleType st, const uint16_t *v,
+                           int64_t v_ld, const uint16_t *most, int64_t m, int64_t w,
+                           QuantCount *count);
+bool quant_batch_avx512(uint8_t *q, int64_t ld, bool is_far, uint8_t *s, int64_t srow, int64_t scol,
+                        const void *x, bool is_f32, int64_t x_ld, int64_t rows, int64_t tiles,
+                        QuantCount *count);
+bool quant_batch_avx512bf16(uint8_t *q, int64_t ld, bool is_far, uint8_t *s, int64_t srow,
+                            int64_t scol, const void *x, bool is_f32, int64_t x_ld, int64_t rows,
+                            int64_t tiles, QuantCount *count);
 
 // The exponent bytes of scales that whole tiles in BF16 bits are for: from *_POW2_LEAST on BF16's
 // subnormals have code 0; from *_EXACT_LOW to *_EXACT_HIGH code * scale is a normal BF16 number,
@@ -80,9 +108,12 @@ typedef struct QuantLanes {
 extern const QuantTiles quant_tiles_avx512, quant_tiles_avx2;
 extern const QuantLanes quant_lanes_avx512, quant_lanes_avx2, quant_lanes_portable;
 
-// quant_select: use these loops from now on ("avx512", "avx2", "portable"); NULL = the best of this
-// processor. False, and nothing changed, if unknown or not there. For tests and benchmarks; not
-// thread-safe.
+// quant_select: use these loops from now on ("avx512-bf16", "avx512", "avx2", "portable"); NULL =
+// the best of this processor. False, and nothing changed, if unknown or not there. For tests and
+// benchmarks; not thread-safe.
 bool quant_select(const char *name);
+// quant_far_select: matrices of more bytes of codes are written past the caches; less than 0: as is
+// best for this processor. For tests; not thread-safe.
+void quant_far_select(int64_t bytes);
 // quant_chosen: the loops in use.
 const QuantLanes *quant_chosen(void);

@@ -6,33 +6,31 @@ enum { AT_ONCE = 32 }; // channels that QuantTiles.turn takes
 
 // Up to AT_ONCE of the channels of quant_tiles_turn.
 static bool turn_some(const QuantTiles *whole, MatQ y, const uint16_t *v, int64_t v_ld,
-                      const uint16_t *most, int64_t m0, int64_t m, int64_t c, int64_t w,
-                      int64_t tile, QuantCount *count) {
+                      const uint16_t *most, int64_t m, int64_t w, QuantCount *count) {
     float room[AT_ONCE]; // scales of either form
-    int64_t at = c * y.srow + tile * y.scol;
-    void *s = y.srow == 1 ? scale_at(y, at) : room;
-    if (!whole->turn(y.q + c * y.ld + m0, y.ld, s, y.st, v, v_ld, most, m, w, count)) return false;
+    void *s = y.srow == 1 ? y.s : room;
+    if (!whole->turn(y.q, y.ld, s, y.st, v, v_ld, most, m, w, count)) return false;
     for (int64_t i = 0; i < w && s == room; i++)
         if (y.st == SCALE_F32)
-            *(float *)scale_at(y, at + i * y.srow) = room[i];
+            *(float *)scale_at(y, i * y.srow) = room[i];
         else
-            *(uint8_t *)scale_at(y, at + i * y.srow) = ((uint8_t *)room)[i];
+            *(uint8_t *)scale_at(y, i * y.srow) = ((uint8_t *)room)[i];
     return true;
 }
 
 int64_t quant_tiles_turn(const QuantTiles *whole, MatQ y, const uint16_t *v, int64_t v_ld,
-                         const uint16_t *most, int64_t m0, int64_t m, int64_t c0, int64_t w,
-                         int64_t tile, QuantCount *count) {
+                         const uint16_t *most, int64_t m, int64_t w, QuantCount *count) {
     int64_t c = 0;
-    while (c < w && turn_some(whole, y, v + c, v_ld, most + c, m0, m, c0 + c,
-                              min_i64(AT_ONCE, w - c), tile, count))
+    while (c < w && turn_some(whole, matq_rows(y, c, w - c), v + c, v_ld, most + c, m,
+                              min_i64(AT_ONCE, w - c), count))
         c = min_i64(c + AT_ONCE, w);
     return c;
 }
 
 int64_t quant_tiles_tokens(const QuantTiles *whole, MatQ y, const Source *from, int64_t m0,
-                           int64_t m, int64_t c0, int64_t w, int64_t tile, QuantCount *count) {
-    uint16_t v[TILE][CHANNELS], most[CHANNELS] = {0};
+                           int64_t m, int64_t c0, int64_t w, QuantCount *count) {
+    _Alignas(64) uint16_t v[TILE][CHANNELS];
+    uint16_t most[CHANNELS] = {0};
     Mat x = from->x;
     MatQ q = from->q;
     if (x.p) {
@@ -45,12 +43,13 @@ int64_t quant_tiles_tokens(const QuantTiles *whole, MatQ y, const Source *from, 
         whole->take_codes(v[0], CHANNELS, q.q + m0 * q.ld + c0, q.ld, s, q.st == SCALE_E8M0, m, w,
                           most);
     }
-    return quant_tiles_turn(whole, y, v[0], CHANNELS, most, m0, m, c0, w, tile, count);
+    return quant_tiles_turn(whole, y, v[0], CHANNELS, most, m, w, count);
 }
 
 bool quant_tiles_block(const QuantTiles *whole, MatQ w, Mat x, int64_t r0, int64_t c0, int64_t rows,
                        int64_t cols, QuantCount *count) {
-    uint16_t v[TILE * TILE], most[TILE] = {0}, amax = 0;
+    _Alignas(64) uint16_t v[TILE * TILE];
+    uint16_t most[TILE] = {0}, amax = 0;
     bool is_f32 = x.t == DT_F32; // else the values are in x as they are needed
     const uint16_t *from = is_f32 ? v : mat_at(x, r0, c0);
     int64_t ld = is_f32 ? TILE : x.ld;

@@ -5,7 +5,17 @@
 #include "quant_reference.h"
 
 static OpCx cx;
-static const char *const isas[] = {"avx512", "avx2", "portable"};
+// Instruction sets, and from how many bytes on codes go past the caches (quant_far_select).
+static const struct {
+    const char *name;
+    int64_t far;
+} isas[] = {{"avx512-bf16", -1}, {"avx512", -1}, {"avx2", -1}, {"portable", -1}, {"avx512-bf16", 0}};
+enum { ISAS = 5 };
+
+static bool select_isa(int i) {
+    quant_far_select(isas[i].far);
+    return quant_select(isas[i].name);
+}
 
 static const int64_t shapes[][2] = {{1, 1},     {1, 128}, {3, 129}, {65, 256},
                                     {300, 130}, {0, 5},   {130, 64}};
@@ -20,8 +30,8 @@ enum { CODE_TYPES = 2 };
 // Every shape, kind of values, type, format of scales, instruction set and number of threads; the
 // formats of the codes take turns.
 #define FOR_ALL_CASES                                                                              \
-    for (int isa = 0; isa < 3; isa++)                                                              \
-        if (quant_select(isas[isa]))                                                               \
+    for (int isa = 0; isa < ISAS; isa++)                                                              \
+        if (select_isa(isa))                                                                       \
             for (int shape = 0; shape < SHAPES; shape++)                                           \
                 for (int kind = 0; kind <= FILL_COUNT; kind++)                                     \
                     for (int st = 0, ct = (isa + shape + kind) % CODE_TYPES; st < 2; st++)

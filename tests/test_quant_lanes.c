@@ -18,7 +18,17 @@ enum {
     ROWS = (65536 + PER_TILE - 1) / PER_TILE, // tiles that hold every BF16 value
 };
 
-static const char *const isas[] = {"avx512", "avx2"};
+// Instruction sets, and from how many bytes on codes go past the caches (quant_far_select).
+static const struct {
+    const char *name;
+    int64_t far;
+} isas[] = {{"avx512-bf16", -1}, {"avx512", -1}, {"avx512-bf16", 0}, {"avx2", -1}};
+enum { ISAS = 4 };
+
+static bool select_isa(int i) {
+    quant_far_select(isas[i].far);
+    return quant_select(isas[i].name);
+}
 
 // What one instruction set makes of a matrix, in memory of one size for all operations.
 typedef struct Made {
@@ -130,9 +140,9 @@ static void every_value(void **state) {
                 CodeType ct = a % 14 == 3 ? CODE_E5M2 : CODE_E4M3;
                 Kind kind = (Kind)(form / 2);
                 Made want = make("portable", kind, x, turned, st, ct);
-                for (int i = 0; i < 2; i++) {
-                    if (!quant_select(isas[i])) continue;
-                    Made got = make(isas[i], kind, x, turned, st, ct);
+                for (int i = 0; i < ISAS; i++) {
+                    if (!select_isa(i)) continue;
+                    Made got = make(isas[i].name, kind, x, turned, st, ct);
                     assert_same(&got, &want);
                     drop(got);
                 }
@@ -190,9 +200,9 @@ static void every_code(void **state) {
                   0};
         ScaleType st = (ScaleType)(b % 3 == 0 ? SCALE_F32 : SCALE_E8M0);
         Made want = decode("portable", x, st);
-        for (int i = 0; i < 2; i++) {
-            if (!quant_select(isas[i])) continue;
-            Made got = decode(isas[i], x, st);
+        for (int i = 0; i < ISAS; i++) {
+            if (!select_isa(i)) continue;
+            Made got = decode(isas[i].name, x, st);
             assert_same(&got, &want);
             drop(got);
         }
@@ -218,8 +228,8 @@ static void every_e5m6_code(void **state) {
         Mat x = mat(packed, DT_U8, 1, bytes);
         assert_true(quant_select("portable"));
         MUST_OK(dequant_e5m6_cpu(&cx, mat(want, DT_BF16, 1, COLS), x));
-        for (int i = 0; i < 2; i++) {
-            if (!quant_select(isas[i])) continue;
+        for (int i = 0; i < ISAS; i++) {
+            if (!select_isa(i)) continue;
             MUST_OK(dequant_e5m6_cpu(&cx, mat(got, DT_BF16, 1, COLS), x));
             assert_memory_equal(got, want, sizeof want);
         }

@@ -1,0 +1,238 @@
+// quant_avx512_turn.c - 128x1 tiles of E4M3 codes, stored transposed, with AVX-512 (quant_lanes.h:
+// QuantTiles.turn). Compiled for AVX-512, and again with its byte permutations, QUANT_TURN_OF being
+// the name.
+#include "quant_lanes.h"
+
+#if defined(__AVX512BW__) && defined(__AVX512VL__) && defined(__AVX512DQ__)
+#include "quant_avx512.h"
+
+enum {
+    GROUP = 16,     // rows that are turned together
+    FAR_AWAY = 1024 // rows of codes further apart are fetched ahead: the matrix is no small one
+};
+
+// The scales of 32 channels.
+typedef struct Scales32 {
+    __m512i b;        // exponent bytes
+    __m512 even, odd; // or floats
+    __mmask32 above;  // channels whose largest quotient lies above 448
+    __m512i most;
+} Scales32;
+
+INLINE __m512 f32_scales(__m512i amax) {
+    __m512 x = _mm512_castsi512_ps(amax), s = _mm512_div_ps(x, _mm512_set1_ps(E4M3_MAX));
+    s = _mm512_max_ps(s, _mm512_set1_ps(SCALE_MIN));
+    return _mm512_mask_mov_ps(s, _mm512_testn_epi32_mask(amax, amax), _mm512_set1_ps(1.0f));
+}
+
+INLINE __m512i pow2_scales(__m512i amax) { // as tile_scale_e8m0
+    __m512i b = _mm512_sub_epi16(_mm512_srli_epi16(amax, 7), words(8));
+    __mmask32 more = _mm512_cmpgt_epu16_mask(_mm512_and_si512(amax, words(0x7F)), words(0x60));
+    b = _mm512_mask_add_epi16(b, more, b, words(1));
+    b = _mm512_max_epi16(b, words(1));
+    return _mm512_mask_mov_epi16(b, _mm512_testn_epi16_mask(amax, amax), words(127));
+}
+
+// Adds the scales of a tile per channel in `channels` to the counters.
+INLINE void count_scales(const Scales32 *k, __mmask32 channels, QuantCount *count) {
+    uint16_t b[32];
+    __mmask32 left = _mm512_mask_test_epi16_mask(channels, k->most, k->most);
+    _mm512_storeu_si512(b, k->b);
+    while (left) { // neighbours tend to have few different scales
+        int one = b[__builtin_ctz(left)];
+        __mmask32 same = _mm512_mask_cmpeq_epi16_mask(left, k->b, words(one));
+        count->scales[quant_scale_bin(f32_from_bits((uint32_t)one << 23))] +=
+            __builtin_popcount(same);
+        left &= ~same;
+    }
+    int32_t amax = largest_word(k->most) << 16;
+    count->amax_bits = amax > count->amax_bits ? amax : count->amax_bits;
+    count->tiles += __builtin_popcount(channels);
+}
+
+// Words of two rows: the code of v0 low, of v1 high, from words with their codes there.
+INLINE __m512i two_rows(__m512i low, __m512i high, __m512i v0, __m512i v1) {
+    __m512i signs = mix(words(0xFF), _mm512_srli_epi16(v0, 8), v1);
+    return mix(words(0x7F7F), mix(words(0xFF), low, high), signs);
+}
+
+// The same for a power of two, without codes below the normal range. The sign of v0 goes beside its
+// code before both move.
+INLINE __m512i normal_rows(__m512i v0, __m512i v1, __m512i less) {
+    __m512i s0 = _mm512_srli_epi16(v0, E4M3_DROP), s1 = _mm512_srli_epi16(v1, E4M3_DROP);
+    __m512i c0 = _mm512_add_epi16(magnitude(v0), _mm512_and_si512(s0, words(1)));
+    __m512i c1 = _mm512_add_epi16(magnitude(v1), _mm512_and_si512(s1, words(1)));
+    c0 = mix(words(0x800), s0, _mm512_subs_epu16(c0, less));
+#if defined(__AVX512VBMI__)
+    const __m512i at = _mm512_set1_epi64(0x3434242414140404);
+    c1 = mix(words(0x800), s1, _mm512_subs_epu16(c1, less));
+    c0 = _mm512_multishift_epi64_epi8(at, c0);
+    return _mm512_mask_multishift_epi64_epi8(c0, 0xAAAAAAAAAAAAAAAA, at, c1);
+#else
+    c0 = _mm512_srli_epi16(c0, E4M3_DROP);
+    c1 = _mm512_slli_epi16(_mm512_subs_epu16(c1, less), 8 - E4M3_DROP);
+    return mix(words(0x8000), v1, mix(words(0xFF), c0, c1));
+#endif
+}
+
+// 8 x 8 words in each quarter of 8 registers: out[j] has, in quarter l, the 16 codes of channel 8l
+// + j.
+INLINE void turn_quarters(__m512i *out, const __m512i *p) {
+    __m512i a[8], b[8];
+#pragma GCC unroll 4
+    for (int i = 0; i < 8; i += 2) {
+        a[i] = _mm512_unpacklo_epi16(p[i], p[i + 1]);
+        a[i + 1] = _mm512_unpackhi_epi16(p[i], p[i + 1]);
+    }
+#pragma GCC unroll 2
+    for (int i = 0; i < 8; i += 4) {
+        b[i] = _mm512_unpacklo_epi32(a[i], a[i + 2]);
+        b[i + 1] = _mm512_unpackhi_epi32(a[i], a[i + 2]);
+        b[i + 2] = _mm512_unpacklo_epi32(a[i + 1], a[i + 3]);
+        b[i + 3] = _mm512_unpackhi_epi32(a[i + 1], a[i + 3]);
+    }
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; i++) {
+        out[2 * i] = _mm512_unpacklo_epi64(b[i], b[i + 4]);
+        out[2 * i + 1] = _mm512_unpackhi_epi64(b[i], b[i + 4]);
+    }
+}
+
+// Two rows by any scales, codes below the normal range and counters included.
+INLINE __m512i any_rows(const ScaleType st, __m512i v0, __m512i v1, const Scales32 *k,
+                        QuantCount *count) {
+    __m512i edge = _mm512_sub_epi16(k->b, words(E4M3_EDGE)), c0, c1;
+    if (st == SCALE_E8M0) {
+        c0 = pow2_codes(v0, edge, E4M3_DROP, &count->underflow);
+        c1 = pow2_codes(v1, edge, E4M3_DROP, &count->underflow);
+    } else {
+        c0 = f32_codes(v0, k->even, k->odd, &count->underflow);
+        c1 = f32_codes(v1, k->even, k->odd, &count->underflow);
+    }
+    if (st == SCALE_F32 && k->above)
+        count->saturated +=
+            __builtin_popcount(_mm512_mask_cmpeq_epi16_mask(k->above, magnitude(v0), k->most)) +
+            __builtin_popcount(_mm512_mask_cmpeq_epi16_mask(k->above, magnitude(v1), k->most));
+    return two_rows(c0, _mm512_slli_epi16(c1, 8), v0, v1);
+}
+
+// Codes pairs of rows again that have a code below the normal range (of p, before).
+static __attribute__((noinline)) void low_rows(__m512i *p, const uint16_t *v, int64_t v_ld,
+                                               const Scales32 *k, QuantCount *count) {
+    for (int i = 0; i < GROUP / 2; i++, v += 2 * v_ld)
+        if (has_low(p[i]))
+            p[i] = any_rows(SCALE_E8M0, _mm512_loadu_si512(v), _mm512_loadu_si512(v + v_ld), k,
+                            count);
+}
+
+// 16 rows of 32 channels, coded and turned.
+INLINE void turn_group(const ScaleType st, __m512i *out, const uint16_t *v, int64_t v_ld,
+                       const Scales32 *k, QuantCount *count) {
+    __m512i p[GROUP / 2], again[GROUP / 2], least = words(-1);
+    __m512i less = pow2_less(_mm512_sub_epi16(k->b, words(E4M3_EDGE)), E4M3_DROP);
+#pragma GCC unroll 8
+    for (int i = 0; i < GROUP / 2; i++) {
+        __m512i v0 = _mm512_loadu_si512(v + 2 * i * v_ld);
+        __m512i v1 = _mm512_loadu_si512(v + (2 * i + 1) * v_ld);
+        p[i] = st == SCALE_F32 ? any_rows(st, v0, v1, k, count) : normal_rows(v0, v1, less);
+        least = _mm512_min_epu8(least, _mm512_and_si512(p[i], _mm512_set1_epi8(0x78)));
+    }
+    if (__builtin_expect(st == SCALE_E8M0 && has_low(least), 0)) {
+        memcpy(again, p, sizeof again);
+        low_rows(again, v, v_ld, k, count);
+        turn_quarters(out, again);
+        return;
+    }
+    turn_quarters(out, p);
+}
+
+// Rows of 64 tokens of 4 channels each, from four groups; m of them stored.
+INLINE void store_turned(uint8_t *q, int64_t ld, __m512i t[][8], int64_t m, int64_t w) {
+    __mmask64 k = m >= 64 ? ~0ull : (1ull << m) - 1;
+    for (int j = 0; j < 8; j++) {
+        __m512i a = _mm512_shuffle_i32x4(t[0][j], t[1][j], 0x44);
+        __m512i b = _mm512_shuffle_i32x4(t[0][j], t[1][j], 0xEE);
+        __m512i c = _mm512_shuffle_i32x4(t[2][j], t[3][j], 0x44);
+        __m512i d = _mm512_shuffle_i32x4(t[2][j], t[3][j], 0xEE);
+        __m512i row[4] = {_mm512_shuffle_i32x4(a, c, 0x88), _mm512_shuffle_i32x4(a, c, 0xDD),
+                          _mm512_shuffle_i32x4(b, d, 0x88), _mm512_shuffle_i32x4(b, d, 0xDD)};
+#pragma GCC unroll 4
+        for (int l = 0; l < 4; l++) {
+            if (8 * l + j >= w) continue;
+            if (m >= 64)
+                _mm512_storeu_si512(q + (8 * l + j) * ld, row[l]);
+            else
+                _mm512_mask_storeu_epi8(q + (8 * l + j) * ld, k, row[l]);
+        }
+    }
+}
+
+// One tile of m tokens for each of w <= 32 channels.
+INLINE bool turn32(const ScaleType st, uint8_t *q, int64_t ld, char *s, const uint16_t *v,
+                   int64_t v_ld, const uint16_t *most, int64_t m, int64_t w, QuantCount *count) {
+    __mmask32 channels = first32(w);
+    Scales32 k = {.most = _mm512_loadu_si512(most)};
+    if (_mm512_cmpge_epu16_mask(k.most, words(BF16_INF))) return false;
+    if (st == SCALE_E8M0) {
+        k.b = pow2_scales(k.most);
+        if (_mm512_cmplt_epu16_mask(k.b, words(E4M3_POW2_LEAST))) return false;
+        if (w >= 32)
+            _mm256_storeu_si256((__m256i *)s, _mm512_cvtepi16_epi8(k.b));
+        else
+            _mm256_mask_storeu_epi8(s, channels, _mm512_cvtepi16_epi8(k.b));
+    } else {
+        __m512i even = even_floats(k.most), odd = odd_floats(k.most);
+        k.even = f32_scales(even);
+        k.odd = f32_scales(odd);
+        k.b = mix(_mm512_set1_epi32(0xFFFF), _mm512_srli_epi32(_mm512_castps_si512(k.even), 23),
+                  _mm512_slli_epi32(_mm512_srli_epi32(_mm512_castps_si512(k.odd), 23), 16));
+        float both[2][16];
+        _mm512_storeu_ps(both[0], k.even);
+        _mm512_storeu_ps(both[1], k.odd);
+        for (int64_t c = 0; c < w; c++) ((float *)s)[c] = both[c % 2][c / 2];
+        __m512 top = _mm512_set1_ps(E4M3_MAX);
+        uint32_t e =
+            _mm512_cmp_ps_mask(_mm512_div_ps(_mm512_castsi512_ps(even), k.even), top, _CMP_GT_OQ);
+        uint32_t o =
+            _mm512_cmp_ps_mask(_mm512_div_ps(_mm512_castsi512_ps(odd), k.odd), top, _CMP_GT_OQ);
+        for (int i = 0; i < 16; i++) k.above |= (e >> i & 1) << 2 * i | (o >> i & 1) << (2 * i + 1);
+    }
+    for (int64_t c = 0; c < w && ld > FAR_AWAY; c++) { // what the next 32 channels but one write
+        __builtin_prefetch(q + (2 * w + c) * ld, 1, 2);
+        __builtin_prefetch(q + (2 * w + c) * ld + 64, 1, 2);
+    }
+    count_scales(&k, channels, count);
+    count->values += m * w;
+    for (int64_t i = 0; i < m; i += 4 * GROUP) {
+        __m512i t[4][8];
+        if (m - i < 4 * GROUP) memset(t, 0, sizeof t);
+        for (int64_t g = 0; g < 4 && i + g * GROUP < m; g++) {
+            const uint16_t *from = v + (i + g * GROUP) * v_ld;
+            if (m - i - g * GROUP >= GROUP) {
+                turn_group(st, t[g], from, v_ld, &k, count);
+            } else {
+                uint16_t pad[GROUP][32] = {{0}};
+                for (int64_t r = i + g * GROUP; r < m; r++, from += v_ld)
+                    memcpy(pad[r % GROUP], from, sizeof pad[0]);
+                turn_group(st, t[g], pad[0], 32, &k, count);
+            }
+        }
+        store_turned(q + i, ld, t, m - i, w);
+    }
+    return true;
+}
+
+bool QUANT_TURN_OF(uint8_t *q, int64_t ld, void *s, ScaleType st, const uint16_t *v, int64_t v_ld,
+                   const uint16_t *most, int64_t m, int64_t w, QuantCount *count) {
+    return st == SCALE_E8M0 ? turn32(SCALE_E8M0, q, ld, s, v, v_ld, most, m, w, count)
+                            : turn32(SCALE_F32, q, ld, s, v, v_ld, most, m, w, count);
+}
+#else
+// Never called without those instructions (quant_select).
+bool QUANT_TURN_OF(uint8_t *q, int64_t ld, void *s, ScaleType st, const uint16_t *v, int64_t v_ld,
+                   const uint16_t *most, int64_t m, int64_t w, QuantCount *count) {
+    (void)q, (void)ld, (void)s, (void)st, (void)v, (void)v_ld, (void)most, (void)m, (void)w;
+    (void)count;
+    return false;
+}
+#endif

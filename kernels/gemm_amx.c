@@ -22,21 +22,6 @@
 
 #define INLINE static inline __attribute__((always_inline))
 
-// Tile registers: 0 to 3 the block's sums, 4 and 5 its rows, 6 and 7 its columns.
-static void tiles_open(void) {
-    struct {
-        uint8_t palette, start, unused[14];
-        uint16_t row_bytes[16];
-        uint8_t rows[16];
-    } config __attribute__((aligned(64))) = {.palette = 1};
-    for (int i = 0; i < 8; i++) config.row_bytes[i] = 64, config.rows[i] = AMX_STRIP;
-    __asm__ volatile(""
-                     :
-                     : "r"(&config)
-                     : "memory"); // ldtilecfg's intrinsic does not say that it reads
-    _tile_loadconfig(&config);
-}
-
 enum { TILE_SUMS = AMX_STRIP * AMX_STRIP, BLOCK_SUMS = 4 * TILE_SUMS };
 
 // One step of 32 along the contraction; h: strips of rows in the block.
@@ -243,7 +228,7 @@ void gemm_tile_amx(const GemmProblem *p, int64_t m0, int64_t mn, int64_t n0, int
         memset(w->amx.row_scales, 0, sizeof w->amx.row_scales);
         memset(w->amx.column_scales, 0, sizeof w->amx.column_scales);
     }
-    tiles_open();
+    amx_open();
     for (int64_t k0 = 0; k0 < p->k; k0 += GEMM_AMX_KB) {
         int64_t kn = min_i64(GEMM_AMX_KB, p->k - k0);
         Range g = {p, m0, mn, n0, nn, kn, k0 == 0, k0 + kn == p->k};
@@ -271,7 +256,7 @@ bool gemm_amx_is_built(void) {
 double gemm_peak_amx(int64_t n, float *sink) {
     float x[TILE_SUMS] __attribute__((aligned(64)));
     for (int i = 0; i < TILE_SUMS; i++) x[i] = sink[0];
-    tiles_open();
+    amx_open();
     __asm__ volatile("" : : "r"(x) : "memory");
     _tile_loadd(4, x, 64);
     _tile_loadd(5, x, 64);

@@ -32,7 +32,7 @@ static const GemmIsa *chosen;
 
 static bool isa_is_usable(int i) {
     switch (i) {
-    case 0: return cpu_has_avx512() && gemm_amx_permit();
+    case 0: return cpu_has_avx512bf16() && gemm_amx_permit();
     case 1: return cpu_has_avx512bf16() && cpu_has_avx512vbmi();
     case 2: return cpu_has_avx512();
     case 3: return cpu_has_avx2();

@@ -9,6 +9,7 @@
 #include "attn_engine.h"
 #include "cpu_has.h"
 #include "gemm.h"
+#include "gemm_engine.h"
 
 // What takes calls whose inputs are all BF16, and all others.
 typedef struct Chosen {
@@ -17,6 +18,7 @@ typedef struct Chosen {
 } Chosen;
 
 static const Chosen all[] = {
+    {"amx", &attn_amx, &attn_avx512},
     {"avx512-bf16", &attn_avx512bf16, &attn_avx512},
     {"avx512", &attn_avx512, &attn_avx512},
     {"avx2", &attn_avx2, &attn_avx2},
@@ -28,19 +30,18 @@ static const Chosen *chosen;
 
 static bool is_usable(int i) {
     switch (i) {
-    case 0: return cpu_has_avx512bf16() && attn_avx512bf16.fwd;
-    case 1: return cpu_has_avx512() && attn_avx512.fwd;
-    case 2: return cpu_has_avx2() && attn_avx2.fwd;
+    case 0: return cpu_has_avx512bf16() && gemm_amx_permit() && attn_amx.fwd;
+    case 1: return cpu_has_avx512bf16() && attn_avx512bf16.fwd;
+    case 2: return cpu_has_avx512() && attn_avx512.fwd;
+    case 3: return cpu_has_avx2() && attn_avx2.fwd;
     }
     return true;
 }
 
 bool attn_select(const char *name) {
     if (!name) name = gemm_isa();
-    bool is_any = !strcmp(name, "amx"); // tile registers are not for attention: the best without
     for (int i = 0; i < COUNT; i++) {
-        if (!is_any && strcmp(name, all[i].name) != 0) continue;
-        if (!is_usable(i)) continue;
+        if (strcmp(name, all[i].name) != 0 || !is_usable(i)) continue;
         chosen = &all[i];
         return true;
     }

@@ -25,12 +25,12 @@ typedef struct AttnIsa {
 
 #define ATTN_SPLIT 192 // rows of a forward piece: a multiple of every query block
 
-// Tables. attn_avx512bf16 takes calls whose inputs are all BF16, the others any type.
-extern const AttnIsa attn_avx512bf16, attn_avx512, attn_avx2, attn_portable;
+// Tables. attn_amx and attn_avx512bf16 take calls whose inputs are all BF16, the others any type.
+extern const AttnIsa attn_amx, attn_avx512bf16, attn_avx512, attn_avx2, attn_portable;
 
-// attn_select: use this instruction set from now on, named as in gemm_engine.c; "amx" is the best
-// of the others; NULL = that of the products, so that one name stands for one set of bits. False,
-// and nothing changed, if unknown or not there. Not thread-safe.
+// attn_select: use this instruction set from now on, named as in gemm_engine.c; NULL = that of the
+// products, so that one name stands for one set of bits. False, and nothing changed, if unknown or
+// not there. Not thread-safe.
 bool attn_select(const char *name);
 
 // First position that row i of the sequence at row t0 looks at.

@@ -7,7 +7,7 @@
 // lo <= j <= hi ? x : other; for KU 2 also vpairs(a, b), units (a, b) rounded to BF16, and vrow(a,
 // b): 2 VW floats rounded to BF16 in order. ATTN_ISA and ATTN_NAME name the table made here.
 // DOT_UNITS(m, s, nu, a, lda, b), if it is there, adds the products of nu units to the sums
-// s[m][NV].
+// s[m][NV]. TILE_REGISTERS: products are made by those of AMX.
 //
 // Scores are computed transposed: rows are positions j, columns (lanes) are queries i. Then the
 // softmax runs down the columns without a sum across lanes, p is a panel for o^T = v^T p as it
@@ -43,86 +43,14 @@ typedef enum Fin {
     FIN_DECAY, // c = c * by[column] + sum
 } Fin;
 
-// m rows x NR columns; m is a constant at each call. The rows hang on four pointers, so that their
-// addresses need few registers.
-INLINE void dot_tile(const int m, float *c, int64_t ldc, const float *a, int64_t lda,
-                     const float *b, int64_t nu, Fin fin, const float *by) {
-    vf s[MR][NV];
-#pragma GCC unroll 12
-    for (int i = 0; i < m; i++)
-#pragma GCC unroll 2
-        for (int v = 0; v < NV; v++) {
-            s[i][v] = vset1(0.0f);
-            if (fin == FIN_ADD) s[i][v] = vload(c + i * ldc + v * VW);
-            if (fin == FIN_DECAY) s[i][v] = vmul(vload(c + i * ldc + v * VW), vload(by + v * VW));
-        }
-#ifdef DOT_UNITS
-    DOT_UNITS(m, s, nu, a, lda, b);
+// product(c, ldc, a, lda, b, nu, rows, lead, fin, by): c [rows, NR] = a [rows, nu units] x panel b, and
+// what `fin` says. Row r has only zeros before unit (r + lead) / KU; they may be left out. pad_panel(b,
+// nu): what it wants of a panel that has been written to unit nu. task_begin, task_end: around a task.
+#ifdef TILE_REGISTERS
+#include "attn_product_amx.h"
 #else
-    const float *row[4] = {a, a + 3 * lda, a + 6 * lda, a + 9 * lda};
-    for (int64_t u = 0; u < nu; u++) {
-        vf y[NV];
-#pragma GCC unroll 2
-        for (int v = 0; v < NV; v++) y[v] = vload(b + u * NR + v * VW);
-#pragma GCC unroll 12
-        for (int i = 0; i < m; i++) {
-            vf x = vset1(row[i / 3][i % 3 * lda + u]);
-#pragma GCC unroll 2
-            for (int v = 0; v < NV; v++) s[i][v] = vdot(x, y[v], s[i][v]);
-        }
-    }
+#include "attn_product.h"
 #endif
-#pragma GCC unroll 12
-    for (int i = 0; i < m; i++)
-#pragma GCC unroll 2
-        for (int v = 0; v < NV; v++) {
-            if (fin == FIN_TIMES) s[i][v] = vmul(s[i][v], vload(by + v * VW));
-            if (fin == FIN_LESS) s[i][v] = vsub(s[i][v], vload(by + v * VW));
-            vstore(c + i * ldc + v * VW, s[i][v]);
-        }
-}
-
-// The heights; a function per height keeps each one's registers its own affair.
-#define DOT_ROWS(m)                                                                                \
-    static __attribute__((noinline)) void dot_rows_##m(float *c, int64_t ldc, const float *a,      \
-                                                       int64_t lda, const float *b, int64_t nu,    \
-                                                       Fin fin, const float *by) {                 \
-        dot_tile(m, c, ldc, a, lda, b, nu, fin, by);                                               \
-    }
-typedef void (*DotRows)(float *c, int64_t ldc, const float *a, int64_t lda, const float *b,
-                        int64_t nu, Fin fin, const float *by);
-DOT_ROWS(1)
-DOT_ROWS(2)
-DOT_ROWS(3)
-DOT_ROWS(4)
-DOT_ROWS(5)
-DOT_ROWS(6)
-#if MR == 12
-DOT_ROWS(7)
-DOT_ROWS(8)
-DOT_ROWS(9)
-DOT_ROWS(10)
-DOT_ROWS(11)
-DOT_ROWS(12)
-#endif
-static const DotRows dot_rows[MR + 1] = {
-    NULL,       dot_rows_1, dot_rows_2, dot_rows_3,  dot_rows_4,  dot_rows_5,  dot_rows_6,
-#if MR == 12
-    dot_rows_7, dot_rows_8, dot_rows_9, dot_rows_10, dot_rows_11, dot_rows_12,
-#endif
-};
-
-// c [rows, NR] = a [rows, nu units] x panel b. Row r has only zeros before unit (r + lead) / KU;
-// they are left out. Rows are shared out evenly: no strip is a sliver.
-INLINE void product(float *c, int64_t ldc, const float *a, int64_t lda, const float *b, int64_t nu,
-                    int64_t rows, int64_t lead, Fin fin, const float *by) {
-    int64_t strips = ceil_div(rows, MR);
-    for (int64_t i = 0; i < strips; i++) {
-        int64_t r0 = rows * i / strips, r1 = rows * (i + 1) / strips;
-        int64_t u0 = max_i64(0, min_i64(nu, (r0 + lead) / KU));
-        dot_rows[r1 - r0](c + r0 * ldc, ldc, a + r0 * lda + u0, lda, b + u0 * NR, nu - u0, fin, by);
-    }
-}
 #define NO_LEAD (-((int64_t)1 << 40))
 
 // Ask for columns [c, c+n) of row r, if there is such a row. Rows of one head lie far apart, where
@@ -368,6 +296,7 @@ INLINE void softmax_rows(float *panel, float *s, int64_t n, int64_t j0, const Si
 #endif
             vstore(panel + j / KU * NR + v * VW, p);
         }
+    pad_panel(panel, ceil_div(n, KU));
 #pragma GCC unroll 2
     for (int v = 0; v < NV; v++) vstore(run->sum + v * VW, sum[v]);
 }
@@ -418,6 +347,7 @@ static void fwd_task(const AttnCall *c, int64_t s, int64_t h, int64_t i0, int64_
     Dims d = dims_of(c->a);
     Room w;
     int64_t t0 = s * c->a.S, lo = attn_block_first(c, t0, i0, i1, BJ);
+    task_begin();
     lay(&w, room, c->a, false);
     load_keys(&w, c, &d, t0, h, lo, i1);
     for (int64_t j = lo; j < i1; j += SPAN) {
@@ -427,6 +357,7 @@ static void fwd_task(const AttnCall *c, int64_t s, int64_t h, int64_t i0, int64_
         rows_down(w.vt + j / KU, d.Su, w.elems, d.Ve);
     }
     for (int64_t i = i0; i < i1; i += NR) fwd_chunk(c, &d, &w, t0, h, i, min_i64(NR, i1 - i));
+    task_end();
 }
 
 // What the backward knows of a chunk's columns.
@@ -474,6 +405,7 @@ INLINE void grad_rows(const Room *w, float *p_rows, float *ds_rows, int64_t n, i
         }
 #endif
     }
+    pad_panel(w->p_panel, ceil_div(n, KU));
 }
 
 // Queries and output gradients of a block, in both forms, and what the columns need.
@@ -563,6 +495,7 @@ static void bwd_task(const AttnCall *c, int64_t s, int64_t h, float *dkr_part, f
     Room w;
     AttnShape a = c->a;
     int64_t t0 = s * a.S, col = h * (a.Dn + a.Dv);
+    task_begin();
     lay(&w, room, a, true);
     load_keys(&w, c, &d, t0, h, 0, a.S);
     stage((Elem *)(void *)w.v, d.Ve, c->kv, t0, a.S, col + a.Dn, a.Dv);
@@ -577,6 +510,7 @@ static void bwd_task(const AttnCall *c, int64_t s, int64_t h, float *dkr_part, f
         row_put(c->dkv, t0 + j, col + a.Dn, a.Dv, w.dv + j * d.Ve);
         memcpy(dkr_part + j * a.Dr, w.dk + j * d.De + a.Dn, (size_t)a.Dr * sizeof(float));
     }
+    task_end();
 }
 
 const AttnIsa ATTN_ISA = {ATTN_NAME, room_of, fwd_task, bwd_task};

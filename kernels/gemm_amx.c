@@ -8,10 +8,12 @@
 // the left changes no bit.
 //
 // The panels of gemm_amx.h hold GEMM_AMX_KB of the contraction; then each block of the output runs
-// through them. BF16: the block's four registers start from the sums and return there. FP8: they
-// start from zero every 128 elements and go to `parts`, and while the next 128 are multiplied, the
-// vector units promote: sums += part * (scale of the row * scale of the column). Compiled with its
-// own flags and called only where gemm_amx_permit() says so; without the flags only names are left.
+// through them. A contraction of up to GEMM_AMX_KEPT has all its panels of columns at once, and the
+// next tile of the same columns finds them: weights are packed once, not once for every 256 tokens.
+// BF16: the block's four registers start from the sums and return there. FP8: they start from zero
+// every 128 elements and go to `parts`, and while the next 128 are multiplied, the vector units
+// promote: sums += part * (scale of the row * scale of the column). Compiled with its own flags and
+// called only where gemm_amx_permit() says so; without the flags only names are left.
 #include "gemm_amx.h"
 
 #if defined(__AMX_BF16__) && defined(__AVX512VBMI__) && defined(__x86_64__)
@@ -21,21 +23,6 @@
 #include "gemm_ends.h"
 
 #define INLINE static inline __attribute__((always_inline))
-
-// Tile registers: 0 to 3 the block's sums, 4 and 5 its rows, 6 and 7 its columns.
-static void tiles_open(void) {
-    struct {
-        uint8_t palette, start, unused[14];
-        uint16_t row_bytes[16];
-        uint8_t rows[16];
-    } config __attribute__((aligned(64))) = {.palette = 1};
-    for (int i = 0; i < 8; i++) config.row_bytes[i] = 64, config.rows[i] = AMX_STRIP;
-    __asm__ volatile(""
-                     :
-                     : "r"(&config)
-                     : "memory"); // ldtilecfg's intrinsic does not say that it reads
-    _tile_loadconfig(&config);
-}
 
 enum { TILE_SUMS = AMX_STRIP * AMX_STRIP, BLOCK_SUMS = 4 * TILE_SUMS };
 
@@ -125,15 +112,19 @@ typedef struct Range {
     const GemmProblem *p;
     int64_t m0, mn, n0, nn, kn;
     bool is_first, is_last; // nothing of the contraction came before, nothing comes after
+    const uint16_t *columns;
+    const float (*column_scales)[GEMM_AMX_NB];
 } Range;
 
 static int64_t blocks(int64_t n) {
     return ceil_div(n, 2 * AMX_STRIP);
 }
 
-// Where the sums of a block lie: row blocks of all column blocks of four registers each.
+// Where the sums of a block lie: row blocks of all column blocks of four registers each. If no other panel waits for
+// them, two places in turn do, which stay in L1.
 static float *block_at(const Range *g, GemmWork *w, int64_t i, int64_t j) {
-    return w->amx.sums + (i * blocks(g->nn) + j) * BLOCK_SUMS;
+    int64_t at = i * blocks(g->nn) + j;
+    return w->amx.sums + (g->is_first && g->is_last ? at % 2 : at) * BLOCK_SUMS;
 }
 
 // 16 floats as BF16 in the low halves of 32 bits, rounded as bf16_from_f32 does.
@@ -180,7 +171,7 @@ static void run_e4m3(GemmWork *w, const Range *g) {
         const uint16_t *r = w->amx.rows + i * 2 * AMX_STRIP_ELEMS;
         int h = g->mn - i * 2 * AMX_STRIP > AMX_STRIP ? 2 : 1;
         for (int64_t j = 0; j < blocks(g->nn); j++) {
-            const uint16_t *c = w->amx.columns + j * 2 * AMX_STRIP_ELEMS;
+            const uint16_t *c = g->columns + j * 2 * AMX_STRIP_ELEMS;
             for (int64_t s = 0; s * TILE < g->kn; s++) {
                 int64_t skip = s * (TILE / AMX_STEP) * AMX_TILE;
                 int64_t steps = ceil_div(min_i64(TILE, g->kn - s * TILE), 64) * 2;
@@ -192,7 +183,7 @@ static void run_e4m3(GemmWork *w, const Range *g) {
                 if (g->is_last && waiting.h && s == 0) put_block(g, w, waiting.i, waiting.j);
                 waiting = (Waiting){.part = part,
                                     .row_scales = w->amx.row_scales[s] + i * 2 * AMX_STRIP,
-                                    .column_scales = w->amx.column_scales[s] + j * 2 * AMX_STRIP,
+                                    .column_scales = g->column_scales[s] + j * 2 * AMX_STRIP,
                                     .sums = block_at(g, w, i, j),
                                     .has_sums = g->is_first && s == 0 ? 0 : 0xFFFF,
                                     .h = h,
@@ -220,7 +211,7 @@ static void run_bf16(GemmWork *w, const Range *g) {
     for (int64_t i = 0; i < blocks(g->mn); i++) {
         const uint16_t *r = w->amx.rows + i * 2 * AMX_STRIP_ELEMS;
         for (int64_t j = 0; j < blocks(g->nn); j++) {
-            const uint16_t *c = w->amx.columns + j * 2 * AMX_STRIP_ELEMS;
+            const uint16_t *c = g->columns + j * 2 * AMX_STRIP_ELEMS;
             float *sums = block_at(g, w, i, j);
             if (g->mn - i * 2 * AMX_STRIP > AMX_STRIP)
                 run_block(2, g, r, c, sums);
@@ -239,27 +230,33 @@ void gemm_tile_amx(const GemmProblem *p, int64_t m0, int64_t mn, int64_t n0, int
         for (int64_t r = 0; r < mn; r++) store_row(p, m0 + r, n0, nn, zeros);
         return;
     }
-    if (is_fp8) {
-        memset(w->amx.row_scales, 0, sizeof w->amx.row_scales);
-        memset(w->amx.column_scales, 0, sizeof w->amx.column_scales);
-    }
-    tiles_open();
+    // Of strips that no element fills, too.
+    if (is_fp8) memset(w->amx.row_scales, 0, sizeof w->amx.row_scales);
+    bool is_kept = p->k <= GEMM_AMX_KEPT;
+    bool is_there = is_kept && w->packed == p && w->packed_m0 == n0 && w->packed_mn == nn;
+    amx_open();
     for (int64_t k0 = 0; k0 < p->k; k0 += GEMM_AMX_KB) {
-        int64_t kn = min_i64(GEMM_AMX_KB, p->k - k0);
-        Range g = {p, m0, mn, n0, nn, kn, k0 == 0, k0 + kn == p->k};
-        amx_pack_rows(&p->a, m0, mn, k0, g.kn, w->amx.rows);
-        amx_pack_columns(&p->b, n0, nn, k0, g.kn, w->amx.columns);
-        __asm__ volatile("" : : : "memory"); // tile loads do not say what they read
-        if (is_fp8) {
-            for (int64_t s = 0; s * TILE < g.kn; s++) {
-                pack_scales(&p->a, m0, mn, k0 + s * TILE, w->amx.row_scales[s]);
-                pack_scales(&p->b, n0, nn, k0 + s * TILE, w->amx.column_scales[s]);
-            }
-            run_e4m3(w, &g);
-        } else {
-            run_bf16(w, &g);
+        int64_t kn = min_i64(GEMM_AMX_KB, p->k - k0), at = is_kept ? k0 : 0;
+        uint16_t *columns = w->amx.columns + at * GEMM_AMX_NB;
+        float(*column_scales)[GEMM_AMX_NB] = w->amx.column_scales + at / TILE;
+        Range g = {p, m0, mn, n0, nn, kn, k0 == 0, k0 + kn == p->k, columns, column_scales};
+        amx_pack_rows(&p->a, m0, mn, k0, kn, w->amx.rows);
+        if (!is_there) amx_pack_columns(&p->b, n0, nn, k0, kn, columns);
+        for (int64_t s = 0; s * TILE < kn && is_fp8; s++) {
+            pack_scales(&p->a, m0, mn, k0 + s * TILE, w->amx.row_scales[s]);
+            if (is_there) continue;
+            memset(column_scales[s], 0, sizeof column_scales[s]);
+            pack_scales(&p->b, n0, nn, k0 + s * TILE, column_scales[s]);
         }
+        __asm__ volatile("" : : : "memory"); // tile loads do not say what they read
+        if (is_fp8)
+            run_e4m3(w, &g);
+        else
+            run_bf16(w, &g);
     }
+    w->packed = is_kept ? p : NULL;
+    w->packed_m0 = n0;
+    w->packed_mn = nn;
     _tile_release();
 }
 
@@ -271,7 +268,7 @@ bool gemm_amx_is_built(void) {
 double gemm_peak_amx(int64_t n, float *sink) {
     float x[TILE_SUMS] __attribute__((aligned(64)));
     for (int i = 0; i < TILE_SUMS; i++) x[i] = sink[0];
-    tiles_open();
+    amx_open();
     __asm__ volatile("" : : "r"(x) : "memory");
     _tile_loadd(4, x, 64);
     _tile_loadd(5, x, 64);

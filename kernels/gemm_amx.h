@@ -27,3 +27,23 @@ void amx_pack_rows(const GemmOperand *o, int64_t outer, int64_t n, int64_t k0, i
                    uint16_t *dst);
 void amx_pack_columns(const GemmOperand *o, int64_t outer, int64_t n, int64_t k0, int64_t kn,
                       uint16_t *dst);
+
+#ifdef __AMX_TILE__
+#include <immintrin.h>
+
+// amx_open: tile registers of 16 rows of 64 bytes each; by use, 0 to 3 a block's sums, 4 and 5 its rows, 6 and 7 its
+// columns. _tile_release() when done.
+static inline void amx_open(void) {
+    struct {
+        uint8_t palette, start, unused[14];
+        uint16_t row_bytes[16];
+        uint8_t rows[16];
+    } config __attribute__((aligned(64))) = {.palette = 1};
+    for (int i = 0; i < 8; i++) config.row_bytes[i] = 64, config.rows[i] = AMX_STRIP;
+    __asm__ volatile(""
+                     :
+                     : "r"(&config)
+                     : "memory"); // ldtilecfg's intrinsic does not say that it reads
+    _tile_loadconfig(&config);
+}
+#endif

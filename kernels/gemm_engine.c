@@ -9,10 +9,10 @@
 // Threads' work lies one behind the other, and tile registers' panels are stored by aligned lines.
 _Static_assert(sizeof(GemmWork) % ARENA_ALIGN == 0, "the next thread's work starts on a line, too");
 
-static const GemmTiles other_tiles = {GEMM_MB / 2, GEMM_NB, 48, 64, 4}; // of `sum`
+static const GemmTiles other_tiles = {GEMM_MB / 2, GEMM_NB, 48, 64, 4, false}; // of `sum`
 // Tile registers multiply so fast that packing decides: large tiles.
-static const GemmTiles register_tiles = {GEMM_AMX_MB, GEMM_AMX_NB, 64, 64, 2};
-static const GemmTiles wide_tiles = {GEMM_WIDE_ROWS, GEMM_WIDE_COLUMNS, 48, 64, 4};
+static const GemmTiles register_tiles = {GEMM_AMX_MB, GEMM_AMX_NB, 64, 64, 2, true};
+static const GemmTiles wide_tiles = {GEMM_WIDE_ROWS, GEMM_WIDE_COLUMNS, 48, 64, 4, false};
 
 static const GemmIsa isas[] = {
     {"amx", gemm_tile_avx512, gemm_tile_amx, gemm_accumulate_avx512, gemm_peak_avx512,
@@ -32,7 +32,7 @@ static const GemmIsa *chosen;
 
 static bool isa_is_usable(int i) {
     switch (i) {
-    case 0: return cpu_has_avx512() && gemm_amx_permit();
+    case 0: return cpu_has_avx512bf16() && gemm_amx_permit();
     case 1: return cpu_has_avx512bf16() && cpu_has_avx512vbmi();
     case 2: return cpu_has_avx512();
     case 3: return cpu_has_avx2();
@@ -134,7 +134,7 @@ static GemmTiles tiles_of(const GemmIsa *isa, const GemmProblem *p, const Sum *s
     int unit = is_half(isa, p) ? isa->unit_half : 1;
     if (!unit) return register_tiles;
     int64_t row = max_i64(ceil_div(p->k, TILE), 1) * TILE / unit; // units of the panel of a
-    GemmTiles t = {GEMM_MB, GEMM_NB, 48, 64, 4};
+    GemmTiles t = {GEMM_MB, GEMM_NB, 48, 64, 4, false};
     if (p->k2 > 0) return t; // the sums wait for the second contraction
     if (row > GEMM_DEPTH || row * GEMM_MB > GEMM_PANEL) return t;
     t.rows = min_i64(GEMM_MB_MAX, GEMM_PANEL / row / 16 * 16);
@@ -197,7 +197,8 @@ static Cut choose_tiles(const GemmIsa *isa, const Sum *sum, const GemmProblem *p
 // multiple, so that no thread gets a sliver.
 static void run_tile(const Cut *cut, const GemmProblem *p, int64_t t, GemmWork *w) {
     int64_t down, columns, tiles = count_tiles(cut, p, &down, &columns), across = tiles / down;
-    int64_t i = t / across, j = t % across;
+    bool is_down = tiles_of(cut->isa, p, cut->sum).is_down;
+    int64_t i = is_down ? t % down : t / across, j = is_down ? t / down : t % across;
     int64_t m0 = p->m * i / down, m1 = p->m * (i + 1) / down;
     int64_t n0 = min_i64(j * columns, p->n), n1 = min_i64((j + 1) * columns, p->n);
     if (gemm_is_fp8(p->a.t) && cut->sum->is_other) {

@@ -58,7 +58,8 @@ enum {
     GEMM_WIDE_BYTES = 1750 << 10, // and what a thread works in
     GEMM_AMX_MB = 256,            // the same for tile registers: rows,
     GEMM_AMX_NB = 512,            // columns,
-    GEMM_AMX_KB = 256,            // elements of the contraction that are packed at a time
+    GEMM_AMX_KB = 256,            // elements of the contraction of a panel,
+    GEMM_AMX_KEPT = 1024,         // and the longest one whose columns stay packed for the next rows
 };
 
 // What one thread works in; contents undefined but for `packed`. Aligned to lines of the cache, and of a size that
@@ -76,17 +77,17 @@ typedef struct GemmWork {
             float between[12 * GEMM_NR_MAX];
         };
         struct {
-            uint16_t rows[GEMM_AMX_MB * GEMM_AMX_KB], columns[GEMM_AMX_NB * GEMM_AMX_KB];
+            uint16_t rows[GEMM_AMX_MB * GEMM_AMX_KB], columns[GEMM_AMX_NB * GEMM_AMX_KEPT];
             float sums[GEMM_AMX_MB * GEMM_AMX_NB];
             float parts[2 * 4 * 256];
             float row_scales[GEMM_AMX_KB / TILE][GEMM_AMX_MB];
-            float column_scales[GEMM_AMX_KB / TILE][GEMM_AMX_NB];
+            float column_scales[GEMM_AMX_KEPT / TILE][GEMM_AMX_NB];
         } amx;
         unsigned char wide[GEMM_WIDE_BYTES]; // gemm_avx2.c
     };
     const struct GemmProblem
-        *packed; // whose rows are in a, all of the contraction; NULL = nobody's
-    int64_t packed_m0, packed_mn;
+        *packed; // whose rows (gemm_amx.c: columns) are packed, all of the contraction; NULL = nobody's
+    int64_t packed_m0, packed_mn; // which ones
 } __attribute__((aligned(64))) GemmWork;
 
 // One output tile: rows [m0, m0+mn), columns [n0, n0+nn), at most as large as the instruction set
@@ -135,6 +136,7 @@ typedef struct GemmTiles {
     int64_t rows, columns;             // the largest
     int64_t rows_least, columns_least; // no smaller tile is made to keep a thread busy
     int64_t per_thread;                // as many are wanted, so that threads end together
+    bool is_down;                      // those of the same columns come one after the other, not those of the same rows
 } GemmTiles;
 
 typedef struct GemmIsa {

@@ -140,7 +140,9 @@ INLINE bool batch(const bool is_f32, uint8_t *q, int64_t ld, uint8_t *s, int64_t
                   bool is_far, const char *x, int64_t row_bytes, int64_t rows, int64_t tiles,
                   QuantCount *count) {
     const int64_t step = TILE * (is_f32 ? 4 : 2);
-    const int64_t ahead = tiles < QUANT_BATCH ? rows * row_bytes : tiles * step; // the next batch
+    // Where the next batch is, and its codes.
+    const int64_t ahead = tiles < QUANT_BATCH ? rows * row_bytes : tiles * step;
+    const int64_t ahead_q = tiles < QUANT_BATCH ? rows * ld : tiles * TILE;
     Batch k __attribute__((aligned(64)));
     __mmask16 nan = 0;
     int n = 0;
@@ -167,10 +169,12 @@ INLINE bool batch(const bool is_f32, uint8_t *q, int64_t ld, uint8_t *s, int64_t
             for (int j = 0; j < 2; j++) {
                 codes[j] = normal64(_mm512_loadu_si512(from + 128 * j),
                                     _mm512_loadu_si512(from + 128 * j + 64), less);
-                if (is_far)
+                if (is_far) {
                     _mm512_stream_si512((__m512i *)(to + 64 * j), codes[j]);
-                else
+                } else {
+                    __builtin_prefetch(to + ahead_q + 64 * j, 1);
                     _mm512_storeu_si512(to + 64 * j, codes[j]);
+                }
             }
             s[r * srow + t * scol] = (uint8_t)k.b[n];
             if (__builtin_expect(has_low(codes[0]) | has_low(codes[1]), 0))

@@ -189,3 +189,25 @@ INLINE __m512i f32_codes(__m512i v, __m512 s_even, __m512 s_odd, int64_t *underf
     *underflow += __builtin_popcount(_mm512_mask_test_epi16_mask(is_zero, v, words(0x7FFF)));
     return code;
 }
+
+// --- codes below the normal range where normal ones are already there ---
+
+enum { E4M3_SUM_MOST = 240 }; // exponent bytes of scales whose low_sum is finite
+
+// The float whose unit is 2^-9 times the scale of this exponent byte.
+INLINE __m512 low_sum(__m512i b) {
+    return _mm512_mul_ps(_mm512_castsi512_ps(_mm512_slli_epi32(b, 23)), _mm512_set1_ps(24576.0f));
+}
+// Magnitudes whose quotients lie below 2^-6: adding rounds them to the unit (quant_core.h). The
+// scales are those of even and odd elements.
+INLINE __m512i low_codes(__m512i mag, __m512 even, __m512 odd) {
+    __m512 e = _mm512_add_ps(_mm512_castsi512_ps(even_floats(mag)), even);
+    __m512 o = _mm512_add_ps(_mm512_castsi512_ps(odd_floats(mag)), odd);
+    __m512i high = _mm512_slli_epi32(_mm512_castps_si512(o), 16);
+    return _mm512_and_si512(mix(_mm512_set1_epi32(0xFFFF), _mm512_castps_si512(e), high),
+                            words(0xF));
+}
+// Those magnitudes.
+INLINE __mmask32 below_normal(__m512i mag, __m512i edge) {
+    return _mm512_cmple_epu16_mask(mag, _mm512_add_epi16(_mm512_slli_epi16(edge, 7), words(0x7F)));
+}

@@ -124,16 +124,37 @@ INLINE void count_batch(const Batch *k, __m512i amax, int64_t n, QuantCount *cou
     count->values += n * TILE;
 }
 
-// A tile with a code below the normal range: its codes, and underflow.
+// 64 codes of v0 and v1 of which some lie below the normal range.
+INLINE __m512i low64(__m512i codes, __m512i v0, __m512i v1, int b, int64_t *underflow) {
+    const __m512i order = _mm512_set_epi64(7, 5, 3, 1, 6, 4, 2, 0);
+    __m512i m0 = magnitude(v0), m1 = magnitude(v1), edge = words(b - E4M3_EDGE);
+    __m512 sum = low_sum(_mm512_set1_epi32(b));
+    __m512i low = _mm512_packus_epi16(low_codes(m0, sum, sum), low_codes(m1, sum, sum));
+    low = mix(_mm512_set1_epi8(0x7F), _mm512_permutexvar_epi64(order, low), codes);
+    uint64_t is_low = below_normal(m0, edge) | (uint64_t)below_normal(m1, edge) << 32;
+    codes = _mm512_mask_mov_epi8(codes, is_low, low);
+    uint64_t some = _mm512_test_epi16_mask(m0, m0) | (uint64_t)_mm512_test_epi16_mask(m1, m1) << 32;
+    uint64_t zero = _mm512_testn_epi8_mask(codes, _mm512_set1_epi8(0x7F));
+    *underflow += __builtin_popcountll(zero & some);
+    return codes;
+}
+
+// A tile with a code below the normal range: its codes again, and underflow.
 static __attribute__((noinline)) void low_tile(uint8_t *q, const char *x, bool is_f32, int b,
                                                int64_t *underflow) {
-    __m512i v[4], codes[2];
+    const int64_t step = 32 * (is_f32 ? 4 : 2);
     __mmask16 nan = 0;
-    for (int j = 0; j < 4; j++)
-        v[j] = is_f32 ? take32(x + j * 128, true, 32, &nan) : take32(x + j * 64, false, 32, &nan);
-    pow2_packed(codes, v, 2, b - E4M3_EDGE, underflow);
-    _mm512_storeu_si512(q, codes[0]);
-    _mm512_storeu_si512(q + 64, codes[1]);
+    for (int i = 0; i < 2; i++, x += 2 * step, q += 64) {
+        __m512i codes = _mm512_loadu_si512(q), v[2];
+        if (!has_low(codes)) continue;
+        v[0] = is_f32 ? take32(x, true, 32, &nan) : take32(x, false, 32, &nan);
+        v[1] = is_f32 ? take32(x + step, true, 32, &nan) : take32(x + step, false, 32, &nan);
+        if (b <= E4M3_SUM_MOST)
+            codes = low64(codes, v[0], v[1], b, underflow);
+        else
+            pow2_packed(&codes, v, 1, b - E4M3_EDGE, underflow);
+        _mm512_storeu_si512(q, codes);
+    }
 }
 
 INLINE bool batch(const bool is_f32, uint8_t *q, int64_t ld, uint8_t *s, int64_t srow, int64_t scol,

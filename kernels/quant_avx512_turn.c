@@ -116,13 +116,34 @@ INLINE __m512i any_rows(const ScaleType st, __m512i v0, __m512i v1, const Scales
     return two_rows(c0, _mm512_slli_epi16(c1, 8), v0, v1);
 }
 
+// Two rows p of normal codes of v0 and v1, of which some lie below that range.
+INLINE __m512i low_pair(__m512i p, __m512i v0, __m512i v1, __m512i edge, __m512 even, __m512 odd,
+                        QuantCount *count) {
+    __m512i m0 = magnitude(v0), m1 = magnitude(v1);
+    __m512i low = low_codes(m0, even, odd);
+    low = _mm512_or_si512(low, _mm512_slli_epi16(low_codes(m1, even, odd), 8));
+    p = _mm512_mask_mov_epi16(p, below_normal(m0, edge), mix(words(0x7F), low, p));
+    p = _mm512_mask_mov_epi16(p, below_normal(m1, edge), mix(words(0x7F00), low, p));
+    uint32_t zero0 = _mm512_testn_epi16_mask(p, words(0x7F));
+    uint32_t zero1 = _mm512_testn_epi16_mask(p, words(0x7F00));
+    count->underflow += __builtin_popcount(zero0 & _mm512_test_epi16_mask(m0, m0)) +
+                        __builtin_popcount(zero1 & _mm512_test_epi16_mask(m1, m1));
+    return p;
+}
+
 // Codes pairs of rows again that have a code below the normal range (of p, before).
 static __attribute__((noinline)) void low_rows(__m512i *p, const uint16_t *v, int64_t v_ld,
                                                const Scales32 *k, QuantCount *count) {
-    for (int i = 0; i < GROUP / 2; i++, v += 2 * v_ld)
-        if (has_low(p[i]))
-            p[i] = any_rows(SCALE_E8M0, _mm512_loadu_si512(v), _mm512_loadu_si512(v + v_ld), k,
-                            count);
+    __m512i edge = _mm512_sub_epi16(k->b, words(E4M3_EDGE));
+    __m512 even = low_sum(_mm512_and_si512(k->b, _mm512_set1_epi32(0xFFFF)));
+    __m512 odd = low_sum(_mm512_srli_epi32(k->b, 16));
+    bool is_large = _mm512_cmpgt_epu16_mask(k->b, words(E4M3_SUM_MOST)) != 0;
+    for (int i = 0; i < GROUP / 2; i++, v += 2 * v_ld) {
+        __m512i v0 = _mm512_loadu_si512(v), v1 = _mm512_loadu_si512(v + v_ld);
+        if (!has_low(p[i])) continue;
+        p[i] = is_large ? any_rows(SCALE_E8M0, v0, v1, k, count)
+                        : low_pair(p[i], v0, v1, edge, even, odd, count);
+    }
 }
 
 // 16 rows of 32 channels, coded and turned.

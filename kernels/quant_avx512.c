@@ -165,5 +165,6 @@ static void stream(uint8_t *dst, int64_t ld, const uint8_t *src, int64_t src_ld,
 const QuantTiles quant_tiles_avx512 = {
     take, quant_avx512_take_codes, row, block, quant_turn_avx512, quant_avx512_e5m6,
     quant_avx512_from_e5m6, stream, quant_batch_avx512, quant_avx512_decode,
+    quant_turn_far_avx512,
 };
 #endif

@@ -1,6 +1,6 @@
 // quant_avx512_turn.c - 128x1 tiles of E4M3 codes, stored transposed, with AVX-512 (quant_lanes.h:
-// QuantTiles.turn). Compiled for AVX-512, and again with its byte permutations, QUANT_TURN_OF being
-// the name.
+// QuantTiles.turn, turn_far). Compiled for AVX-512, and again with its byte permutations,
+// QUANT_TURN_OF and QUANT_TURN_FAR_OF being the names.
 #include "quant_lanes.h"
 
 #if defined(__AVX512BW__) && defined(__AVX512VL__) && defined(__AVX512DQ__)
@@ -168,7 +168,8 @@ INLINE void turn_group(const ScaleType st, __m512i *out, const uint16_t *v, int6
 }
 
 // Rows of 64 tokens of 4 channels each, from four groups; m of them stored.
-INLINE void store_turned(uint8_t *q, int64_t ld, __m512i t[][8], int64_t m, int64_t w) {
+INLINE void store_turned(const bool is_far, uint8_t *q, int64_t ld, __m512i t[][8], int64_t m,
+                         int64_t w) {
     __mmask64 k = m >= 64 ? ~0ull : (1ull << m) - 1;
     for (int j = 0; j < 8; j++) {
         __m512i a = _mm512_shuffle_i32x4(t[0][j], t[1][j], 0x44);
@@ -180,7 +181,9 @@ INLINE void store_turned(uint8_t *q, int64_t ld, __m512i t[][8], int64_t m, int6
 #pragma GCC unroll 4
         for (int l = 0; l < 4; l++) {
             if (8 * l + j >= w) continue;
-            if (m >= 64)
+            if (m >= 64 && is_far)
+                _mm512_stream_si512((__m512i *)(q + (8 * l + j) * ld), row[l]);
+            else if (m >= 64)
                 _mm512_storeu_si512(q + (8 * l + j) * ld, row[l]);
             else
                 _mm512_mask_storeu_epi8(q + (8 * l + j) * ld, k, row[l]);
@@ -189,8 +192,9 @@ INLINE void store_turned(uint8_t *q, int64_t ld, __m512i t[][8], int64_t m, int6
 }
 
 // One tile of m tokens for each of w <= 32 channels.
-INLINE bool turn32(const ScaleType st, uint8_t *q, int64_t ld, char *s, const uint16_t *v,
-                   int64_t v_ld, const uint16_t *most, int64_t m, int64_t w, QuantCount *count) {
+INLINE bool turn32(const ScaleType st, const bool is_far, uint8_t *q, int64_t ld, char *s,
+                   const uint16_t *v, int64_t v_ld, const uint16_t *most, int64_t m, int64_t w,
+                   QuantCount *count) {
     __mmask32 channels = first32(w);
     Scales32 k = {.most = _mm512_loadu_si512(most)};
     if (_mm512_cmpge_epu16_mask(k.most, words(BF16_INF))) return false;
@@ -218,7 +222,7 @@ INLINE bool turn32(const ScaleType st, uint8_t *q, int64_t ld, char *s, const ui
             _mm512_cmp_ps_mask(_mm512_div_ps(_mm512_castsi512_ps(odd), k.odd), top, _CMP_GT_OQ);
         for (int i = 0; i < 16; i++) k.above |= (e >> i & 1) << 2 * i | (o >> i & 1) << (2 * i + 1);
     }
-    for (int64_t c = 0; c < w && ld > FAR_AWAY; c++) { // what the next 32 channels but one write
+    for (int64_t c = 0; c < w && ld > FAR_AWAY && !is_far; c++) { // what the next 32 channels but one write
         __builtin_prefetch(q + (2 * w + c) * ld, 1, 2);
         __builtin_prefetch(q + (2 * w + c) * ld + 64, 1, 2);
     }
@@ -238,22 +242,27 @@ INLINE bool turn32(const ScaleType st, uint8_t *q, int64_t ld, char *s, const ui
                 turn_group(st, t[g], pad[0], 32, &k, count);
             }
         }
-        store_turned(q + i, ld, t, m - i, w);
+        store_turned(is_far, q + i, ld, t, m - i, w);
     }
     return true;
 }
 
-bool QUANT_TURN_OF(uint8_t *q, int64_t ld, void *s, ScaleType st, const uint16_t *v, int64_t v_ld,
-                   const uint16_t *most, int64_t m, int64_t w, QuantCount *count) {
-    return st == SCALE_E8M0 ? turn32(SCALE_E8M0, q, ld, s, v, v_ld, most, m, w, count)
-                            : turn32(SCALE_F32, q, ld, s, v, v_ld, most, m, w, count);
+QUANT_TURN(QUANT_TURN_OF) {
+    return st == SCALE_E8M0 ? turn32(SCALE_E8M0, false, q, ld, s, v, v_ld, most, m, w, count)
+                            : turn32(SCALE_F32, false, q, ld, s, v, v_ld, most, m, w, count);
+}
+QUANT_TURN(QUANT_TURN_FAR_OF) {
+    return st == SCALE_E8M0 ? turn32(SCALE_E8M0, true, q, ld, s, v, v_ld, most, m, w, count)
+                            : turn32(SCALE_F32, true, q, ld, s, v, v_ld, most, m, w, count);
 }
 #else
 // Never called without those instructions (quant_select).
-bool QUANT_TURN_OF(uint8_t *q, int64_t ld, void *s, ScaleType st, const uint16_t *v, int64_t v_ld,
-                   const uint16_t *most, int64_t m, int64_t w, QuantCount *count) {
+QUANT_TURN(QUANT_TURN_OF) {
     (void)q, (void)ld, (void)s, (void)st, (void)v, (void)v_ld, (void)most, (void)m, (void)w;
     (void)count;
     return false;
+}
+QUANT_TURN(QUANT_TURN_FAR_OF) {
+    return QUANT_TURN_OF(q, ld, s, st, v, v_ld, most, m, w, count);
 }
 #endif

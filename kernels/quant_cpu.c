@@ -9,7 +9,7 @@
 
 static const QuantLanes *chosen;
 
-// The loops of AVX-512, two of them compiled with later instructions.
+// The loops of AVX-512, some of them compiled with later instructions.
 static const QuantLanes *lanes_avx512bf16(void) {
     static QuantTiles tiles;
     static QuantLanes lanes;
@@ -18,6 +18,7 @@ static const QuantLanes *lanes_avx512bf16(void) {
     tiles = *lanes.tiles;
     tiles.batch = quant_batch_avx512bf16;
     tiles.turn = quant_turn_avx512bf16;
+    tiles.turn_far = quant_turn_far_avx512bf16;
     lanes.tiles = &tiles;
     lanes.name = "avx512-bf16";
     return &lanes;
@@ -244,10 +245,12 @@ typedef struct Turn {
 
 // Tokens [m0, m0+m) x channels [c0, c0+w) of the source, w <= CHANNELS, as one 128x1 tile per
 // channel to the view y. Channel c has the scale shared[c * step], or with shared NULL its own.
-static void token_tile(const Turn *u, MatQ y, int64_t m0, int64_t m, int64_t c0, int64_t w,
+// is_far: as quant_tiles_tokens.
+static void token_tile(const Turn *u, bool is_far, MatQ y, int64_t m0, int64_t m, int64_t c0, int64_t w,
                        const Scale *shared, int64_t step, Tally *t) {
     const QuantTiles *whole = shared ? NULL : quant_tiles_for(u->l, y);
-    int64_t done = whole ? quant_tiles_tokens(whole, y, &u->from, m0, m, c0, w, &t->count) : 0;
+    int64_t done = whole ? quant_tiles_tokens(whole, is_far, y, &u->from, m0, m, c0, w, &t->count)
+                         : 0;
     c0 += done;
     w -= done;
     if (w == 0) return;
@@ -273,19 +276,20 @@ static void token_tile(const Turn *u, MatQ y, int64_t m0, int64_t m, int64_t c0,
 }
 
 // Tiles of their own scales for a span of tokens x channels [c0, c0+w), w <= CHANNELS, to the view
-// y; with is_far through a buffer, past the caches.
+// y; with is_far past the caches, through a buffer if they are no whole lines of memory.
 static void token_run(const Turn *u, MatQ y, Span p, int64_t c0, int64_t w, bool is_far, Tally *t) {
     _Alignas(64) uint8_t codes[CHANNELS][FAR_RUN];
     MatQ to = y;
-    if (is_far) {
+    bool is_direct = is_far && ((uintptr_t)y.q | (uint64_t)y.ld) % 64 == 0;
+    if (is_far && !is_direct) {
         to.q = codes[0];
         to.ld = FAR_RUN;
     }
     for (int64_t i = 0; i < p.rows; i += TILE) {
         int64_t m = min_i64(TILE, p.rows - i);
-        token_tile(u, matq_cols(to, i, m, i / TILE), p.row + i, m, c0, w, NULL, 0, t);
+        token_tile(u, is_direct, matq_cols(to, i, m, i / TILE), p.row + i, m, c0, w, NULL, 0, t);
     }
-    if (is_far) u->l->tiles->stream(y.q, y.ld, codes[0], FAR_RUN, w, p.rows);
+    if (is_far && !is_direct) u->l->tiles->stream(y.q, y.ld, codes[0], FAR_RUN, w, p.rows);
 }
 
 // Raises most[c] to the largest finite magnitude of channel c0 + c over tokens [m0, m0+m).
@@ -322,7 +326,7 @@ static void token_piece(const Turn *u, Span p, int64_t c0, int64_t w, bool is_fa
     for (int64_t i = 0; i < p.rows; i += TILE)
         for (int64_t c = 0; c < w; c += CHANNELS) {
             int64_t m = min_i64(TILE, p.rows - i), n = min_i64(CHANNELS, w - c);
-            token_tile(u, matq_cols(matq_rows(y, c, n), i, m, i / TILE), p.row + i, m, c0 + c, n,
+            token_tile(u, false, matq_cols(matq_rows(y, c, n), i, m, i / TILE), p.row + i, m, c0 + c, n,
                        shared, u->scope == SCOPE_ROW, t);
         }
 }

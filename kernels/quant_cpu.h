@@ -64,14 +64,11 @@ static inline const QuantTiles *quant_tiles_for(const QuantLanes *l, MatQ y) {
     return y.ct == CODE_E4M3 ? l->tiles : NULL;
 }
 
-// quant_tiles_turn: w channels of m tokens, one tile each, from what QuantTiles.take made of them, to
-// y, a view whose first code is that of the first. Returns how many channels were done: a multiple
-// of 32, or all.
-int64_t quant_tiles_turn(const QuantTiles *whole, MatQ y, const uint16_t *v, int64_t v_ld,
-                         const uint16_t *most, int64_t m, int64_t w, QuantCount *count);
-// quant_tiles_tokens: the same from the source, tokens [m0, m0+m) x channels [c0, c0+w), w <= CHANNELS.
-int64_t quant_tiles_tokens(const QuantTiles *whole, MatQ y, const Source *from, int64_t m0,
-                           int64_t m, int64_t c0, int64_t w, QuantCount *count);
+// quant_tiles_tokens: tokens [m0, m0+m) x channels [c0, c0+w), w <= CHANNELS, of the source, one
+// tile for each channel, to y, a view whose first code is that of the first. is_far: by
+// QuantTiles.turn_far. Returns how many channels were done: a multiple of 32, or all.
+int64_t quant_tiles_tokens(const QuantTiles *whole, bool is_far, MatQ y, const Source *from,
+                           int64_t m0, int64_t m, int64_t c0, int64_t w, QuantCount *count);
 // quant_tiles_block: the block of a weight w (one matrix, x the same) at (r0, c0); false, and
 // nothing written, if it is not for these loops.
 bool quant_tiles_block(const QuantTiles *whole, MatQ w, Mat x, int64_t r0, int64_t c0, int64_t rows,

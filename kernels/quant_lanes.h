@@ -50,16 +50,21 @@ typedef struct QuantTiles {
     // dst = codes of whole 1x128 tiles of a row, times their power-of-two scales, scol apart. NULL:
     // there is none.
     void (*decode)(uint16_t *dst, const uint8_t *q, const uint8_t *s, int64_t scol, int64_t tiles);
+    // turn, but past the caches: q and ld are multiples of 64. NULL: there is none.
+    bool (*turn_far)(uint8_t *q, int64_t ld, void *s, ScaleType st, const uint16_t *v, int64_t v_ld,
+                     const uint16_t *most, int64_t m, int64_t w, QuantCount *count);
 } QuantTiles;
 
 enum { QUANT_BATCH = 16 };
 
 // turn and batch with AVX-512, and with its conversion to BF16 and byte permutations.
-bool quant_turn_avx512(uint8_t *q, int64_t ld, void *s, ScaleType st, const uint16_t *v,
-                       int64_t v_ld, const uint16_t *most, int64_t m, int64_t w, QuantCount *count);
-bool quant_turn_avx512bf16(uint8_t *q, int64_t ld, void *s, ScaleType st, const uint16_t *v,
-                           int64_t v_ld, const uint16_t *most, int64_t m, int64_t w,
-                           QuantCount *count);
+#define QUANT_TURN(name)                                                                           \
+    bool name(uint8_t *q, int64_t ld, void *s, ScaleType st, const uint16_t *v, int64_t v_ld,      \
+              const uint16_t *most, int64_t m, int64_t w, QuantCount *count)
+QUANT_TURN(quant_turn_avx512);
+QUANT_TURN(quant_turn_far_avx512);
+QUANT_TURN(quant_turn_avx512bf16);
+QUANT_TURN(quant_turn_far_avx512bf16);
 bool quant_batch_avx512(uint8_t *q, int64_t ld, bool is_far, uint8_t *s, int64_t srow, int64_t scol,
                         const void *x, bool is_f32, int64_t x_ld, int64_t rows, int64_t tiles,
                         QuantCount *count);

@@ -4,12 +4,13 @@
 
 enum { AT_ONCE = 32 }; // channels that QuantTiles.turn takes
 
-// Up to AT_ONCE of the channels of quant_tiles_turn.
-static bool turn_some(const QuantTiles *whole, MatQ y, const uint16_t *v, int64_t v_ld,
+// Up to AT_ONCE channels of m tokens, one tile each, from what QuantTiles.take made of them.
+static bool turn_some(const QuantTiles *whole, bool is_far, MatQ y, const uint16_t *v, int64_t v_ld,
                       const uint16_t *most, int64_t m, int64_t w, QuantCount *count) {
     float room[AT_ONCE]; // scales of either form
     void *s = y.srow == 1 ? y.s : room;
-    if (!whole->turn(y.q, y.ld, s, y.st, v, v_ld, most, m, w, count)) return false;
+    if (!(is_far ? whole->turn_far : whole->turn)(y.q, y.ld, s, y.st, v, v_ld, most, m, w, count))
+        return false;
     for (int64_t i = 0; i < w && s == room; i++)
         if (y.st == SCALE_F32)
             *(float *)scale_at(y, i * y.srow) = room[i];
@@ -18,16 +19,17 @@ static bool turn_some(const QuantTiles *whole, MatQ y, const uint16_t *v, int64_
     return true;
 }
 
-int64_t quant_tiles_turn(const QuantTiles *whole, MatQ y, const uint16_t *v, int64_t v_ld,
+// All of them; returns how many were done: a multiple of 32, or all.
+static int64_t turn_all(const QuantTiles *whole, bool is_far, MatQ y, const uint16_t *v, int64_t v_ld,
                          const uint16_t *most, int64_t m, int64_t w, QuantCount *count) {
     int64_t c = 0;
-    while (c < w && turn_some(whole, matq_rows(y, c, w - c), v + c, v_ld, most + c, m,
+    while (c < w && turn_some(whole, is_far, matq_rows(y, c, w - c), v + c, v_ld, most + c, m,
                               min_i64(AT_ONCE, w - c), count))
         c = min_i64(c + AT_ONCE, w);
     return c;
 }
 
-int64_t quant_tiles_tokens(const QuantTiles *whole, MatQ y, const Source *from, int64_t m0,
+int64_t quant_tiles_tokens(const QuantTiles *whole, bool is_far, MatQ y, const Source *from, int64_t m0,
                            int64_t m, int64_t c0, int64_t w, QuantCount *count) {
     _Alignas(64) uint16_t v[TILE][CHANNELS];
     uint16_t most[CHANNELS] = {0};
@@ -43,7 +45,7 @@ int64_t quant_tiles_tokens(const QuantTiles *whole, MatQ y, const Source *from, 
         whole->take_codes(v[0], CHANNELS, q.q + m0 * q.ld + c0, q.ld, s, q.st == SCALE_E8M0, m, w,
                           most);
     }
-    return quant_tiles_turn(whole, y, v[0], CHANNELS, most, m, w, count);
+    return turn_all(whole, is_far, y, v[0], CHANNELS, most, m, w, count);
 }
 
 bool quant_tiles_block(const QuantTiles *whole, MatQ w, Mat x, int64_t r0, int64_t c0, int64_t rows,

@@ -326,7 +326,7 @@ static void test_not_finite(void **state) {
     static Job j;
     const char *dir = path_of("nan");
     run(&j, 2,
-        "train %s --run-dir %s --steps 40 --set parallel.ep=2 --set checkpoint.every=3 --set train.lr=10 "
+        "train %s --run-dir %s --steps 40 --set parallel.ep=2 --set checkpoint.every=1 --set train.lr=10 "
         "--set train.weight_decay=10 --set train.warmup_steps=0 %s",
         tiny(), dir, SHORT);
     assert_ends(&j, 80);
@@ -338,9 +338,10 @@ static void test_not_finite(void **state) {
     assert_says(&j, says);
     for (int i = 1; i <= s.n + 1; i++) {
         snprintf(path, sizeof path, "%s/checkpoints/step_%08d", dir, i);
-        assert_int_equal(has_file(path), i % 3 == 0 && i <= s.n && i > s.n - s.n % 3 - 6);
+        assert_int_equal(has_file(path), i <= s.n && i > s.n - 2);
     }
-    int saved = s.n - s.n % 3;
+    int saved = s.n; // in which step it runs away depends on the bits; the first is fine
+    assert_true(saved > 0);
     steps_free(&s);
     // The last good one is whole.
     snprintf(path, sizeof path, "%s/checkpoints/step_%08d", dir, saved);

@@ -70,9 +70,12 @@ ROW_INLINE void v_to_bf16(uint16_t *p, V v) {
     __m512i odd = _mm512_and_si512(high, _mm512_set1_epi32(1));
     __m512i r = _mm512_add_epi32(_mm512_add_epi32(u, _mm512_set1_epi32(0x7FFF)), odd);
     __mmask16 nan = _mm512_cmp_ps_mask((__m512)v, (__m512)v, _CMP_UNORD_Q);
-    r = _mm512_srli_epi32(r, 16);
-    r = _mm512_mask_or_epi32(r, nan, high, _mm512_set1_epi32(0x40));
-    _mm256_storeu_si256((__m256i *)p, _mm512_cvtepi32_epi16(r));
+    r = _mm512_mask_or_epi32(r, nan, u, _mm512_set1_epi32(0x400000));
+    // The upper words: one shuffle, where a shift and a conversion are three.
+    const __m512i upper = _mm512_set_epi16(63, 61, 59, 57, 55, 53, 51, 49, 47, 45, 43, 41, 39, 37, 35, 33, 31, 29, 27,
+                                           25, 23, 21, 19, 17, 15, 13, 11, 9, 7, 5, 3, 1);
+    r = _mm512_permutexvar_epi16(upper, r);
+    _mm256_storeu_si256((__m256i *)p, _mm512_castsi512_si256(r));
 #else
     Vu u = (Vu)v, high = u >> 16, r = (u + 0x7FFFu + (high & 1u)) >> 16;
     Vu nan = (Vu)(v != v);

@@ -160,7 +160,7 @@ static void test_rollback_of_calibration(void **state) {
     assert_says(&j, "back to step 2, and on with sample 32");
     job_start(&j, 1,
               "train %s --run-dir %s --resume %s@2 --steps 5 --set train.global_batch=16 --set train.on_nonfinite=skip "
-              "--inject nan@step=3,rank=0 --inject slow@step=3,rank=0,seconds=3,in=data %s",
+              "--inject nan@step=3,rank=0 --inject slow@step=3,rank=0,seconds=0.2,in=data %s",
               tiny(), other, plain, SHORT);
     for (int i = 0; i < 3000 && !(has_file(events) && in_file(other, "events.jsonl", "\"nonfinite\"")); i++)
         usleep(20000);

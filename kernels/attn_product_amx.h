@@ -25,33 +25,13 @@ INLINE void pad_panel(float *panel, int64_t nu) {
 // h strips of 16 rows x NR columns, nu units.
 INLINE void block(const int h, float *c, int64_t ldc, const float *a, int64_t lda, const float *b, int64_t nu,
                   bool is_added) {
-    const int64_t cs = ldc * 4, as = lda * 4, bs = NR * 4; // in bytes
-    if (is_added) {
-        _tile_loadd(0, c, cs);
-        _tile_loadd(1, c + AMX_STRIP, cs);
-        if (h > 1) _tile_loadd(2, c + AMX_STRIP * ldc, cs);
-        if (h > 1) _tile_loadd(3, c + AMX_STRIP * ldc + AMX_STRIP, cs);
-    } else {
-        _tile_zero(0);
-        _tile_zero(1);
-        if (h > 1) _tile_zero(2);
-        if (h > 1) _tile_zero(3);
-    }
-    for (int64_t u = 0; u < nu; u += TILE_UNITS) {
-        _tile_loadd(6, b + u * NR, bs);
-        _tile_loadd(4, a + u, as);
-        _tile_dpbf16ps(0, 4, 6);
-        _tile_loadd(7, b + u * NR + AMX_STRIP, bs);
-        _tile_dpbf16ps(1, 4, 7);
-        if (h < 2) continue;
-        _tile_loadd(5, a + AMX_STRIP * lda + u, as);
-        _tile_dpbf16ps(2, 5, 6);
-        _tile_dpbf16ps(3, 5, 7);
-    }
-    _tile_stored(0, c, cs);
-    _tile_stored(1, c + AMX_STRIP, cs);
-    if (h > 1) _tile_stored(2, c + AMX_STRIP * ldc, cs);
-    if (h > 1) _tile_stored(3, c + AMX_STRIP * ldc + AMX_STRIP, cs);
+    const int64_t cs = ldc * 4, as = lda * 4, bs = NR * 4, right = AMX_STRIP * 4; // in bytes
+    if (is_added)
+        amx_load(h, c, cs, right, AMX_STRIP * cs);
+    else
+        amx_zero(h);
+    for (int64_t u = 0; u < nu; u += TILE_UNITS) amx_step(h, a + u, as, AMX_STRIP * as, b + u * NR, bs, right);
+    amx_store(h, c, cs, right, AMX_STRIP * cs);
 }
 
 static __attribute__((noinline)) void product(float *c, int64_t ldc, const float *a, int64_t lda, const float *b,

@@ -26,41 +26,16 @@
 
 enum { TILE_SUMS = AMX_STRIP * AMX_STRIP, BLOCK_SUMS = 4 * TILE_SUMS };
 
-// One step of 32 along the contraction; h: strips of rows in the block.
+// Of panels and sums as gemm_amx.h and block_at lay them.
 INLINE void step(const int h, const uint16_t *r, const uint16_t *c) {
-    _tile_loadd(6, c, 64);
-    _tile_loadd(4, r, 64);
-    _tile_dpbf16ps(0, 4, 6);
-    _tile_loadd(7, c + AMX_STRIP_ELEMS, 64);
-    _tile_dpbf16ps(1, 4, 7);
-    if (h < 2) return;
-    _tile_loadd(5, r + AMX_STRIP_ELEMS, 64);
-    _tile_dpbf16ps(2, 5, 6);
-    _tile_dpbf16ps(3, 5, 7);
+    const int64_t strip = AMX_STRIP_ELEMS * (int64_t)sizeof *r;
+    amx_step(h, r, 64, strip, c, 64, strip);
 }
-
-INLINE void tiles_zero(const int h) {
-    _tile_zero(0);
-    _tile_zero(1);
-    if (h < 2) return;
-    _tile_zero(2);
-    _tile_zero(3);
-}
-
 INLINE void tiles_load(const int h, const float *sums) {
-    _tile_loadd(0, sums, 64);
-    _tile_loadd(1, sums + TILE_SUMS, 64);
-    if (h < 2) return;
-    _tile_loadd(2, sums + 2 * TILE_SUMS, 64);
-    _tile_loadd(3, sums + 3 * TILE_SUMS, 64);
+    amx_load(h, sums, 64, TILE_SUMS * 4, 2 * TILE_SUMS * 4);
 }
-
 INLINE void tiles_store(const int h, float *sums) {
-    _tile_stored(0, sums, 64);
-    _tile_stored(1, sums + TILE_SUMS, 64);
-    if (h < 2) return;
-    _tile_stored(2, sums + 2 * TILE_SUMS, 64);
-    _tile_stored(3, sums + 3 * TILE_SUMS, 64);
+    amx_store(h, sums, 64, TILE_SUMS * 4, 2 * TILE_SUMS * 4);
 }
 
 // A block whose sums of one slice wait to be promoted.
@@ -93,7 +68,7 @@ static void promote_all(const Waiting *w) {
 // One slice of one block, of `steps` steps; the block that waits is promoted meanwhile.
 INLINE void slice_block(const int h, int64_t steps, const uint16_t *r, const uint16_t *c,
                         const Waiting *waiting, float *part) {
-    tiles_zero(h);
+    amx_zero(h);
     if (steps == TILE / AMX_STEP && waiting->h == h) {
 #pragma GCC unroll 4
         for (int k = 0; k < TILE / AMX_STEP; k++) {
@@ -200,7 +175,7 @@ static void run_e4m3(GemmWork *w, const Range *g) {
 INLINE void run_block(const int h, const Range *g, const uint16_t *r, const uint16_t *c,
                       float *sums) {
     if (g->is_first)
-        tiles_zero(h);
+        amx_zero(h);
     else
         tiles_load(h, sums);
     for (int64_t k = 0; k < g->kn; k += AMX_STEP) step(h, r + k * AMX_STRIP, c + k * AMX_STRIP);
@@ -274,7 +249,7 @@ double gemm_peak_amx(int64_t n, float *sink) {
     _tile_loadd(5, x, 64);
     _tile_loadd(6, x, 64);
     _tile_loadd(7, x, 64);
-    tiles_zero(2);
+    amx_zero(2);
     int64_t rounds = n / 4 + 1; // takes about as long as n rounds of the other kernels
     for (int64_t i = 0; i < rounds; i++) {
         _tile_dpbf16ps(0, 4, 6);

@@ -28,7 +28,7 @@ void amx_pack_rows(const GemmOperand *o, int64_t outer, int64_t n, int64_t k0, i
 void amx_pack_columns(const GemmOperand *o, int64_t outer, int64_t n, int64_t k0, int64_t kn,
                       uint16_t *dst);
 
-#ifdef __AMX_TILE__
+#ifdef __AMX_BF16__
 #include <immintrin.h>
 
 // amx_open: tile registers of 16 rows of 64 bytes each; by use, 0 to 3 a block's sums, 4 and 5 its rows, 6 and 7 its
@@ -45,5 +45,48 @@ static inline void amx_open(void) {
                      : "r"(&config)
                      : "memory"); // ldtilecfg's intrinsic does not say that it reads
     _tile_loadconfig(&config);
+}
+
+// A block is h <= 2 strips of 16 rows and two of 16 columns. Distances in bytes: between rows of a register, from one
+// strip to the next, of sums to the right and down. The loads do not say what they read: __asm__ volatile("" : : :
+// "memory") after it was written.
+#define AMX_INLINE static inline __attribute__((always_inline))
+
+// amx_step: 32 elements of the contraction.
+AMX_INLINE void amx_step(const int h, const void *rows, int64_t row, int64_t row_strip, const void *columns,
+                         int64_t column, int64_t column_strip) {
+    const char *r = (const char *)rows, *c = (const char *)columns;
+    _tile_loadd(6, c, column);
+    _tile_loadd(4, r, row);
+    _tile_dpbf16ps(0, 4, 6);
+    _tile_loadd(7, c + column_strip, column);
+    _tile_dpbf16ps(1, 4, 7);
+    if (h < 2) return;
+    _tile_loadd(5, r + row_strip, row);
+    _tile_dpbf16ps(2, 5, 6);
+    _tile_dpbf16ps(3, 5, 7);
+}
+AMX_INLINE void amx_zero(const int h) {
+    _tile_zero(0);
+    _tile_zero(1);
+    if (h < 2) return;
+    _tile_zero(2);
+    _tile_zero(3);
+}
+AMX_INLINE void amx_load(const int h, const float *sums, int64_t row, int64_t right, int64_t down) {
+    const char *s = (const char *)sums;
+    _tile_loadd(0, s, row);
+    _tile_loadd(1, s + right, row);
+    if (h < 2) return;
+    _tile_loadd(2, s + down, row);
+    _tile_loadd(3, s + down + right, row);
+}
+AMX_INLINE void amx_store(const int h, float *sums, int64_t row, int64_t right, int64_t down) {
+    char *s = (char *)sums;
+    _tile_stored(0, s, row);
+    _tile_stored(1, s + right, row);
+    if (h < 2) return;
+    _tile_stored(2, s + down, row);
+    _tile_stored(3, s + down + right, row);
 }
 #endif

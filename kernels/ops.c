@@ -53,9 +53,8 @@ Err ops_isa_select(const char *name) {
           list);
     // Quantiser and row operations have no loops of its own for what only products need.
     bool is_amx = !strcmp(name, "amx"), is_512 = !strncmp(name, "avx512", 6) || is_amx;
-    const char *lanes = is_512 ? "avx512" : name, *tiles = is_amx ? "avx512-bf16" : name;
-    CHECK((quant_select(tiles) || quant_select(lanes)) && row_select(lanes), E_INTERNAL,
-          "no loops for '%s'", name);
+    CHECK(quant_select(is_amx ? "avx512-bf16" : name) && row_select(is_512 ? "avx512" : name),
+          E_INTERNAL, "no loops for '%s'", name);
     CHECK(attn_select(name), E_INTERNAL, "no attention for '%s'", name);
     return OK;
 }

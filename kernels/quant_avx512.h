@@ -32,7 +32,10 @@ INLINE __m512i mix(__m512i mask, __m512i c, __m512i a) {
 INLINE __m512i magnitude(__m512i v) {
     return _mm512_and_si512(v, words(0x7FFF));
 }
-// Lanes of the first n of 32 and of 16.
+// Lanes of the first n of 64, of 32 and of 16.
+INLINE __mmask64 first64(int64_t n) {
+    return n >= 64 ? ~0ull : n <= 0 ? 0 : (1ull << n) - 1;
+}
 INLINE __mmask32 first32(int64_t n) {
     return n >= 32 ? 0xFFFFFFFFu : n <= 0 ? 0 : (1u << n) - 1;
 }
@@ -89,6 +92,11 @@ INLINE __m512i pow2_less(__m512i edge, const int drop) {
     return _mm512_sub_epi16(_mm512_slli_epi16(edge, 7), words((1 << (drop - 1)) - 1));
 }
 
+// E4M3 codes as pow2_rounded makes them, with the sign beside.
+INLINE __m512i signed_rounded(__m512i v, __m512i less) {
+    return mix(words(0x800), _mm512_srli_epi16(v, E4M3_DROP), pow2_rounded(v, less, E4M3_DROP));
+}
+
 // *least = min(*least, magnitude - 1): zeros count as large. Then whether any value needs
 // pow2_codes.
 INLINE void watch_small(__m512i *least, __m512i v) {
@@ -129,7 +137,7 @@ INLINE void store64(uint8_t *q, __m512i codes, int64_t n) {
     if (n >= 64)
         _mm512_storeu_si512(q, codes);
     else
-        _mm512_mask_storeu_epi8(q, n <= 0 ? 0 : (1ull << n) - 1, codes);
+        _mm512_mask_storeu_epi8(q, first64(n), codes);
 }
 // Whether one of 64 codes is 0 or a subnormal.
 INLINE bool has_low(__m512i codes) {

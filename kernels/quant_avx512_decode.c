@@ -68,7 +68,7 @@ INLINE void decode64(__m512i *v, __m512i q, bool is_pow2, float s, int b) {
 
 void quant_avx512_take_codes(uint16_t *dst, int64_t dst_ld, const uint8_t *q, int64_t ld,
                              const float *s, bool is_pow2, int64_t m, int64_t w, uint16_t *most) {
-    __mmask64 in = w >= 64 ? ~0ull : (1ull << w) - 1;
+    __mmask64 in = first64(w);
     __m512i m0 = _mm512_loadu_si512(most), m1 = _mm512_loadu_si512(most + 32);
     for (int64_t r = 0; r < m; r++, q += ld) {
         __m512i v[2];

@@ -59,13 +59,8 @@ INLINE __m512i normal64(__m512i v0, __m512i v1, __m512i less) {
     // The sign goes beside the code, and bytes come from bit 4 of their words on.
     const __m512i at = _mm512_set1_epi64(0x3424140434241404);
     const __m512i order = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 1, 3, 5, 7, 9, 11, 13, 15);
-    __m512i s0 = _mm512_srli_epi16(v0, E4M3_DROP), s1 = _mm512_srli_epi16(v1, E4M3_DROP);
-    __m512i c0 = _mm512_add_epi16(magnitude(v0), _mm512_and_si512(s0, words(1)));
-    __m512i c1 = _mm512_add_epi16(magnitude(v1), _mm512_and_si512(s1, words(1)));
-    c0 = mix(words(0x800), s0, _mm512_subs_epu16(c0, less));
-    c1 = mix(words(0x800), s1, _mm512_subs_epu16(c1, less));
-    c0 = _mm512_multishift_epi64_epi8(at, c0);
-    c0 = _mm512_mask_multishift_epi64_epi8(c0, 0xF0F0F0F0F0F0F0F0, at, c1);
+    __m512i c0 = _mm512_multishift_epi64_epi8(at, signed_rounded(v0, less));
+    c0 = _mm512_mask_multishift_epi64_epi8(c0, 0xF0F0F0F0F0F0F0F0, at, signed_rounded(v1, less));
     return _mm512_permutexvar_epi32(order, c0);
 #else
     __m512i c0 = _mm512_srli_epi16(pow2_rounded(v0, less, E4M3_DROP), E4M3_DROP);

@@ -59,18 +59,14 @@ INLINE __m512i two_rows(__m512i low, __m512i high, __m512i v0, __m512i v1) {
 // The same for a power of two, without codes below the normal range. The sign of v0 goes beside its
 // code before both move.
 INLINE __m512i normal_rows(__m512i v0, __m512i v1, __m512i less) {
-    __m512i s0 = _mm512_srli_epi16(v0, E4M3_DROP), s1 = _mm512_srli_epi16(v1, E4M3_DROP);
-    __m512i c0 = _mm512_add_epi16(magnitude(v0), _mm512_and_si512(s0, words(1)));
-    __m512i c1 = _mm512_add_epi16(magnitude(v1), _mm512_and_si512(s1, words(1)));
-    c0 = mix(words(0x800), s0, _mm512_subs_epu16(c0, less));
+    __m512i c0 = signed_rounded(v0, less);
 #if defined(__AVX512VBMI__)
     const __m512i at = _mm512_set1_epi64(0x3434242414140404);
-    c1 = mix(words(0x800), s1, _mm512_subs_epu16(c1, less));
     c0 = _mm512_multishift_epi64_epi8(at, c0);
-    return _mm512_mask_multishift_epi64_epi8(c0, 0xAAAAAAAAAAAAAAAA, at, c1);
+    return _mm512_mask_multishift_epi64_epi8(c0, 0xAAAAAAAAAAAAAAAA, at, signed_rounded(v1, less));
 #else
+    __m512i c1 = _mm512_slli_epi16(pow2_rounded(v1, less, E4M3_DROP), 8 - E4M3_DROP);
     c0 = _mm512_srli_epi16(c0, E4M3_DROP);
-    c1 = _mm512_slli_epi16(_mm512_subs_epu16(c1, less), 8 - E4M3_DROP);
     return mix(words(0x8000), v1, mix(words(0xFF), c0, c1));
 #endif
 }
@@ -170,7 +166,7 @@ INLINE void turn_group(const ScaleType st, __m512i *out, const uint16_t *v, int6
 // Rows of 64 tokens of 4 channels each, from four groups; m of them stored.
 INLINE void store_turned(const bool is_far, uint8_t *q, int64_t ld, __m512i t[][8], int64_t m,
                          int64_t w) {
-    __mmask64 k = m >= 64 ? ~0ull : (1ull << m) - 1;
+    __mmask64 k = first64(m);
     for (int j = 0; j < 8; j++) {
         __m512i a = _mm512_shuffle_i32x4(t[0][j], t[1][j], 0x44);
         __m512i b = _mm512_shuffle_i32x4(t[0][j], t[1][j], 0xEE);

@@ -8,8 +8,10 @@
 
 #include "ops.h"
 #include "quant_cpu.h"
+#include "row_lanes.h"
 
-enum { ROWS = 32 }; // rows of a block where tiles do not run along the tokens
+enum { ROWS = 32 };      // rows of a block where tiles do not run along the tokens
+enum { AT_ONCE = 4096 }; // values of g that the backward decodes at a time
 
 // What one thread works in.
 typedef struct Room {
@@ -156,12 +158,10 @@ typedef struct GatedBwdJob {
     int64_t rows; // of a block
 } GatedBwdJob;
 
-// The codes of h exist for this block only: from them come its 128x1 tiles.
-static Err turned_h(const GatedBwdJob *j, Room *room, size_t used, Mat g, Mat u, const float *gate, MatQ h_t) {
-    Mat h = take_mat(room, &used, g.rows, g.cols);
-    int64_t bytes = matq_row_bytes(h_t.st, g.cols) * g.rows;
-    MatQ hq = matq_wire(take(room, &used, (size_t)bytes), h_t.st, h_t.ct, g.rows, g.cols);
-    TRY(swiglu_fwd_cpu(&room->cx, h, g, u, gate));
+// From h in BF16 its 128x1 tiles; its codes exist for this block only.
+static Err turned_h(const GatedBwdJob *j, Room *room, size_t used, Mat h, MatQ h_t) {
+    int64_t bytes = matq_row_bytes(h_t.st, h.cols) * h.rows;
+    MatQ hq = matq_wire(take(room, &used, (size_t)bytes), h_t.st, h_t.ct, h.rows, h.cols);
     TRY(quant_tile_cpu(&room->cx, hq, h, (QuantRule){0}, NULL));
     return requant_tile_t_cpu(&room->cx, h_t, hq, (Groups){0}, (QuantRule){0}, j->out.h_t.n);
 }
@@ -173,18 +173,33 @@ static Err both_forms(Room *room, QuantOut rows, QuantOut cols, Mat x, int64_t r
                                (Groups){0}, tiles, tiles, rows.n, cols.n);
 }
 
+// Gradients g and u, and h, of rows [r0, r0+n): swiglu_bwd of what was kept, and swiglu_fwd, which needs the same
+// exponentials. A few rows at a time, so that what is decoded is worked on in the first cache.
+static Err unit_rows(const GatedBwdJob *j, Room *room, Mat g, Mat u, Mat h, int64_t r0) {
+    const RowLanes *lanes = row_lanes();
+    int64_t step = max_i64(1, AT_ONCE / max_i64(g.cols, 1)), n;
+    for (int64_t at = 0; at < g.rows; at += n) {
+        n = min_i64(step, g.rows - at);
+        Mat gr = mat_rows(g, at, n), ur = mat_rows(u, at, n), hr = mat_rows(h, at, n), dh = mat_rows(j->dh, r0 + at, n);
+        TRY(dequant_cpu(&room->cx, gr, matq_rows(j->g, r0 + at, n)));
+        TRY(dequant_cpu(&room->cx, ur, matq_rows(j->u, r0 + at, n)));
+        for (int64_t r = 0; r < n; r++) {
+            float d = lanes->swiglu_bwd(gr, ur, hr, dh, gr, ur, j->gate ? j->gate[r0 + at + r] : 1.0f, r);
+            if (j->dgate) j->dgate[r0 + at + r] = d;
+        }
+    }
+    return OK;
+}
+
 static Err gated_bwd_block(const void *job, Room *room, int64_t block) {
     const GatedBwdJob *j = job;
     SpanWalk walk = {0};
     Span p = span_at(j->groups, j->rows, block, &walk);
-    int64_t r0 = p.row, n = p.rows, tile = p.tile;
+    int64_t r0 = p.row, n = p.rows, tile = p.tile, F = j->dh.cols;
     size_t used = 0;
-    const float *gate = j->gate ? j->gate + r0 : NULL;
-    Mat g = take_mat(room, &used, n, j->dh.cols), u = take_mat(room, &used, n, j->dh.cols);
-    TRY(dequant_cpu(&room->cx, g, matq_rows(j->g, r0, n)));
-    TRY(dequant_cpu(&room->cx, u, matq_rows(j->u, r0, n)));
-    TRY(turned_h(j, room, used, g, u, gate, matq_cols(j->out.h_t.q, r0, n, tile)));
-    TRY(swiglu_bwd_cpu(&room->cx, g, u, j->dgate ? j->dgate + r0 : NULL, mat_rows(j->dh, r0, n), g, u, gate));
+    Mat g = take_mat(room, &used, n, F), u = take_mat(room, &used, n, F), h = take_mat(room, &used, n, F);
+    TRY(unit_rows(j, room, g, u, h, r0));
+    TRY(turned_h(j, room, used, h, matq_cols(j->out.h_t.q, r0, n, tile)));
     TRY(both_forms(room, j->out.dg, j->out.dg_t, g, r0, tile));
     return both_forms(room, j->out.du, j->out.du_t, u, r0, tile);
 }
@@ -194,7 +209,7 @@ Err swiglu_quant_bwd_cpu(OpCx *cx, SwigluQuantBwd out, float *dgate, Mat dh, Mat
     int64_t M = dh.rows, F = dh.cols, start = 0;
     CHECK(g.rows == M && g.cols == F && u.rows == M && u.cols == F && is_shape(out.dg, M, F) &&
               is_shape(out.du, M, F) && is_shape(out.dg_t, F, M) && is_shape(out.du_t, F, M) &&
-              is_shape(out.h_t, F, M),
+              is_shape(out.h_t, F, M) && (dh.t == DT_F32 || dh.t == DT_BF16),
           E_INTERNAL, "swiglu_quant_bwd: shapes disagree");
     if (groups.n == 0) groups = (Groups){&start, &M, 1};
     for (int64_t e = 0; e < groups.n; e++)

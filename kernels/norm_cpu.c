@@ -3,16 +3,29 @@
 
 #include "row_lanes.h"
 #include "rows.h"
+#include "team.h"
+
+typedef struct NormFwd {
+    Mat y, x;
+    float *rstd;
+    const float *w;
+    float eps;
+} NormFwd;
+
+static void fwd_part(const void *job, TeamPart part) {
+    const NormFwd *j = job;
+    const RowLanes *lanes = row_lanes();
+    for (int64_t r = team_first(part, j->x.rows); r < team_end(part, j->x.rows); r++)
+        lanes->norm_fwd(j->y, j->rstd, j->x, j->w, j->eps, r);
+}
 
 Err norm_rms_fwd_cpu(OpCx *cx, Mat y, float *rstd, Mat x, const float *w, float eps) {
     int64_t T = x.rows, D = x.cols;
     ROW_MAT(x, T, D);
     ROW_MAT(y, T, D);
     if (D == 0) return OK;
-    const RowLanes *lanes = row_lanes();
-    int threads = row_threads(cx, T * D);
-#pragma omp parallel for schedule(static) num_threads(threads)
-    for (int64_t r = 0; r < T; r++) lanes->norm_fwd(y, rstd, x, w, eps, r);
+    NormFwd j = {y, x, rstd, w, eps};
+    team_run(row_threads(cx, T * D), fwd_part, &j);
     return OK;
 }
 

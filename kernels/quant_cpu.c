@@ -6,6 +6,7 @@
 #include "cpu_has.h"
 #include "ops.h"
 #include "quant_cpu.h"
+#include "team.h"
 
 static const QuantLanes *chosen;
 
@@ -55,11 +56,6 @@ bool quant_is_far(const QuantLanes *l, int64_t bytes) {
     if (!l->tiles || !l->tiles->stream) return false;
     int64_t most = far_bytes >= 0 ? far_bytes : cpu_has_amx() ? (int64_t)1 << 20 : (int64_t)1 << 26;
     return bytes > most;
-}
-
-// Threads worth starting for n values.
-static int threads_for(const OpCx *cx, int64_t n) {
-    return n < 8192 || cx->nthreads < 1 ? 1 : cx->nthreads;
 }
 
 // What one thread found; merged under a lock.
@@ -127,7 +123,7 @@ static bool scale_of_all(Scale *k, OpCx *cx, MatQ y, const Source *from, int64_t
     const QuantLanes *l = lanes();
     int32_t most = 0;
     for (int64_t e = 0; e < g.n; e++) {
-        int nthreads = threads_for(cx, g.count[e] * cols);
+        int nthreads = quant_threads(cx, g.count[e] * cols);
 #pragma omp parallel for reduction(max : most) num_threads(nthreads) if (nthreads > 1)
         for (int64_t r = g.start[e]; r < g.start[e] + g.count[e]; r++) {
             int32_t m = amax_of(l, from, r, 1, 0, cols);
@@ -197,38 +193,48 @@ static Err check_rows(const char *op, MatQ y, Mat x) {
     return OK;
 }
 
+// A quantisation of rows. A piece shares a scale, or every tile in it has its own.
+typedef struct RowsJob {
+    const QuantLanes *l;
+    MatQ y;
+    Source from;
+    QuantScope scope;
+    Scale whole;
+    int64_t pr, pc; // of a piece
+    bool is_far;
+    QuantCount *n;
+} RowsJob;
+
+static void rows_part(const void *job, TeamPart part) {
+    const RowsJob *j = job;
+    Mat x = j->from.x;
+    int64_t across = ceil_div(x.cols, j->pc), pieces = ceil_div(x.rows, j->pr) * across;
+    Tally t = {0};
+    for (int64_t i = team_first(part, pieces); i < team_end(part, pieces); i++) {
+        int64_t r0 = i / across * j->pr, c0 = i % across * j->pc;
+        int64_t nr = min_i64(j->pr, x.rows - r0), nc = min_i64(j->pc, x.cols - c0);
+        Scale k = j->whole;
+        if (j->scope == SCOPE_BLOCK || j->scope == SCOPE_ROW)
+            k = scale_for_bits(j->y, amax_of(j->l, &j->from, r0, nr, c0, nc));
+        code_tiles(j->l, j->y, j->is_far, &j->from, r0, nr, c0, nc,
+                   j->scope == SCOPE_TILE ? NULL : &k, &t);
+    }
+    quant_settle(j->is_far && part.n > 1);
+    add_tally(j->n, &t);
+}
+
 Err quant_tile_cpu(OpCx *cx, MatQ y, Mat x, QuantRule rule, QuantCount *n) {
     TRY(check_rows("quant_tile", y, x));
     TRY(check_rule("quant_tile", rule));
-    const QuantLanes *l = lanes();
-    int nthreads = threads_for(cx, x.rows * x.cols);
-    bool is_far = rule.scope == SCOPE_TILE && quant_is_far(l, x.rows * y.ld);
-    Source from = {.x = x};
+    RowsJob j = {.l = lanes(), .y = y, .from = {.x = x}, .scope = rule.scope, .n = n};
     int64_t start = 0;
-    Scale whole = {0};
-    scale_of_all(&whole, cx, y, &from, x.cols, (Groups){&start, &x.rows, 1}, rule);
-    // A piece shares a scale, or every tile in it has its own.
-    int64_t pr = rule.scope == SCOPE_BLOCK  ? TILE
-                 : rule.scope == SCOPE_TILE ? batch_rows(x.cols)
-                                            : 1;
-    int64_t pc = rule.scope == SCOPE_BLOCK ? TILE : max_i64(x.cols, 1),
-            across = ceil_div(x.cols, pc);
-#pragma omp parallel num_threads(nthreads) if (nthreads > 1)
-    {
-        Tally t = {0};
-#pragma omp for schedule(static)
-        for (int64_t i = 0; i < ceil_div(x.rows, pr) * across; i++) {
-            int64_t r0 = i / across * pr, c0 = i % across * pc;
-            int64_t nr = min_i64(pr, x.rows - r0), nc = min_i64(pc, x.cols - c0);
-            Scale k = whole;
-            if (rule.scope == SCOPE_BLOCK || rule.scope == SCOPE_ROW)
-                k = scale_for_bits(y, amax_of(l, &from, r0, nr, c0, nc));
-            code_tiles(l, y, is_far, &from, r0, nr, c0, nc, rule.scope == SCOPE_TILE ? NULL : &k,
-                       &t);
-        }
-        quant_settle(is_far && nthreads > 1);
-        add_tally(n, &t);
-    }
+    j.is_far = rule.scope == SCOPE_TILE && quant_is_far(j.l, x.rows * y.ld);
+    scale_of_all(&j.whole, cx, y, &j.from, x.cols, (Groups){&start, &x.rows, 1}, rule);
+    j.pr = rule.scope == SCOPE_BLOCK  ? TILE
+           : rule.scope == SCOPE_TILE ? batch_rows(x.cols)
+                                      : 1;
+    j.pc = rule.scope == SCOPE_BLOCK ? TILE : max_i64(x.cols, 1);
+    team_run(quant_threads(cx, x.rows * x.cols), rows_part, &j);
     return OK;
 }
 
@@ -343,33 +349,41 @@ static Err check_tokens(const char *op, MatQ y, int64_t rows, int64_t cols, Grou
 
 // Every tile of every group. Threads share out pieces: tokens of a tile or a run of tiles, or with
 // scales of whole channels of a group, by some channels.
+typedef struct TokensJob {
+    Turn u;
+    Groups g;
+    int64_t cols, width, size; // a piece: columns, rows
+    bool is_far;
+    QuantCount *n;
+} TokensJob;
+
+static void tokens_part(const void *job, TeamPart part) {
+    const TokensJob *j = job;
+    int64_t strips = ceil_div(j->cols, j->width), pieces = spans_of(j->g, j->size) * strips;
+    Tally t = {0};
+    SpanWalk at = {0};
+    for (int64_t i = team_first(part, pieces); i < team_end(part, pieces); i++) {
+        int64_t c0 = i % strips * j->width;
+        token_piece(&j->u, span_at(j->g, j->size, i / strips, &at), c0,
+                    min_i64(j->width, j->cols - c0), j->is_far, &t);
+    }
+    quant_settle(j->is_far && part.n > 1);
+    add_tally(j->n, &t);
+}
+
 static Err quant_tokens(OpCx *cx, const char *op, MatQ y, const Source *from, int64_t rows,
                         int64_t cols, Groups g, QuantRule rule, QuantCount *n) {
     TRY(check_tokens(op, y, rows, cols, g));
     TRY(check_rule(op, rule));
     int64_t whole_start = 0;
     if (g.n == 0) g = (Groups){&whole_start, &rows, 1};
-    int nthreads = threads_for(cx, rows * cols);
     Scale whole = {0};
     bool is_whole = scale_of_all(&whole, cx, y, from, cols, g, rule);
-    Turn u = {lanes(), y, *from, rule.scope, is_whole ? &whole : NULL};
-    bool is_far = rule.scope == SCOPE_TILE && quant_is_far(u.l, y.rows * y.ld);
-    int64_t width = rule.scope == SCOPE_BLOCK ? TILE : CHANNELS, strips = ceil_div(cols, width);
-    int64_t size = rule.scope == SCOPE_ROW ? max_i64(rows, 1) : is_far ? FAR_RUN : TILE;
-    int64_t pieces = spans_of(g, size) * strips;
-#pragma omp parallel num_threads(nthreads) if (nthreads > 1)
-    {
-        Tally t = {0};
-        SpanWalk at = {0};
-#pragma omp for schedule(static)
-        for (int64_t i = 0; i < pieces; i++) {
-            int64_t c0 = i % strips * width;
-            token_piece(&u, span_at(g, size, i / strips, &at), c0, min_i64(width, cols - c0),
-                        is_far, &t);
-        }
-        quant_settle(is_far && nthreads > 1);
-        add_tally(n, &t);
-    }
+    TokensJob j = {{lanes(), y, *from, rule.scope, is_whole ? &whole : NULL}, g, cols, 0, 0, 0, n};
+    j.is_far = rule.scope == SCOPE_TILE && quant_is_far(j.u.l, y.rows * y.ld);
+    j.width = rule.scope == SCOPE_BLOCK ? TILE : CHANNELS;
+    j.size = rule.scope == SCOPE_ROW ? max_i64(rows, 1) : j.is_far ? FAR_RUN : TILE;
+    team_run(quant_threads(cx, rows * cols), tokens_part, &j);
     return OK;
 }
 
@@ -392,41 +406,42 @@ static void pair_piece(const Turn *u, MatQ y, Span p, int64_t c0, int64_t w, boo
 }
 
 // The pair in pieces that fit the cache, then the rows that no group has. The groups ascend.
-static void pair_pieces(const Turn *u, MatQ y, Groups g, int nthreads, QuantCount *n,
-                        QuantCount *n_t) {
+typedef struct PairJob {
+    Turn u;
+    MatQ y;
+    Groups g;
+    QuantCount *n, *n_t;
+} PairJob;
+
+static void pair_part(const void *job, TeamPart part) {
+    const PairJob *j = job;
+    const Turn *u = &j->u;
     Mat x = u->from.x;
     // A part of a matrix has all of its columns' distance, but not of its rows.
     bool is_far = quant_is_far(u->l, u->y.rows * u->y.ld);
-    bool is_far_row = quant_is_far(u->l, y.rows * y.ld);
+    bool is_far_row = quant_is_far(u->l, j->y.rows * j->y.ld);
     int64_t width = is_far ? PAIR_FAR_COLUMNS : PAIR_COLUMNS, size = is_far ? FAR_RUN : TILE;
-    int64_t strips = ceil_div(x.cols, width), pieces = spans_of(g, size) * strips;
-#pragma omp parallel num_threads(nthreads) if (nthreads > 1)
-    {
-        Tally t = {0}, t_t = {0};
-        SpanWalk walk = {0};
-        int64_t at = 0;
-#pragma omp for schedule(static) nowait
-        for (int64_t i = 0; i < pieces; i++) {
-            int64_t c0 = i % strips * width;
-            pair_piece(u, y, span_at(g, size, i / strips, &walk), c0, min_i64(width, x.cols - c0),
-                       is_far, is_far_row, &t, &t_t);
-        }
-        quant_settle(is_far && nthreads > 1);
-        for (int64_t k = 0; k <= g.n; k++) {
-            int64_t end = k < g.n ? g.start[k] : x.rows;
-#pragma omp for schedule(static) nowait
-            for (int64_t r = at; r < end; r++)
-                code_row(u->l, y, &u->from, r, 0, x.cols, NULL, &t);
-            if (k < g.n) at = end + g.count[k];
-        }
-        add_tally(n, &t);
-        add_tally(n_t, &t_t);
+    int64_t strips = ceil_div(x.cols, width), pieces = spans_of(j->g, size) * strips, at = 0;
+    Tally t = {0}, t_t = {0};
+    SpanWalk walk = {0};
+    for (int64_t i = team_first(part, pieces); i < team_end(part, pieces); i++) {
+        int64_t c0 = i % strips * width;
+        pair_piece(u, j->y, span_at(j->g, size, i / strips, &walk), c0,
+                   min_i64(width, x.cols - c0), is_far, is_far_row, &t, &t_t);
     }
+    quant_settle(is_far && part.n > 1);
+    for (int64_t e = 0; e <= j->g.n; e++) {
+        int64_t end = e < j->g.n ? j->g.start[e] : x.rows;
+        for (int64_t r = at + team_first(part, end - at); r < at + team_end(part, end - at); r++)
+            code_row(u->l, j->y, &u->from, r, 0, x.cols, NULL, &t);
+        if (e < j->g.n) at = end + j->g.count[e];
+    }
+    add_tally(j->n, &t);
+    add_tally(j->n_t, &t_t);
 }
 
 Err quant_tile_pair_cpu(OpCx *cx, MatQ y, MatQ yt, Mat x, Groups g, QuantRule rule,
                         QuantRule rule_t, QuantCount *n, QuantCount *n_t) {
-    const QuantLanes *l = lanes();
     int64_t at = 0;
     bool is_one_pass = rule.scope == SCOPE_TILE && rule_t.scope == SCOPE_TILE;
     for (int64_t e = 0; e < g.n; at = g.start[e] + g.count[e], e++)
@@ -440,46 +455,14 @@ Err quant_tile_pair_cpu(OpCx *cx, MatQ y, MatQ yt, Mat x, Groups g, QuantRule ru
     TRY(check_tokens("quant_tile_pair", yt, x.rows, x.cols, g));
     int64_t start = 0;
     if (g.n == 0) g = (Groups){&start, &x.rows, 1};
-    Turn u = {l, yt, {.x = x}, SCOPE_TILE, NULL};
-    pair_pieces(&u, y, g, threads_for(cx, x.rows * x.cols), n, n_t);
+    PairJob j = {{lanes(), yt, {.x = x}, SCOPE_TILE, NULL}, y, g, n, n_t};
+    team_run(quant_threads(cx, x.rows * x.cols), pair_part, &j);
     return OK;
 }
 
 Err requant_tile_t_cpu(OpCx *cx, MatQ y, MatQ x, Groups g, QuantRule rule, QuantCount *n) {
     Source from = {.q = x};
     TRY(quant_tokens(cx, "requant_tile_t", y, &from, x.rows, x.cols, g, rule, n));
-    return OK;
-}
-
-Err dequant_cpu(OpCx *cx, Mat y, MatQ x) {
-    CHECK(y.rows == x.rows && y.cols == x.cols, E_INTERNAL, "dequant: shapes disagree");
-    const QuantLanes *l = lanes();
-    int nthreads = threads_for(cx, x.rows * x.cols);
-#pragma omp parallel for schedule(static) num_threads(nthreads) if (nthreads > 1)
-    for (int64_t r = 0; r < x.rows; r++) {
-        uint16_t most[TILE] = {0}; // take_codes' maxima, not asked for
-        int64_t done = 0;
-        if (l->tiles && l->tiles->decode && y.t == DT_BF16 && x.ct == CODE_E4M3 &&
-            x.st == SCALE_E8M0) {
-            done = x.cols / TILE * TILE;
-            l->tiles->decode(mat_at(y, r, 0), x.q + r * x.ld, scale_at(x, r / x.tile_rows * x.srow),
-                             x.scol, x.cols / TILE);
-        }
-        for (int64_t c = done; c < x.cols; c += TILE) {
-            int64_t w = min_i64(TILE, x.cols - c);
-            float v[TILE];
-            if (y.t == DT_BF16 && w == TILE && x.ct == CODE_E4M3 && l->tiles) {
-                float s = load_scale(x, r, c);
-                for (int64_t i = 0; i < TILE; i += TILE / 2)
-                    l->tiles->take_codes(mat_at(y, r, c + i), y.ld, x.q + r * x.ld + c + i, x.ld,
-                                         &s, x.st == SCALE_E8M0, 1, TILE / 2, most);
-                continue;
-            }
-            l->decode[x.ct](y.t == DT_F32 ? mat_at(y, r, c) : v, x.q + r * x.ld + c,
-                            load_scale(x, r, c), w);
-            if (y.t != DT_F32) l->store_bf16(mat_at(y, r, c), v, w);
-        }
-    }
     return OK;
 }
 
@@ -539,7 +522,7 @@ static void weight_block(const QuantLanes *l, MatQ w, Mat x, int64_t r0, int64_t
 
 static void code_weights(OpCx *cx, MatQ w, Mat x, const Scale *shared, QuantCount *n) {
     const QuantLanes *l = lanes();
-    int nthreads = threads_for(cx, x.rows * x.cols);
+    int nthreads = quant_threads(cx, x.rows * x.cols);
     int64_t brows = ceil_div(w.rows, TILE), bcols = ceil_div(w.cols, TILE);
 #pragma omp parallel num_threads(nthreads) if (nthreads > 1)
     {

@@ -58,6 +58,11 @@ static inline const QuantLanes *lanes(void) {
     return quant_chosen();
 }
 
+// quant_threads: threads worth starting for n values.
+static inline int quant_threads(const OpCx *cx, int64_t n) {
+    return n < 8192 || cx->nthreads < 1 ? 1 : cx->nthreads;
+}
+
 // quant_tiles_for: the loops for whole tiles of y, NULL if there are none. For tiles that have
 // their own scale each.
 static inline const QuantTiles *quant_tiles_for(const QuantLanes *l, MatQ y) {

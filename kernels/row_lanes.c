@@ -148,30 +148,35 @@ static void swiglu_fwd(Mat h, Mat g, Mat u, float gate, int64_t r) {
     EACH_SIDE(c, n, K, h.cols, swiglu_fwd_some(out, gr, ur, gate, c, n, K););
 }
 
-// Adds dh * silu(g) * u to *acc.
-ROW_INLINE void swiglu_bwd_some(Row dgr, Row dur, VSum *acc, Row dr, Row gr, Row ur, float gate,
-                                int64_t c, int64_t n, const int K) {
-    V x[V_SIDE], e[V_SIDE], near[V_SIDE], far[V_SIDE];
+// Adds dh * silu(g) * u to *acc. hr: where h goes, or NULL.
+ROW_INLINE void swiglu_bwd_some(Row dgr, Row dur, Row hr, VSum *acc, Row dr, Row gr, Row ur,
+                                float gate, int64_t c, int64_t n, const int K) {
+    V x[V_SIDE], e[V_SIDE], near[V_SIDE], far[V_SIDE], h[V_SIDE];
     EACH_V(k) x[k] = v_get(gr, AT(k), n);
     EACH_V(k) e[k] = (V)((Vu)x[k] | 0x80000000u);
     v_exp_neg(e, K);
     EACH_V(k) near[k] = 1.0f / (1.0f + e[k]);
     EACH_V(k) far[k] = e[k] * near[k];
+    if (hr.p) EACH_V(k) h[k] = v_if_negative(x[k], v_quotient(e[k], near[k], far[k]), near[k]);
     EACH_V(k) {
         V s = v_if_negative(x[k], far[k], near[k]), not_s = v_if_negative(x[k], near[k], far[k]);
         V y = v_get(ur, AT(k), n), in = v_get(dr, AT(k), n);
         V silu = x[k] * s, d = in * gate;
+        if (hr.p) v_put(hr, AT(k), n, x[k] * h[k] * y * gate);
         vsum_add(acc, LANE(k), in * (silu * y));
         v_put(dgr, AT(k), n, d * y * (s + silu * not_s));
         v_put(dur, AT(k), n, d * silu);
     }
 }
 
-static float swiglu_bwd(Mat dg, Mat du, Mat dh, Mat g, Mat u, float gate, int64_t r) {
-    Row dgr = row_of(dg, r), dur = row_of(du, r);
+static float swiglu_bwd(Mat dg, Mat du, Mat h, Mat dh, Mat g, Mat u, float gate, int64_t r) {
+    Row dgr = row_of(dg, r), dur = row_of(du, r), hr = row_of(h, r), none = {0};
     Row dr = row_of(dh, r), gr = row_of(g, r), ur = row_of(u, r);
     VSum acc = {0};
-    EACH_SIDE(c, n, K, dh.cols, swiglu_bwd_some(dgr, dur, &acc, dr, gr, ur, gate, c, n, K););
+    if (hr.p)
+        EACH_SIDE(c, n, K, dh.cols, swiglu_bwd_some(dgr, dur, hr, &acc, dr, gr, ur, gate, c, n, K););
+    else
+        EACH_SIDE(c, n, K, dh.cols, swiglu_bwd_some(dgr, dur, none, &acc, dr, gr, ur, gate, c, n, K););
     return vsum_total(&acc);
 }
 

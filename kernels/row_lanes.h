@@ -23,10 +23,10 @@ typedef struct RowLanes {
     void (*accumulate)(float *to, Mat x, int64_t r, int64_t c, int64_t n);
     // permute.h: row m of rows_sum.
     void (*sum)(Mat y, Mat x, const int32_t *idx, int64_t n, Mat add1, Mat add2, int64_t m);
-    // swiglu.h. The backward returns the gradient of the gate; dg and du may be the memory of g and
-    // u.
+    // swiglu.h. The backward returns the gradient of the gate, and makes what the forward made, h, unless it
+    // is mat_none(); dg and du may be the memory of g and u.
     void (*swiglu_fwd)(Mat h, Mat g, Mat u, float gate, int64_t r);
-    float (*swiglu_bwd)(Mat dg, Mat du, Mat dh, Mat g, Mat u, float gate, int64_t r);
+    float (*swiglu_bwd)(Mat dg, Mat du, Mat h, Mat dh, Mat g, Mat u, float gate, int64_t r);
     // xent.h: returns sum exp(l - max) of a row of logits and its *max; the terms go to e [V]
     // unless it is NULL. Then the gradient from the terms.
     double (*xent_sum)(float *e, const float *l, int64_t V, float *max);

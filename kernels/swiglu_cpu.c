@@ -3,17 +3,39 @@
 
 #include "row_lanes.h"
 #include "rows.h"
+#include "team.h"
+
+typedef struct SwigluJob {
+    Mat h, g, u, dh, dg, du;
+    float *dgate;
+    const float *gate;
+} SwigluJob;
+
+static void fwd_part(const void *job, TeamPart part) {
+    const SwigluJob *j = job;
+    const RowLanes *lanes = row_lanes();
+    for (int64_t r = team_first(part, j->g.rows); r < team_end(part, j->g.rows); r++)
+        lanes->swiglu_fwd(j->h, j->g, j->u, j->gate ? j->gate[r] : 1.0f, r);
+}
 
 Err swiglu_fwd_cpu(OpCx *cx, Mat h, Mat g, Mat u, const float *gate) {
     int64_t M = h.rows, F = h.cols;
     ROW_MAT(h, M, F);
     ROW_MAT(g, M, F);
     ROW_MAT(u, M, F);
-    const RowLanes *lanes = row_lanes();
-    int threads = row_threads(cx, M * F * 8);
-#pragma omp parallel for schedule(static) num_threads(threads)
-    for (int64_t r = 0; r < M; r++) lanes->swiglu_fwd(h, g, u, gate ? gate[r] : 1.0f, r);
+    SwigluJob j = {.h = h, .g = g, .u = u, .gate = gate};
+    team_run(row_threads(cx, M * F * 8), fwd_part, &j);
     return OK;
+}
+
+static void bwd_part(const void *job, TeamPart part) {
+    const SwigluJob *j = job;
+    const RowLanes *lanes = row_lanes();
+    for (int64_t r = team_first(part, j->g.rows); r < team_end(part, j->g.rows); r++) {
+        float gate = j->gate ? j->gate[r] : 1.0f;
+        float d = lanes->swiglu_bwd(j->dg, j->du, j->h, j->dh, j->g, j->u, gate, r);
+        if (j->dgate) j->dgate[r] = d;
+    }
 }
 
 Err swiglu_bwd_cpu(OpCx *cx, Mat dg, Mat du, float *dgate, Mat dh, Mat g, Mat u,
@@ -24,12 +46,7 @@ Err swiglu_bwd_cpu(OpCx *cx, Mat dg, Mat du, float *dgate, Mat dh, Mat g, Mat u,
     ROW_MAT(u, M, F);
     ROW_MAT(dg, M, F);
     ROW_MAT(du, M, F);
-    const RowLanes *lanes = row_lanes();
-    int threads = row_threads(cx, M * F * 8);
-#pragma omp parallel for schedule(static) num_threads(threads)
-    for (int64_t r = 0; r < M; r++) {
-        float d = lanes->swiglu_bwd(dg, du, dh, g, u, gate ? gate[r] : 1.0f, r);
-        if (dgate) dgate[r] = d;
-    }
+    SwigluJob j = {mat_none(), g, u, dh, dg, du, dgate, gate};
+    team_run(row_threads(cx, M * F * 8), bwd_part, &j);
     return OK;
 }

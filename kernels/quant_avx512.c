@@ -127,20 +127,53 @@ static int64_t row(uint8_t *q, void *s, int64_t scol, ScaleType st, const void *
 
 // --- blocks with one scale ---
 
+// The quotients of one FP32 scale: of normal ones the code is that of the mantissa, divided, and eight for each power
+// of two. Each of the 128 mantissas is divided once, values are only looked up.
+typedef struct Quotients {
+    __m512i code[4]; // of mantissas 0 to 127 with the exponent byte e
+    __m512i less;    // 8 e
+} Quotients;
+
+// False: too small a scale, or none.
+INLINE bool quotients_of(Quotients *k, float scale, int amax) {
+    int e = (amax >> 7) - 2; // quotients from 56 to 224
+    int64_t none = 0;
+    if (e < 32) return false;
+    __m512i m = _mm512_set_epi16(31, 30, 29, 28, 27, 26, 25, 24, 23, 22, 21, 20, 19, 18, 17, 16, 15, 14, 13, 12, 11, 10,
+                                 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
+    for (int i = 0; i < 4; i++)
+        k->code[i] = f32_codes(_mm512_add_epi16(m, words(e * 128 + 32 * i)), _mm512_set1_ps(scale),
+                               _mm512_set1_ps(scale), &none);
+    k->less = words(8 * e);
+    return true;
+}
+
+// Codes of 32 values, not signed; less than 8: not these.
+INLINE __m512i looked_up(const Quotients *k, __m512i v) {
+    __m512i code = _mm512_permutex2var_epi16(k->code[0], v, k->code[1]);
+    code = _mm512_mask_mov_epi16(code, _mm512_test_epi16_mask(v, words(0x40)),
+                                 _mm512_permutex2var_epi16(k->code[2], v, k->code[3]));
+    __m512i e = _mm512_and_si512(_mm512_srli_epi16(v, 4), words(0x7F8));
+    return _mm512_subs_epu16(_mm512_add_epi16(code, e), k->less);
+}
+
 static bool block(uint8_t *q, int64_t ld, ScaleType st, float scale, const uint16_t *v,
                   int64_t v_ld, int64_t m, int64_t w, int amax, QuantCount *count) {
     int b = (int)(f32_bits(scale) >> 23);
     if (st == SCALE_E8M0 && b < E4M3_POW2_LEAST) return false;
+    Quotients k;
+    bool is_known = st == SCALE_F32 && quotients_of(&k, scale, amax);
     bool is_above = st == SCALE_F32 && is_amax_above(f32_from_bf16((uint16_t)amax), scale);
     for (int64_t r = 0; r < m; r++)
         for (int64_t c = 0; c < w; c += WIDE) {
             const uint16_t *from = v + r * v_ld + c;
-            __m512i x[2] = {take32(from, false, w - c, NULL), _mm512_setzero_si512()}, codes;
+            __m512i x[2] = {take32(from, false, w - c, NULL), _mm512_setzero_si512()};
+            __m512i codes = _mm512_setzero_si512();
             if (w - c > 32) x[1] = take32(from + 32, false, w - c - 32, NULL);
-            if (st == SCALE_F32)
+            if (is_known) codes = packed(looked_up(&k, x[0]), looked_up(&k, x[1]), x[0], x[1]);
+            if (st == SCALE_F32 && (!is_known || __builtin_expect(has_low(codes), 0)))
                 f32_packed(&codes, x, 1, scale, &count->underflow);
-            else
-                pow2_packed(&codes, x, 1, b - E4M3_EDGE, &count->underflow);
+            if (st == SCALE_E8M0) pow2_packed(&codes, x, 1, b - E4M3_EDGE, &count->underflow);
             for (int i = 0; i < 2 && is_above; i++)
                 count->saturated +=
                     __builtin_popcount(_mm512_cmpeq_epi16_mask(magnitude(x[i]), words(amax)));
@@ -165,6 +198,6 @@ static void stream(uint8_t *dst, int64_t ld, const uint8_t *src, int64_t src_ld,
 const QuantTiles quant_tiles_avx512 = {
     take, quant_avx512_take_codes, row, block, quant_turn_avx512, quant_avx512_e5m6,
     quant_avx512_from_e5m6, stream, quant_batch_avx512, quant_avx512_decode,
-    quant_turn_far_avx512,
+    quant_turn_far_avx512, quant_avx512_retile,
 };
 #endif

@@ -19,6 +19,8 @@ void quant_avx512_take_codes(uint16_t *dst, int64_t dst_ld, const uint8_t *q, in
                              const float *s, bool is_pow2, int64_t m, int64_t w, uint16_t *most);
 void quant_avx512_decode(uint16_t *dst, const uint8_t *q, const uint8_t *s, int64_t scol,
                          int64_t tiles);
+bool quant_avx512_retile(uint8_t *y, int64_t y_ld, bool is_far, uint8_t *s, const uint8_t *q, int64_t ld,
+                         const uint8_t *e, int64_t m, QuantCount *count);
 bool quant_avx512_e5m6(uint8_t *dst, uint8_t *scale, const void *x, bool is_f32, QuantCount *count);
 bool quant_avx512_from_e5m6(uint16_t *dst, const uint8_t *src, uint8_t b);
 

@@ -4,20 +4,7 @@
 #include "quant_lanes.h"
 
 #if defined(__AVX512BW__) && defined(__AVX512VL__) && defined(__AVX512DQ__)
-#include "quant_avx512.h"
-
-enum {
-    GROUP = 16,     // rows that are turned together
-    FAR_AWAY = 1024 // rows of codes further apart are fetched ahead: the matrix is no small one
-};
-
-// The scales of 32 channels.
-typedef struct Scales32 {
-    __m512i b;        // exponent bytes
-    __m512 even, odd; // or floats
-    __mmask32 above;  // channels whose largest quotient lies above 448
-    __m512i most;
-} Scales32;
+#include "quant_avx512_turn.h"
 
 INLINE __m512 f32_scales(__m512i amax) {
     __m512 x = _mm512_castsi512_ps(amax), s = _mm512_div_ps(x, _mm512_set1_ps(E4M3_MAX));
@@ -31,23 +18,6 @@ INLINE __m512i pow2_scales(__m512i amax) { // as tile_scale_e8m0
     b = _mm512_mask_add_epi16(b, more, b, words(1));
     b = _mm512_max_epi16(b, words(1));
     return _mm512_mask_mov_epi16(b, _mm512_testn_epi16_mask(amax, amax), words(127));
-}
-
-// Adds the scales of a tile per channel in `channels` to the counters.
-INLINE void count_scales(const Scales32 *k, __mmask32 channels, QuantCount *count) {
-    uint16_t b[32];
-    __mmask32 left = _mm512_mask_test_epi16_mask(channels, k->most, k->most);
-    _mm512_storeu_si512(b, k->b);
-    while (left) { // neighbours tend to have few different scales
-        int one = b[__builtin_ctz(left)];
-        __mmask32 same = _mm512_mask_cmpeq_epi16_mask(left, k->b, words(one));
-        count->scales[quant_scale_bin(f32_from_bits((uint32_t)one << 23))] +=
-            __builtin_popcount(same);
-        left &= ~same;
-    }
-    int32_t amax = largest_word(k->most) << 16;
-    count->amax_bits = amax > count->amax_bits ? amax : count->amax_bits;
-    count->tiles += __builtin_popcount(channels);
 }
 
 // Words of two rows: the code of v0 low, of v1 high, from words with their codes there.
@@ -69,29 +39,6 @@ INLINE __m512i normal_rows(__m512i v0, __m512i v1, __m512i less) {
     c0 = _mm512_srli_epi16(c0, E4M3_DROP);
     return mix(words(0x8000), v1, mix(words(0xFF), c0, c1));
 #endif
-}
-
-// 8 x 8 words in each quarter of 8 registers: out[j] has, in quarter l, the 16 codes of channel 8l
-// + j.
-INLINE void turn_quarters(__m512i *out, const __m512i *p) {
-    __m512i a[8], b[8];
-#pragma GCC unroll 4
-    for (int i = 0; i < 8; i += 2) {
-        a[i] = _mm512_unpacklo_epi16(p[i], p[i + 1]);
-        a[i + 1] = _mm512_unpackhi_epi16(p[i], p[i + 1]);
-    }
-#pragma GCC unroll 2
-    for (int i = 0; i < 8; i += 4) {
-        b[i] = _mm512_unpacklo_epi32(a[i], a[i + 2]);
-        b[i + 1] = _mm512_unpackhi_epi32(a[i], a[i + 2]);
-        b[i + 2] = _mm512_unpacklo_epi32(a[i + 1], a[i + 3]);
-        b[i + 3] = _mm512_unpackhi_epi32(a[i + 1], a[i + 3]);
-    }
-#pragma GCC unroll 4
-    for (int i = 0; i < 4; i++) {
-        out[2 * i] = _mm512_unpacklo_epi64(b[i], b[i + 4]);
-        out[2 * i + 1] = _mm512_unpackhi_epi64(b[i], b[i + 4]);
-    }
 }
 
 // Two rows by any scales, codes below the normal range and counters included.
@@ -163,30 +110,6 @@ INLINE void turn_group(const ScaleType st, __m512i *out, const uint16_t *v, int6
     turn_quarters(out, p);
 }
 
-// Rows of 64 tokens of 4 channels each, from four groups; m of them stored.
-INLINE void store_turned(const bool is_far, uint8_t *q, int64_t ld, __m512i t[][8], int64_t m,
-                         int64_t w) {
-    __mmask64 k = first64(m);
-    for (int j = 0; j < 8; j++) {
-        __m512i a = _mm512_shuffle_i32x4(t[0][j], t[1][j], 0x44);
-        __m512i b = _mm512_shuffle_i32x4(t[0][j], t[1][j], 0xEE);
-        __m512i c = _mm512_shuffle_i32x4(t[2][j], t[3][j], 0x44);
-        __m512i d = _mm512_shuffle_i32x4(t[2][j], t[3][j], 0xEE);
-        __m512i row[4] = {_mm512_shuffle_i32x4(a, c, 0x88), _mm512_shuffle_i32x4(a, c, 0xDD),
-                          _mm512_shuffle_i32x4(b, d, 0x88), _mm512_shuffle_i32x4(b, d, 0xDD)};
-#pragma GCC unroll 4
-        for (int l = 0; l < 4; l++) {
-            if (8 * l + j >= w) continue;
-            if (m >= 64 && is_far)
-                _mm512_stream_si512((__m512i *)(q + (8 * l + j) * ld), row[l]);
-            else if (m >= 64)
-                _mm512_storeu_si512(q + (8 * l + j) * ld, row[l]);
-            else
-                _mm512_mask_storeu_epi8(q + (8 * l + j) * ld, k, row[l]);
-        }
-    }
-}
-
 // One tile of m tokens for each of w <= 32 channels.
 INLINE bool turn32(const ScaleType st, const bool is_far, uint8_t *q, int64_t ld, char *s,
                    const uint16_t *v, int64_t v_ld, const uint16_t *most, int64_t m, int64_t w,
@@ -238,7 +161,7 @@ INLINE bool turn32(const ScaleType st, const bool is_far, uint8_t *q, int64_t ld
                 turn_group(st, t[g], pad[0], 32, &k, count);
             }
         }
-        store_turned(is_far, q + i, ld, t, m - i, w);
+        store_turned(is_far, q + i, ld, t, m - i, w, 8);
     }
     return true;
 }

@@ -53,6 +53,10 @@ typedef struct QuantTiles {
     // turn, but past the caches: q and ld are multiples of 64. NULL: there is none.
     bool (*turn_far)(uint8_t *q, int64_t ld, void *s, ScaleType st, const uint16_t *v, int64_t v_ld,
                      const uint16_t *most, int64_t m, int64_t w, QuantCount *count);
+    // take_codes and turn (is_far: turn_far) of 64 channels of m <= 128 tokens, both of E4M3 codes with power-of-two
+    // scales; e[m]: those of the tokens. NULL: there is none.
+    bool (*retile)(uint8_t *y, int64_t y_ld, bool is_far, uint8_t *s, const uint8_t *q, int64_t ld, const uint8_t *e,
+                   int64_t m, QuantCount *count);
 } QuantTiles;
 
 enum { QUANT_BATCH = 16 };

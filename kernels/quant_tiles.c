@@ -29,6 +29,17 @@ static int64_t turn_all(const QuantTiles *whole, bool is_far, MatQ y, const uint
     return c;
 }
 
+// 64 channels from codes, where both have power-of-two scales.
+static bool retile(const QuantTiles *whole, bool is_far, MatQ y, MatQ q, int64_t m0, int64_t m, int64_t c0,
+                   QuantCount *count) {
+    uint8_t e[TILE], room[CHANNELS], *s = y.srow == 1 ? y.s : room;
+    const uint8_t *from = scale_at(q, m0 * q.srow + c0 / TILE * q.scol);
+    for (int64_t i = 0; i < m; i++) e[i] = from[i * q.srow];
+    if (!whole->retile(y.q, y.ld, is_far, s, q.q + m0 * q.ld + c0, q.ld, e, m, count)) return false;
+    for (int64_t i = 0; i < CHANNELS && s == room; i++) *(uint8_t *)scale_at(y, i * y.srow) = room[i];
+    return true;
+}
+
 int64_t quant_tiles_tokens(const QuantTiles *whole, bool is_far, MatQ y, const Source *from, int64_t m0,
                            int64_t m, int64_t c0, int64_t w, QuantCount *count) {
     _Alignas(64) uint16_t v[TILE][CHANNELS];
@@ -40,6 +51,9 @@ int64_t quant_tiles_tokens(const QuantTiles *whole, bool is_far, MatQ y, const S
             return 0;
     } else {
         if (q.ct != CODE_E4M3) return 0;
+        if (w == CHANNELS && whole->retile && q.st == SCALE_E8M0 && y.st == SCALE_E8M0 &&
+            retile(whole, is_far, y, q, m0, m, c0, count))
+            return w;
         float s[TILE];
         for (int64_t i = 0; i < m; i++) s[i] = load_scale(q, m0 + i, c0);
         whole->take_codes(v[0], CHANNELS, q.q + m0 * q.ld + c0, q.ld, s, q.st == SCALE_E8M0, m, w,

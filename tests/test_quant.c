@@ -221,6 +221,52 @@ static void requant_is_exact(void **state) {
     }
 }
 
+// Any codes, with exponents of their rows that lie close together or not, near the ends of the range too: every
+// instruction set turns them as the portable loops do.
+static void requant_of_any_codes(void **state) {
+    (void)state;
+    enum { M = 200, K = 192 };
+    static const int spreads[] = {1, 2, 6, 24, 200}, lowest[] = {1, 9, 20, 100, 222};
+    int64_t start[] = {0, 9}, count[] = {5, 190};
+    Groups g = {start, count, 2};
+    for (int i = 0; i < 100; i++) {
+        size_t mark = arena_mark(cx.scratch);
+        int spread = spreads[i % 5], low = lowest[i / 5 % 5];
+        uint32_t smallest = i / 25 == 3 ? 40 : 0; // the last ones: no low codes before they move
+        MatQ q, y, z;
+        assert_int_equal(arena_matq_rows(cx.scratch, &q, SCALE_E8M0, CODE_E4M3, M, K, "q"), OK);
+        assert_int_equal(arena_matq_cols(cx.scratch, &z, SCALE_E8M0, CODE_E4M3, K, M, 2, "z"), OK);
+        for (int64_t r = 0; r < M; r++) {
+            for (int64_t c = 0; c < K; c++)
+                q.q[r * q.ld + c] = (uint8_t)(smallest + next_word() % (0x7F - smallest) + (next_word() & 0x80));
+            for (int64_t c = 0; c < K; c += TILE)
+                ((uint8_t *)q.s)[r * q.srow + c / TILE * q.scol] =
+                    (uint8_t)(low + (int)(next_word() % (uint32_t)spread) % (255 - low));
+        }
+        if (i / 25 == 2) q.q[50 * q.ld + 3] = 0x7F, q.q[100 * q.ld + 70] = 0xFF; // NaN
+        if (i / 25 == 1) // columns of zeros
+            for (int64_t r = 0; r < M; r++) q.q[r * q.ld + 5] = q.q[r * q.ld + 120] = 0;
+        cx.nthreads = 1;
+        QuantCount want = {0};
+        assert_true(quant_select("portable"));
+        assert_int_equal(requant_tile_t_cpu(&cx, z, q, g, (QuantRule){0}, &want), OK);
+        for (int isa = 0; isa < ISAS; isa++) {
+            if (!select_isa(isa)) continue;
+            QuantCount got = {0};
+            assert_int_equal(arena_matq_cols(cx.scratch, &y, SCALE_E8M0, CODE_E4M3, K, M, 2, "y"), OK);
+            memset(y.q, 0, (size_t)(y.rows * y.ld));
+            assert_int_equal(requant_tile_t_cpu(&cx, y, q, g, (QuantRule){0}, &got), OK);
+            for (int64_t c = 0; c < K; c++) {
+                for (int e = 0; e < 2; e++)
+                    assert_memory_equal(y.q + c * y.ld + start[e], z.q + c * z.ld + start[e], (size_t)count[e]);
+                for (int64_t tile = 0; tile < 3; tile++) assert_true(scale_at(y, c, tile) == scale_at(z, c, tile));
+            }
+            assert_counts(&got, &want);
+        }
+        arena_release(cx.scratch, mark);
+    }
+}
+
 // Weights: every matrix of a stack has its own grid; dequant gives code * scale in both types.
 static void weights_are_exact(void **state) {
     (void)state;
@@ -304,7 +350,8 @@ static void wrong_shapes_are_refused(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(rows_are_exact),   cmocka_unit_test(columns_are_exact),
-        cmocka_unit_test(requant_is_exact), cmocka_unit_test(weights_are_exact),
+        cmocka_unit_test(requant_is_exact), cmocka_unit_test(requant_of_any_codes),
+        cmocka_unit_test(weights_are_exact),
         cmocka_unit_test(pairs_are_exact),  cmocka_unit_test(wrong_shapes_are_refused),
     };
     if (arena_create(&cx.scratch, "scratch", 16 << 20, false) != OK) return 1;

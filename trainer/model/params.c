@@ -277,16 +277,23 @@ static Site weight_site(Family f) {
     }
 }
 
-// prepare: the FP8 weights of one entry, if it has any.
-static Err prepare(Param *p, const Shape *s, Cx *cx) {
-    if (s->mode != MODE_FP8 || p->kind != KIND_FP8) return OK;
+static bool is_prepared(const Param *p, const Shape *s) {
+    return s->mode == MODE_FP8 && p->kind == KIND_FP8;
+}
+
+// prepare: the FP8 weights q of a part w of an entry, if it has any.
+static Err prepare_part(const Param *p, const Shape *s, Cx *cx, MatQ q, Mat w) {
+    if (!is_prepared(p, s)) return OK;
     prof_enter(PROF_QUANT);
     Site site = weight_site(p->family);
     cx->layer = p->layer;
     QuantRule rule = calibration_rule(cx->calibration, &s->recipe, p->layer, site);
-    TRY(cx->ops->weight_prepare(&cx->op, p->q, p->w, rule, cx_count(cx, site)));
+    TRY(cx->ops->weight_prepare(&cx->op, q, w, rule, cx_count(cx, site)));
     prof_leave();
     return OK;
+}
+static Err prepare(Param *p, const Shape *s, Cx *cx) {
+    return prepare_part(p, s, cx, p->q, p->w);
 }
 
 Err params_prepare(Params *t, const Shape *s, Cx *cx) {
@@ -301,6 +308,35 @@ static bool is_alone(const Param *p, const Cx *cx) {
 
 Err params_prepare_own(Param *p, const Shape *s, Cx *cx) {
     return is_alone(p, cx) ? prepare(p, s, cx) : OK;
+}
+
+// Weights of a thread that the second-level cache keeps, with all that their update reads and writes.
+enum { PIECE_WEIGHTS = 1 << 15 };
+
+int64_t params_piece(const Param *p, const Shape *s, const Cx *cx, int64_t r0) {
+    int64_t left = p->own.nrows - r0, weights = PIECE_WEIGHTS * max_i64(cx->op.nthreads, 1);
+    // Scales that more than a block shares need the whole matrix, and a device's operations a launch each.
+    QuantScope scope = s->recipe.row[CLASS_WEIGHT].scope;
+    bool is_blocks = scope == SCOPE_TILE || scope == SCOPE_BLOCK;
+    if (!is_prepared(p, s) || !is_alone(p, cx) || !is_blocks || !staging_is_host(cx)) return left;
+    int64_t matrices = weights / (p->rows * p->cols);
+    if (matrices > 0) return min_i64(matrices * p->rows, left);
+    int64_t rows = max_i64(weights / p->cols / TILE, 1) * TILE;
+    return min_i64(rows, p->rows - r0 % p->rows);
+}
+
+Err params_prepare_piece(Param *p, const Shape *s, Cx *cx, int64_t r0, int64_t n) {
+    if (!is_alone(p, cx)) return OK;
+    if (n == p->w.rows || !is_prepared(p, s)) return prepare(p, s, cx);
+    MatQ q = matq_mat(p->q, r0 / p->rows);
+    int64_t at = r0 % p->rows;
+    q.nmat = max_i64(n / p->rows, 1);
+    if (n < p->rows) {
+        q.q += at * q.ld;
+        q.s = (char *)q.s + (size_t)(at / TILE * q.srow) * (q.st == SCALE_F32 ? 4 : 1);
+        q.rows = n;
+    }
+    return prepare_part(p, s, cx, q, mat_rows(p->w, r0, n));
 }
 
 Err params_publish(Params *t, const Shape *s, Cx *cx) {

@@ -87,9 +87,13 @@ Err optimizer_step(Params *t, const Shape *s, Cx *cx, const OptStep *o, OptResul
         Param *p = &t->p[i];
         if (p->own.nrows == 0) continue;
         a.weight_decay = p->has_decay ? (float)o->weight_decay : 0.0f;
-        Mat own_w = mat_rows(p->w, p->own.row0, p->own.nrows);
-        TRY(cx->ops->adam_step(&cx->op, p->master, p->m, p->v, own_grad(p), own_w, a));
-        TRY(params_prepare_own(p, s, cx));
+        for (int64_t row = 0, n; row < p->own.nrows; row += n) {
+            n = params_piece(p, s, cx, row);
+            Mat copy = mat_rows(p->w, p->own.row0 + row, n), grad = mat_rows(own_grad(p), row, n);
+            Mat m = mat_rows(p->m, row, n), v = mat_rows(p->v, row, n);
+            TRY(cx->ops->adam_step(&cx->op, mat_rows(p->master, row, n), m, v, grad, copy, a));
+            TRY(params_prepare_piece(p, s, cx, row, n));
+        }
     }
     prof_leave();
     return params_share(t, s, cx);

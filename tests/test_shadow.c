@@ -182,7 +182,7 @@ static void wgrad_error(Rig *r, const Operand *o, Mat x, Mat dy, Param *w, const
     Turned xt, dyt;
     Distance d = {0};
     MUST_OK(turn_codes(&r->shape, &r->cx, &xt, o, SITE_O_X_T, groups_none()));
-    MUST_OK(turn_fresh(&r->shape, &r->cx, &dyt, dy, SITE_O_DY_T, groups_none()));
+    MUST_OK(turn_fresh(&r->shape, &r->cx, &dyt, r->cx.scratch, dy, SITE_O_DY_T, groups_none()));
     MUST_OK(linear_wgrad(&r->shape, &r->cx, w, &dyt, &xt, groups_none()));
     for (int64_t n = 0; n < 128; n++) { // w has more rows
         for (int64_t k = 0; k < w->cols; k++) {
@@ -260,7 +260,7 @@ static void nothing_lost_is_zero(void **state) {
     MUST_OK(linear_fprop(&r.shape, &r.cx, y, &o, w, groups_none()));
     MUST_OK(linear_dgrad(&r.shape, &r.cx, dx, &q, w, groups_none()));
     MUST_OK(turn_codes(&r.shape, &r.cx, &xt, &o, SITE_O_X_T, groups_none()));
-    MUST_OK(turn_fresh(&r.shape, &r.cx, &dyt, dy, SITE_O_DY_T, groups_none()));
+    MUST_OK(turn_fresh(&r.shape, &r.cx, &dyt, r.cx.scratch, dy, SITE_O_DY_T, groups_none()));
     MUST_OK(linear_wgrad(&r.shape, &r.cx, w, &dyt, &xt, groups_none()));
     MUST_OK(shadow_rows(r.shadow, &r.cx));
     assert_int_equal(r.shadow->nrows, 3);

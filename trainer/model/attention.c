@@ -91,14 +91,17 @@ static Err keep_out(const Shape *s, Cx *cx, AttentionSaved *a, Mat o_x, Operand 
     return OK;
 }
 
-// kept_out: o_x as the backward sees it: what was kept, on scratch if it has to be decoded.
-static Err kept_out(const Shape *s, Cx *cx, const AttentionSaved *a, Mat *o_x) {
+// kept_out: o_x as the backward sees it: what was kept, on scratch if it has to be decoded; then also Wgrad's form of
+// the input of o, while it is there.
+static Err kept_out(const Shape *s, Cx *cx, AttentionSaved *a, Mat *o_x) {
     *o_x = a->o_x;
     if (!s->cache_o_e5m6) return OK;
     TRY(arena_mat(cx->scratch, o_x, s->act, a->x.rows, s->H * s->Dv, "attn.o again"));
     prof_enter(PROF_QUANT);
     TRY(cx->ops->dequant_e5m6(&cx->op, *o_x, a->o_packed));
     prof_leave();
+    TRY(turn_fresh(s, cx, &a->o_t, cx->acts, *o_x, SITE_O_X_T, groups_none()));
+    a->o_t.sample = a->o.sample; // forward's, not the decoded one
     return OK;
 }
 
@@ -225,21 +228,12 @@ Err attention_bwd_input(const Shape *s, Cx *cx, const AttentionParams *p, Attent
     return OK;
 }
 
-// turn_out: Wgrad's form of the input of o: from its E4M3 codes, or from the decoded 12-bit ones.
-static Err turn_out(const Shape *s, Cx *cx, Turned *t, const AttentionSaved *a) {
-    if (!s->cache_o_e5m6) return turn_codes(s, cx, t, &a->o, SITE_O_X_T, groups_none());
-    Mat o_x;
-    TRY(kept_out(s, cx, a, &o_x));
-    TRY(turn_fresh(s, cx, t, o_x, SITE_O_X_T, groups_none()));
-    t->sample = a->o.sample; // forward's, not the decoded one
-    return OK;
-}
-
 Err attention_bwd_weight(const Shape *s, Cx *cx, const AttentionParams *p, AttentionSaved *a) {
     Groups all = groups_none();
     size_t mark = arena_mark(cx->scratch);
     Turned x;
-    TRY(turn_out(s, cx, &x, a));
+    if (s->cache_o_e5m6) x = a->o_t;
+    else TRY(turn_codes(s, cx, &x, &a->o, SITE_O_X_T, all));
     TRY(linear_wgrad(s, cx, p->o, &a->dy_t, &x, all));
     arena_release(cx->scratch, mark);
     AttentionSaved in;

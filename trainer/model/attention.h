@@ -24,6 +24,7 @@ typedef struct AttentionSaved {
     // output gradients of the linears and, kept by bwd_input for bwd_weight, their forms for Wgrad (dq_a: of q_a or q)
     Mat dq, dkv, dcq_raw, dkva; // on gradient_arena
     Turned dy_t, dq_t, dkv_t, dq_a_t, dkva_t;
+    Turned o_t; // with e5m6: the input of o for Wgrad, kept by bwd_input for bwd_weight
 } AttentionSaved;
 
 AttentionParams attention_params(const Params *p, int64_t layer);

@@ -164,13 +164,13 @@ Err turn_codes(const Shape *s, Cx *cx, Turned *t, const Operand *o, Site site, G
     return OK;
 }
 
-Err turn_fresh(const Shape *s, Cx *cx, Turned *t, Mat x, Site site, Groups g) {
+Err turn_fresh(const Shape *s, Cx *cx, Turned *t, Arena *arena, Mat x, Site site, Groups g) {
     Turned r = {0};
     r.x = x;
     if (cx->shadow) r.sample = x; // its first rows
     if (s->mode == MODE_FP8) {
         QuantOut out;
-        TRY(turned_room(s, cx, &out, cx->scratch, x.rows, x.cols, site, g));
+        TRY(turned_room(s, cx, &out, arena, x.rows, x.cols, site, g));
         r.t = out.q;
         prof_enter(PROF_QUANT);
         TRY(cx->ops->quant_tile_t(&cx->op, r.t, x, g, site_rule(s, cx, site), out.n));

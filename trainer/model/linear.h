@@ -56,7 +56,7 @@ Err turned_room(const Shape *s, Cx *cx, QuantOut *out, Arena *arena, int64_t tok
                 Groups g) MUST_CHECK;
 // turn_codes: from an operand's codes (inputs; dispatched gradients). turn_fresh: from the matrix.
 Err turn_codes(const Shape *s, Cx *cx, Turned *t, const Operand *o, Site site, Groups g) MUST_CHECK;
-Err turn_fresh(const Shape *s, Cx *cx, Turned *t, Mat x, Site site, Groups g) MUST_CHECK;
+Err turn_fresh(const Shape *s, Cx *cx, Turned *t, Arena *arena, Mat x, Site site, Groups g) MUST_CHECK;
 // operand_pair: a local output gradient dy in both forms, coded in one pass: o for Dgrad, its codes on scratch, t for
 // Wgrad, its codes on acts. Outside of fp8 mode both are views of dy, which must live as long.
 Err operand_pair(const Shape *s, Cx *cx, Operand *o, Turned *t, Mat dy, Site site, Site site_t, Groups g) MUST_CHECK;

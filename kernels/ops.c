@@ -52,8 +52,8 @@ Err ops_isa_select(const char *name) {
     CHECK(gemm_select(name), E_USAGE, "this processor or build lacks '%s'; there are %s", name,
           list);
     // Quantiser and row operations have no loops of its own for what only products need.
-    bool is_amx = !strcmp(name, "amx"), is_512 = !strncmp(name, "avx512", 6) || is_amx;
-    CHECK(quant_select(is_amx ? "avx512-bf16" : name) && row_select(is_512 ? "avx512" : name),
+    bool is_bf16 = !strcmp(name, "amx") || !strcmp(name, "avx512-bf16");
+    CHECK(quant_select(is_bf16 ? "avx512-bf16" : name) && row_select(is_bf16 ? "avx512bf16" : name),
           E_INTERNAL, "no loops for '%s'", name);
     CHECK(attn_select(name), E_INTERNAL, "no attention for '%s'", name);
     return OK;

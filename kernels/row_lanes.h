@@ -41,9 +41,9 @@ typedef struct RowLanes {
 
 #define ROW_SUMSQ 8 // blocks whose sums of squares are made side by side
 
-extern const RowLanes row_lanes_avx512, row_lanes_avx2, row_lanes_portable;
+extern const RowLanes row_lanes_avx512bf16, row_lanes_avx512, row_lanes_avx2, row_lanes_portable;
 
-// row_lanes: the loops chosen. row_select: use these from now on ("avx512", "avx2", "portable");
+// row_lanes: the loops chosen. row_select: use these from now on ("avx512bf16", "avx512", "avx2", "portable");
 // NULL = the best of this processor. False, and nothing changed, if unknown or not there. Not
 // thread-safe.
 const RowLanes *row_lanes(void);

@@ -7,9 +7,10 @@
 static const RowLanes *chosen;
 
 bool row_select(const char *name) {
-    static const RowLanes *const all[] = {&row_lanes_avx512, &row_lanes_avx2, &row_lanes_portable};
-    const bool is_usable[] = {cpu_has_avx512(), cpu_has_avx2(), true};
-    for (int i = 0; i < 3; i++) {
+    static const RowLanes *const all[] = {&row_lanes_avx512bf16, &row_lanes_avx512, &row_lanes_avx2,
+                                          &row_lanes_portable};
+    const bool is_usable[] = {cpu_has_avx512bf16() && cpu_has_avx512vbmi(), cpu_has_avx512(), cpu_has_avx2(), true};
+    for (int i = 0; i < 4; i++) {
         if (!is_usable[i] || (name && strcmp(name, all[i]->name) != 0)) continue;
         chosen = all[i];
         return true;

@@ -22,6 +22,7 @@
 #define V_BYTES 16
 #endif
 #define V_LANES (V_BYTES / 4)
+#define SUBNORMAL 0x20 // a class of vfpclassps
 #define V_SIDE 8                      // most vectors side by side
 #define V_PARTS (ROW_LANES / V_LANES) // vectors that hold the 16 lanes of a sum
 
@@ -65,6 +66,13 @@ ROW_INLINE V v_from_bf16(const uint16_t *p) {
 }
 
 ROW_INLINE void v_to_bf16(uint16_t *p, V v) {
+#if defined(__AVX512BF16__)
+    // One instruction, but it takes subnormals for zeros.
+    if (__builtin_expect(_mm512_fpclass_ps_mask((__m512)v, SUBNORMAL) == 0, 1)) {
+        _mm256_storeu_si256((__m256i *)p, (__m256i)_mm512_cvtneps_pbh((__m512)v));
+        return;
+    }
+#endif
 #if defined(__AVX512F__)
     __m512i u = (__m512i)v, high = _mm512_srli_epi32(u, 16);
     __m512i odd = _mm512_and_si512(high, _mm512_set1_epi32(1));

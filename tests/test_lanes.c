@@ -202,9 +202,9 @@ static void check_exp(const RowLanes *lanes) {
 
 static void test_bits(void **state) {
     (void)state;
-    static const char *const names[] = {"avx512", "avx2", "portable"};
+    static const char *const names[] = {"avx512bf16", "avx512", "avx2", "portable"};
     uint64_t seed = 100;
-    for (int k = 0; k < 3; k++) {
+    for (int k = 0; k < 4; k++) {
         if (!row_select(names[k])) {
             print_message("%s: not on this machine\n", names[k]);
             continue;
@@ -230,7 +230,7 @@ static void test_bits(void **state) {
 
 static void test_sumsq(void **state) {
     (void)state;
-    static const char *const names[] = {"avx512", "avx2", "portable"};
+    static const char *const names[] = {"avx512bf16", "avx512", "avx2", "portable"};
     Mat x = ref_random(DT_F32, 8 * 128 + 300, 77, 3, 2.0);
     double want[16], out[16];
     for (int64_t b = 0; b < ceil_div(x.rows, 128); b++) {
@@ -238,7 +238,7 @@ static void test_sumsq(void **state) {
         for (int64_t r = 128 * b; r < min_i64(x.rows, 128 * b + 128); r++)
             for (int64_t c = 0; c < x.cols; c++) want[b] += ref_at(x, r, c) * ref_at(x, r, c);
     }
-    for (int k = 0; k < 3; k++) {
+    for (int k = 0; k < 4; k++) {
         if (!row_select(names[k])) continue;
         for (int64_t b = 0; b < ceil_div(x.rows, 128); b += ROW_SUMSQ)
             row_lanes()->sumsq(out, x, b);

@@ -68,24 +68,24 @@ INLINE void transpose(__m512i x[16]) {
 }
 
 // Rows, the contraction along memory's rows: a register's row is a piece of memory.
-static void rows_along_e4m3(const uint8_t *p, int64_t ld, int64_t n, int64_t kn, uint16_t *dst) {
+static void rows_along_e4m3(const uint8_t *p, int64_t ld, int64_t n, int64_t kn, int64_t strip, uint16_t *dst) {
     for (int64_t r = 0; r < n; r++, p += ld) {
-        uint16_t *at = dst + r / AMX_STRIP * AMX_STRIP_ELEMS + r % AMX_STRIP * AMX_STEP;
+        uint16_t *at = dst + r / AMX_STRIP * strip + r % AMX_STRIP * AMX_STEP;
         for (int64_t k = 0; k < kn; k += 64) decode(load_bytes(p + k, kn - k), at + k * AMX_STRIP);
     }
 }
 
-static void rows_along_bf16(const uint16_t *p, int64_t ld, int64_t n, int64_t kn, uint16_t *dst) {
+static void rows_along_bf16(const uint16_t *p, int64_t ld, int64_t n, int64_t kn, int64_t strip, uint16_t *dst) {
     for (int64_t r = 0; r < n; r++, p += ld) {
-        uint16_t *at = dst + r / AMX_STRIP * AMX_STRIP_ELEMS + r % AMX_STRIP * AMX_STEP;
+        uint16_t *at = dst + r / AMX_STRIP * strip + r % AMX_STRIP * AMX_STEP;
         for (int64_t k = 0; k < kn; k += AMX_STEP)
             _mm512_store_si512(at + k * AMX_STRIP, load_words(p + k, kn - k));
     }
 }
 
 // Columns, the contraction along memory's rows: transposed.
-static void columns_along_e4m3(const uint8_t *p, int64_t ld, int64_t n, int64_t kn, uint16_t *dst) {
-    for (int64_t j = 0; j < n; j += AMX_STRIP, dst += AMX_STRIP_ELEMS) {
+static void columns_along_e4m3(const uint8_t *p, int64_t ld, int64_t n, int64_t kn, int64_t strip, uint16_t *dst) {
+    for (int64_t j = 0; j < n; j += AMX_STRIP, dst += strip) {
         for (int64_t k = 0; k < kn; k += 64) {
             __m512i x[16];
 #pragma GCC unroll 16
@@ -98,9 +98,8 @@ static void columns_along_e4m3(const uint8_t *p, int64_t ld, int64_t n, int64_t 
     }
 }
 
-static void columns_along_bf16(const uint16_t *p, int64_t ld, int64_t n, int64_t kn,
-                               uint16_t *dst) {
-    for (int64_t j = 0; j < n; j += AMX_STRIP, dst += AMX_STRIP_ELEMS) {
+static void columns_along_bf16(const uint16_t *p, int64_t ld, int64_t n, int64_t kn, int64_t strip, uint16_t *dst) {
+    for (int64_t j = 0; j < n; j += AMX_STRIP, dst += strip) {
         for (int64_t k = 0; k < kn; k += AMX_STEP) {
             __m512i x[16];
 #pragma GCC unroll 16
@@ -114,32 +113,40 @@ static void columns_along_bf16(const uint16_t *p, int64_t ld, int64_t n, int64_t
     }
 }
 
-// Columns, the contraction across memory's rows: 4 rows of 64 codes become 4 registers' rows of 16
-// columns x 4 codes.
-static void columns_across_e4m3(const uint8_t *p, int64_t ld, int64_t n, int64_t kn,
+// Two rows of 32 codes, those that are there.
+INLINE __m512i load_two(const uint8_t *p, const uint8_t *q, int64_t n, bool has_p, bool has_q) {
+    if (__builtin_expect(n >= 32 && has_q, 1))
+        return _mm512_inserti64x4(_mm512_castsi256_si512(_mm256_loadu_si256((const __m256i *)p)),
+                                  _mm256_loadu_si256((const __m256i *)q), 1);
+    __mmask32 mask = n >= 32 ? ~0u : (1u << n) - 1;
+    return _mm512_inserti64x4(
+        _mm512_castsi256_si512(_mm256_maskz_loadu_epi8(has_p ? mask : 0, p)),
+        _mm256_maskz_loadu_epi8(has_q ? mask : 0, q), 1);
+}
+
+// Columns, the contraction across memory's rows: 8 rows of 32 codes become 2 rows of each of 2
+// registers, 16 columns x 4 codes.
+static void columns_across_e4m3(const uint8_t *p, int64_t ld, int64_t n, int64_t kn, int64_t strip,
                                 uint16_t *dst) {
     // Unpacking works inside 128 bits: groups of four columns go where it wants them.
     const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
-    for (int64_t j = 0; j < n; j += 64) {
-        for (int64_t k = 0; k < kn; k += 4) {
+    for (int64_t j = 0; j < n; j += 2 * AMX_STRIP) {
+        for (int64_t k = 0; k < ceil_div(kn, 64) * 64; k += 8) {
             __m512i x[4];
 #pragma GCC unroll 4
-            for (int i = 0; i < 4; i++)
+            for (int i = 0; i < 4; i++) {
+                const uint8_t *at = p + (k + i) * ld + j;
                 x[i] = _mm512_permutexvar_epi32(
-                    order, load_bytes(p + (k + i) * ld + j, k + i < kn ? n - j : 0));
+                    order, load_two(at, at + 4 * ld, n - j, k + i < kn, k + 4 + i < kn));
+            }
             __m512i a = _mm512_unpacklo_epi8(x[0], x[1]), b = _mm512_unpackhi_epi8(x[0], x[1]);
             __m512i c = _mm512_unpacklo_epi8(x[2], x[3]), d = _mm512_unpackhi_epi8(x[2], x[3]);
-            uint16_t *at = dst + j / AMX_STRIP * AMX_STRIP_ELEMS + k / 64 * 2 * AMX_TILE +
-                           k % 64 / 4 * AMX_STEP;
+            uint16_t *at = dst + j / AMX_STRIP * strip + k / 64 * 2 * AMX_TILE + k % 64 / 4 * AMX_STEP;
             decode(_mm512_unpacklo_epi16(a, c), at);
-            decode(_mm512_unpackhi_epi16(a, c), at + AMX_STRIP_ELEMS);
-            decode(_mm512_unpacklo_epi16(b, d), at + 2 * AMX_STRIP_ELEMS);
-            decode(_mm512_unpackhi_epi16(b, d), at + 3 * AMX_STRIP_ELEMS);
+            decode(_mm512_unpackhi_epi16(a, c), at + strip);
+            decode(_mm512_unpacklo_epi16(b, d), at + AMX_STEP);
+            decode(_mm512_unpackhi_epi16(b, d), at + strip + AMX_STEP);
         }
-        for (int64_t k = ceil_div(kn, 4) * 4; k % 64; k += 4)
-            for (int s = 0; s < 4; s++)
-                decode(_mm512_setzero_si512(), dst + (j / AMX_STRIP + s) * AMX_STRIP_ELEMS +
-                                                   k / 64 * 2 * AMX_TILE + k % 64 / 4 * AMX_STEP);
     }
 }
 
@@ -149,17 +156,16 @@ INLINE __m512i pair_across(const uint16_t *p, int64_t ld, int64_t n, int64_t kn)
     return _mm512_or_si512(x, _mm512_slli_epi32(y, 16));
 }
 
-static void columns_across_bf16(const uint16_t *p, int64_t ld, int64_t n, int64_t kn,
-                                uint16_t *dst) {
+static void columns_across_bf16(const uint16_t *p, int64_t ld, int64_t n, int64_t kn, int64_t strip, uint16_t *dst) {
     int64_t end = ceil_div(kn, AMX_STEP) * AMX_STEP;
-    for (int64_t j = 0; j < n; j += AMX_STRIP, dst += AMX_STRIP_ELEMS)
+    for (int64_t j = 0; j < n; j += AMX_STRIP, dst += strip)
         for (int64_t k = 0; k < end; k += 2)
             _mm512_store_si512(dst + k * AMX_STRIP, pair_across(p + k * ld + j, ld, n - j, kn - k));
 }
 
 // Rows, the contraction across memory's rows: columns, transposed.
-static void rows_across_bf16(const uint16_t *p, int64_t ld, int64_t n, int64_t kn, uint16_t *dst) {
-    for (int64_t j = 0; j < n; j += AMX_STRIP, dst += AMX_STRIP_ELEMS) {
+static void rows_across_bf16(const uint16_t *p, int64_t ld, int64_t n, int64_t kn, int64_t strip, uint16_t *dst) {
+    for (int64_t j = 0; j < n; j += AMX_STRIP, dst += strip) {
         for (int64_t k = 0; k < kn; k += AMX_STEP) {
             __m512i x[16];
 #pragma GCC unroll 16
@@ -173,8 +179,8 @@ static void rows_across_bf16(const uint16_t *p, int64_t ld, int64_t n, int64_t k
     }
 }
 
-static void rows_across_e4m3(const uint8_t *p, int64_t ld, int64_t n, int64_t kn, uint16_t *dst) {
-    for (int64_t j = 0; j < n; j += AMX_STRIP, dst += AMX_STRIP_ELEMS) {
+static void rows_across_e4m3(const uint8_t *p, int64_t ld, int64_t n, int64_t kn, int64_t strip, uint16_t *dst) {
+    for (int64_t j = 0; j < n; j += AMX_STRIP, dst += strip) {
         for (int64_t k = 0; k < kn; k += 64) {
             uint8_t x[AMX_STRIP][64] = {{0}};
             for (int64_t i = 0; i < min_i64(64, kn - k); i++)
@@ -186,50 +192,51 @@ static void rows_across_e4m3(const uint8_t *p, int64_t ld, int64_t n, int64_t kn
     }
 }
 
-void amx_pack_rows(const GemmOperand *o, int64_t outer, int64_t n, int64_t k0, int64_t kn,
+void amx_pack_rows(const GemmOperand *o, int64_t outer, int64_t n, int64_t k0, int64_t kn, int64_t strip,
                    uint16_t *dst) {
     int64_t at = o->is_k_contig ? outer * o->ld + k0 : k0 * o->ld + outer;
     const uint8_t *q = (const uint8_t *)o->p + at;
     const uint16_t *h = (const uint16_t *)o->p + at;
-    int64_t end = ceil_div(n, 2 * AMX_STRIP) * 2 * AMX_STRIP, made = n;
+    int64_t end = ceil_div(n, 2 * AMX_STRIP) * 2 * AMX_STRIP, made = n, filled = amx_filled(o->t, kn);
     if (!o->is_k_contig) made = ceil_div(n, AMX_STRIP) * AMX_STRIP; // whole strips
     if (o->is_k_contig && o->t == SRC_E4M3)
-        rows_along_e4m3(q, o->ld, n, kn, dst);
+        rows_along_e4m3(q, o->ld, n, kn, strip, dst);
     else if (o->is_k_contig)
-        rows_along_bf16(h, o->ld, n, kn, dst);
+        rows_along_bf16(h, o->ld, n, kn, strip, dst);
     else if (o->t == SRC_E4M3)
-        rows_across_e4m3(q, o->ld, n, kn, dst);
+        rows_across_e4m3(q, o->ld, n, kn, strip, dst);
     else
-        rows_across_bf16(h, o->ld, n, kn, dst);
+        rows_across_bf16(h, o->ld, n, kn, strip, dst);
     for (int64_t r = made; r < end; r++) // empty rows of every register of the strip
-        for (int64_t k = 0; k < GEMM_AMX_KB; k += AMX_STEP)
-            memset(dst + r / AMX_STRIP * AMX_STRIP_ELEMS + k * AMX_STRIP + r % AMX_STRIP * AMX_STEP,
+        for (int64_t k = 0; k < filled; k += AMX_STEP)
+            memset(dst + r / AMX_STRIP * strip + k * AMX_STRIP + r % AMX_STRIP * AMX_STEP,
                    0, AMX_STEP * sizeof *dst);
 }
 
-void amx_pack_columns(const GemmOperand *o, int64_t outer, int64_t n, int64_t k0, int64_t kn,
-                      uint16_t *dst) {
+void amx_pack_columns(const GemmOperand *o, int64_t outer, int64_t n, int64_t k0, int64_t kn, int64_t strip,
+                   uint16_t *dst) {
     int64_t at = o->is_k_contig ? outer * o->ld + k0 : k0 * o->ld + outer;
     const uint8_t *q = (const uint8_t *)o->p + at;
     const uint16_t *h = (const uint16_t *)o->p + at;
     int64_t strips = ceil_div(n, AMX_STRIP);
     if (o->is_k_contig && o->t == SRC_E4M3)
-        columns_along_e4m3(q, o->ld, n, kn, dst);
+        columns_along_e4m3(q, o->ld, n, kn, strip, dst);
     else if (o->is_k_contig)
-        columns_along_bf16(h, o->ld, n, kn, dst);
+        columns_along_bf16(h, o->ld, n, kn, strip, dst);
     else if (o->t == SRC_E4M3)
-        columns_across_e4m3(q, o->ld, n, kn, dst);
+        columns_across_e4m3(q, o->ld, n, kn, strip, dst);
     else
-        columns_across_bf16(h, o->ld, n, kn, dst);
-    if (strips % 2) memset(dst + strips * AMX_STRIP_ELEMS, 0, AMX_STRIP_ELEMS * sizeof *dst);
+        columns_across_bf16(h, o->ld, n, kn, strip, dst);
+    if (strips % 2)
+        memset(dst + strips * strip, 0, (size_t)(amx_filled(o->t, kn) * AMX_STRIP) * sizeof *dst);
 }
 #else
-void amx_pack_rows(const GemmOperand *o, int64_t outer, int64_t n, int64_t k0, int64_t kn,
+void amx_pack_rows(const GemmOperand *o, int64_t outer, int64_t n, int64_t k0, int64_t kn, int64_t strip,
                    uint16_t *dst) {
-    (void)o, (void)outer, (void)n, (void)k0, (void)kn, (void)dst;
+    (void)o, (void)outer, (void)n, (void)k0, (void)kn, (void)strip, (void)dst;
 }
-void amx_pack_columns(const GemmOperand *o, int64_t outer, int64_t n, int64_t k0, int64_t kn,
-                      uint16_t *dst) {
-    (void)o, (void)outer, (void)n, (void)k0, (void)kn, (void)dst;
+void amx_pack_columns(const GemmOperand *o, int64_t outer, int64_t n, int64_t k0, int64_t kn, int64_t strip,
+                   uint16_t *dst) {
+    (void)o, (void)outer, (void)n, (void)k0, (void)kn, (void)strip, (void)dst;
 }
 #endif

@@ -257,7 +257,7 @@ INLINE void run_block(const bool is_fp8, const int h, GemmWork *w, const Range *
         int64_t skip = s * TILE * AMX_STRIP;
         int64_t steps = amx_filled(SRC_E4M3, slice_elements(g, g->v0 + s * TILE)) / AMX_STEP;
         run(true, h, g->p, steps, b->r + skip, b->c + skip, b->strip, NULL, waiting);
-        next.row_scales = b->row_scales + s * GEMM_AMX_MB;
+        next.row_scales = b->row_scales + s * 2 * AMX_STRIP;
         next.column_scales = b->column_scales + s * g->scales_ld;
         next.is_first = g->is_first && s == 0;
         next.is_done = g->is_last && (s + 1) * TILE >= g->vn;
@@ -292,18 +292,20 @@ static Piece piece_of(const Range *g, bool is_second) {
     return (Piece){from - g->second, v1 - from, from - g->v0};
 }
 
-// The rows of a panel.
-static void pack_rows(GemmWork *w, const Range *g) {
+// The i-th block's rows of a panel, 32 at a time: they are in the first-level cache when their runs begin, and never in
+// the second.
+static void pack_rows(const Range *g, int64_t i, uint16_t *rows, float *scales) {
     const GemmProblem *p = g->p;
-    const int64_t strip = AMX_STRIP * amx_filled(p->a.t, g->vn);
-    if (is_fp8(p)) memset(w->amx.row_scales, 0, sizeof w->amx.row_scales); // of strips that no element fills, too
+    const int64_t strip = AMX_STRIP * amx_filled(p->a.t, g->vn), row = i * 2 * AMX_STRIP;
+    int64_t n = min_i64(2 * AMX_STRIP, g->mn - row);
+    if (n < 2 * AMX_STRIP) memset(scales, 0, GEMM_AMX_KB / TILE * 2 * AMX_STRIP * sizeof *scales);
     for (int second = 0; second < 2; second++) {
         const GemmOperand *a = second ? &p->a2 : &p->a;
         Piece x = piece_of(g, second);
         if (x.kn <= 0) continue;
-        amx_pack_rows(a, g->m0, g->mn, x.k0, x.kn, strip, w->amx.rows + x.at * AMX_STRIP);
+        amx_pack_rows(a, g->m0 + row, n, x.k0, x.kn, strip, rows + x.at * AMX_STRIP);
         for (int64_t k = 0; k < x.kn && is_fp8(p); k += TILE)
-            pack_scales(a, g->m0, g->mn, x.k0 + k, w->amx.row_scales[(x.at + k) / TILE]);
+            pack_scales(a, g->m0 + row, n, x.k0 + k, scales + (x.at + k) / TILE * 2 * AMX_STRIP);
     }
 }
 
@@ -328,8 +330,10 @@ static void run_panels(GemmWork *w, const Range *g) {
     Waiting waiting = {.h = 0};
     for (int64_t i = 0; i < blocks(g->mn); i++) {
         RunBlock *run_one = run_blocks[is_fp8(g->p)][g->mn - i * 2 * AMX_STRIP > AMX_STRIP];
-        Block b = {i, 0, strip, w->amx.rows + i * 2 * strip, g->columns, w->amx.row_scales[0] + i * 2 * AMX_STRIP,
-                   g->column_scales};
+        float *scales = w->amx.row_scales[i % 2]; // what waits needs those of the rows before
+        pack_rows(g, i, w->amx.rows, scales);
+        __asm__ volatile("" : : : "memory"); // tile loads do not say what they read
+        Block b = {i, 0, strip, w->amx.rows, g->columns, scales, g->column_scales};
         for (; b.j < blocks(g->nn); b.j++, b.c += 2 * strip, b.column_scales += 2 * AMX_STRIP)
             run_one(w, g, &b, &waiting);
     }
@@ -354,9 +358,7 @@ void gemm_tile_amx(const GemmProblem *p, int64_t m0, int64_t mn, int64_t n0, int
         float *scales = w->amx.column_scales + at / TILE * ld;
         Range g = {p,       m0,     mn, n0, nn, v0, vn, p->k2 ? length - p->k2 : length, v0 == 0, v0 + vn == length,
                    columns, scales, ld};
-        pack_rows(w, &g);
         if (!has_columns) pack_columns(&g, columns, scales);
-        __asm__ volatile("" : : : "memory"); // tile loads do not say what they read
         run_panels(w, &g);
     }
     w->packed = is_kept ? p : NULL;

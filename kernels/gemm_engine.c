@@ -131,8 +131,10 @@ static GemmTiles tiles_of(const GemmIsa *isa, const GemmProblem *p, const Sum *s
     if (isa->tiles) return *isa->tiles;
     int unit = is_half(isa, p) ? isa->unit_half : 1;
     if (!unit) { // multiply so fast that packing decides: large tiles
-        bool is_wide = gemm_length(p, TILE) <= GEMM_AMX_KB;
-        return (GemmTiles){GEMM_AMX_MB, is_wide ? GEMM_AMX_NB_WIDE : GEMM_AMX_NB, 64, 64, 2, true};
+        int64_t length = gemm_length(p, TILE);
+        bool is_long = length > GEMM_AMX_KEPT, is_wide = length <= GEMM_AMX_KB;
+        return (GemmTiles){is_long ? GEMM_AMX_MB_LONG : GEMM_AMX_MB, is_wide ? GEMM_AMX_NB_WIDE : GEMM_AMX_NB, 64, 64,
+                           2, true};
     }
     int64_t row = max_i64(ceil_div(p->k, TILE), 1) * TILE / unit; // units of the panel of a
     GemmTiles t = {GEMM_MB, GEMM_NB, 48, 64, 4, false};

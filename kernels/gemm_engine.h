@@ -62,11 +62,12 @@ enum {
     GEMM_WIDE_ROWS = 480,       // the same for AVX2: rows,
     GEMM_WIDE_COLUMNS = 512,    // columns,
     GEMM_WIDE_BYTES = 1750 << 10, // and what a thread works in
-    GEMM_AMX_MB = 256,            // the same for tile registers: rows,
-    GEMM_AMX_KB = 512,            // elements of the contraction of a panel,
-    GEMM_AMX_NB = 512,            // columns of a tile whose contraction is longer than that,
-    GEMM_AMX_NB_WIDE = 1024,      // of others,
-    GEMM_AMX_KEPT = 1024,         // and the longest contraction whose columns stay packed for the next rows
+    GEMM_AMX_KB = 512,            // the same for tile registers: elements of the contraction of a panel,
+    GEMM_AMX_KEPT = 1024,         // the longest contraction whose columns stay packed for the next rows,
+    GEMM_AMX_MB = 256,            // rows of a tile whose contraction is no longer than that,
+    GEMM_AMX_MB_LONG = 512,       // of others,
+    GEMM_AMX_NB = 512,            // columns of a tile whose contraction is longer than a panel,
+    GEMM_AMX_NB_WIDE = 1024,      // of others
 };
 
 // What one thread works in; contents undefined but for `packed`. Aligned to lines of the cache, and of a size that
@@ -84,10 +85,10 @@ typedef struct GemmWork {
             float between[12 * GEMM_NR_MAX];
         };
         struct {
-            uint16_t rows[GEMM_AMX_MB * GEMM_AMX_KB], columns[GEMM_AMX_NB * GEMM_AMX_KEPT];
-            float sums[GEMM_AMX_MB * GEMM_AMX_NB]; // that wait for the next panel
+            uint16_t rows[32 * GEMM_AMX_KB], columns[GEMM_AMX_NB * GEMM_AMX_KEPT];
+            float sums[GEMM_AMX_MB_LONG * GEMM_AMX_NB]; // that wait for the next panel
             float block[4 * 256], part[4 * 256];
-            float row_scales[GEMM_AMX_KB / TILE][GEMM_AMX_MB];
+            float row_scales[2][GEMM_AMX_KB / TILE * 32];
             float column_scales[GEMM_AMX_NB * GEMM_AMX_KEPT / TILE];
         } amx;
         unsigned char wide[GEMM_WIDE_BYTES]; // gemm_avx2.c

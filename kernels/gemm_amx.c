@@ -57,6 +57,11 @@ INLINE void put(const GemmProblem *p, int64_t row, int64_t col, int64_t n, __m51
     }
     float *y = (float *)p->y.p + row * p->y.ld + col;
     __mmask16 low = (__mmask16)mask, high = (__mmask16)(mask >> 16);
+    // Gradients come from memory, and no loop here is long enough for the processor to see it coming: the block below
+    // is asked for. In the gaps: all of its lines at once would hold up the products.
+    const char *below = (const char *)(y + 2 * AMX_STRIP * p->y.ld);
+    __builtin_prefetch(below, 0, 2);
+    __builtin_prefetch(below + 64, 0, 2);
     if (p->acc) {
         a = _mm512_add_ps(_mm512_maskz_loadu_ps(low, y), a);
         b = _mm512_add_ps(_mm512_maskz_loadu_ps(high, y + AMX_STRIP), b);
@@ -93,9 +98,8 @@ INLINE void settle_rows(const bool is_fp8, const bool is_first, const bool is_do
 #pragma GCC unroll 8
     for (int r = 0; r < n; r++) {
         settled(is_fp8, is_first, w, at + r * AMX_STRIP, is_fp8 ? rs[r] : 0, c0, c1, x);
-        if (is_done) { // BF16, 32 columns
-            uint16_t *y = (uint16_t *)p->y.p + (w->row + q * ROWS + r) * p->y.ld + w->col;
-            _mm512_storeu_si512(y, round_bf16(x[0], x[1]));
+        if (is_done) {
+            put(p, w->row + q * ROWS + r, w->col, 2 * AMX_STRIP, x[0], x[1]);
         } else {
             _mm512_store_ps(sums + r * AMX_STRIP, x[0]);
             _mm512_store_ps(sums + r * AMX_STRIP + TILE_SUMS, x[1]);
@@ -103,7 +107,7 @@ INLINE void settle_rows(const bool is_fp8, const bool is_first, const bool is_do
     }
 }
 
-// The same for what is at the edge or not BF16.
+// The same for what is at the edge.
 static __attribute__((noinline)) void settle_edge(const bool is_fp8, const bool is_first, const GemmProblem *p,
                                                   const Waiting *w, int q, int64_t n) {
     for (int64_t r = 0; r < n; r++) {
@@ -122,15 +126,15 @@ static __attribute__((noinline)) void settle_edge(const bool is_fp8, const bool 
     }
 }
 
-// What waits for: nothing, its first promotion, another one, the output (BF16 and whole, after a promotion that is not
-// the first), the output otherwise.
-typedef enum Kind { KEPT, FIRST, NEXT, WHOLE, EDGE } Kind;
+// What waits for: nothing, its first promotion, another one, the output after its only promotion or another one, the
+// same at an edge.
+typedef enum Kind { KEPT, FIRST, NEXT, ONLY, LAST, EDGE } Kind;
 
-static Kind kind_of(const bool is_fp8, const GemmProblem *p, const Waiting *w) {
+static Kind kind_of(const bool is_fp8, const Waiting *w) {
     if (w->is_kept) return KEPT;
     if (!w->is_done) return w->is_first ? FIRST : NEXT;
-    bool is_whole = w->rows >= w->h * AMX_STRIP && w->columns >= 2 * AMX_STRIP;
-    return is_whole && p->y.t == DT_BF16 && !(is_fp8 && w->is_first) ? WHOLE : EDGE;
+    if (w->rows < w->h * AMX_STRIP || w->columns < 2 * AMX_STRIP) return EDGE;
+    return is_fp8 && w->is_first ? ONLY : LAST;
 }
 
 // The q-th ROWS rows of what waits.
@@ -139,7 +143,9 @@ INLINE void settle(const bool is_fp8, const Kind kind, const GemmProblem *p, con
         settle_rows(is_fp8, true, false, p, w, q, ROWS);
     else if (kind == NEXT)
         settle_rows(is_fp8, false, false, p, w, q, ROWS);
-    else if (kind == WHOLE)
+    else if (kind == ONLY)
+        settle_rows(is_fp8, true, true, p, w, q, ROWS);
+    else if (kind == LAST)
         settle_rows(is_fp8, false, true, p, w, q, ROWS);
     else if (kind == EDGE)
         settle_edge(is_fp8, w->is_first, p, w, q, min_i64(w->rows - q * ROWS, ROWS));
@@ -147,7 +153,7 @@ INLINE void settle(const bool is_fp8, const Kind kind, const GemmProblem *p, con
 
 static void settle_all(const bool is_fp8, const GemmProblem *p, Waiting *w) {
     if (w->h == 0) return;
-    Kind kind = kind_of(is_fp8, p, w);
+    Kind kind = kind_of(is_fp8, w);
     amx_store(w->h, w->part, 64, TILE_SUMS * 4, 2 * TILE_SUMS * 4);
     for (int q = 0; q < 2 * w->h; q++) {
         if (is_fp8)
@@ -158,14 +164,14 @@ static void settle_all(const bool is_fp8, const GemmProblem *p, Waiting *w) {
     w->h = 0;
 }
 
-// One run of at least four steps, after one that waits and has as many strips.
+// One run after one that waits and has as many strips.
 INLINE void run_after(const bool is_fp8, const int h, const Kind kind, const GemmProblem *p, int64_t steps,
                       const uint16_t *r, const uint16_t *c, int64_t strip, const float *from, const Waiting *waiting) {
     const Waiting w = *waiting; // which no assembler can change
     amx_turn(h, r, 64, strip, c, 64, strip, w.part, from, 64, TILE_SUMS * 4, 2 * TILE_SUMS * 4);
 #pragma GCC unroll 4
     for (int k = 1; k < 4; k++) {
-        amx_step(FAR_COLUMNS, h, r + k * AMX_TILE, 64, strip, c + k * AMX_TILE, 64, strip);
+        if (k < steps) amx_step(FAR_COLUMNS, h, r + k * AMX_TILE, 64, strip, c + k * AMX_TILE, 64, strip);
         if (k == 1) settle(is_fp8, kind, p, &w, 0);
         if (k < 3 && (k == 2 || h == 2)) settle(is_fp8, kind, p, &w, 1 + (h == 2 && k == 2));
         if (k == 3 && h == 2) settle(is_fp8, kind, p, &w, 3);
@@ -180,7 +186,7 @@ INLINE void run(const bool is_fp8, const int h, const GemmProblem *p, int64_t st
                       const uint16_t *r, const uint16_t *c, int64_t strip, const float *from,
                       Waiting *w) {
     strip *= (int64_t)sizeof *r;
-    if (w->h != h || steps < 4) {
+    if (w->h != h) {
         settle_all(is_fp8, p, w);
         if (from)
             amx_load(h, from, 64, TILE_SUMS * 4, 2 * TILE_SUMS * 4);
@@ -190,13 +196,15 @@ INLINE void run(const bool is_fp8, const int h, const GemmProblem *p, int64_t st
             amx_step(FAR_COLUMNS, h, r + k * AMX_TILE, 64, strip, c + k * AMX_TILE, 64, strip);
         return;
     }
-    Kind kind = kind_of(is_fp8, p, w);
-    if (kind == WHOLE)
-        run_after(is_fp8, h, WHOLE, p, steps, r, c, strip, from, w);
+    Kind kind = kind_of(is_fp8, w);
+    if (kind == LAST)
+        run_after(is_fp8, h, LAST, p, steps, r, c, strip, from, w);
     else if (kind == EDGE)
         run_after(is_fp8, h, EDGE, p, steps, r, c, strip, from, w);
     else if (!is_fp8)
         run_after(false, h, KEPT, p, steps, r, c, strip, from, w);
+    else if (kind == ONLY)
+        run_after(true, h, ONLY, p, steps, r, c, strip, from, w);
     else if (kind == FIRST)
         run_after(true, h, FIRST, p, steps, r, c, strip, from, w);
     else

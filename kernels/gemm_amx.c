@@ -358,7 +358,7 @@ void gemm_tile_amx(const GemmProblem *p, int64_t m0, int64_t mn, int64_t n0, int
     }
     bool is_kept = length <= GEMM_AMX_KEPT;
     bool has_columns = is_kept && w->packed == p && w->packed_m0 == n0 && w->packed_mn == nn;
-    const int64_t ld = ceil_div(nn, 2 * AMX_STRIP) * 2 * AMX_STRIP; // columns that panels have room for
+    const int64_t ld = ceil_div(nn, 64) * 64; // columns that panels have room for
     amx_open();
     for (int64_t v0 = 0; v0 < length; v0 += GEMM_AMX_KB) {
         int64_t vn = min_i64(GEMM_AMX_KB, length - v0), at = is_kept ? v0 : 0;

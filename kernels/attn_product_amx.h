@@ -30,7 +30,8 @@ INLINE void block(const int h, float *c, int64_t ldc, const float *a, int64_t ld
         amx_load(h, c, cs, right, AMX_STRIP * cs);
     else
         amx_zero(h);
-    for (int64_t u = 0; u < nu; u += TILE_UNITS) amx_step(h, a + u, as, AMX_STRIP * as, b + u * NR, bs, right);
+    for (int64_t u = 0; u < nu; u += TILE_UNITS)
+        amx_step(FAR_NONE, h, a + u, as, AMX_STRIP * as, b + u * NR, bs, right);
     amx_store(h, c, cs, right, AMX_STRIP * cs);
 }
 

@@ -8,12 +8,16 @@
 // the left changes no bit.
 //
 // The panels of gemm_amx.h hold GEMM_AMX_KB of the contraction; then each block of the output runs
-// through them. A contraction of up to GEMM_AMX_KEPT has all its panels of columns at once, and the
-// next tile of the same columns finds them: weights are packed once, not once for every 256 tokens.
-// BF16: the block's four registers start from the sums and return there. FP8: they start from zero
-// every 128 elements and go to `parts`, and while the next 128 are multiplied, the vector units
-// promote: sums += part * (scale of the row * scale of the column). Compiled with its own flags and
-// called only where gemm_amx_permit() says so; without the flags only names are left.
+// through them: its rows stay in the first-level cache, columns come from the second. A contraction
+// of up to GEMM_AMX_KEPT has all its panels of columns at once, and the next tile of the same columns
+// finds them: weights are packed once, not once for every 256 tokens.
+//
+// A run is the panel (BF16) or 128 elements of it (FP8). Its sums leave the registers during the
+// first step of the next run, each just before the register starts anew, and what they are for, the
+// vector units do during the steps after that: promotion, sums += part * (scale of the row * scale of
+// the column), and after the last run of a block its rows of the output. BF16 sums that wait for
+// another panel return to the registers. Compiled with its own flags and called only where
+// gemm_amx_permit() says so; without the flags only names are left.
 #include "gemm_amx.h"
 
 #if defined(__AMX_BF16__) && defined(__AVX512VBMI__) && defined(__x86_64__)
@@ -24,210 +28,346 @@
 
 #define INLINE static inline __attribute__((always_inline))
 
-enum { TILE_SUMS = AMX_STRIP * AMX_STRIP, BLOCK_SUMS = 4 * TILE_SUMS };
+enum { TILE_SUMS = AMX_STRIP * AMX_STRIP, BLOCK_SUMS = 4 * TILE_SUMS, ROWS = 8 };
 
-// Of panels and sums as gemm_amx.h and block_at lay them.
-INLINE void step(const int h, const uint16_t *r, const uint16_t *c) {
-    const int64_t strip = AMX_STRIP_ELEMS * (int64_t)sizeof *r;
-    amx_step(h, r, 64, strip, c, 64, strip);
-}
-INLINE void tiles_load(const int h, const float *sums) {
-    amx_load(h, sums, 64, TILE_SUMS * 4, 2 * TILE_SUMS * 4);
-}
-INLINE void tiles_store(const int h, float *sums) {
-    amx_store(h, sums, 64, TILE_SUMS * 4, 2 * TILE_SUMS * 4);
-}
-
-// A block whose sums of one slice wait to be promoted.
+// A run of a block whose sums are still in the registers.
 typedef struct Waiting {
-    const float *part, *row_scales, *column_scales; // [BLOCK_SUMS], [32], [32]
-    float *sums;                                    // [BLOCK_SUMS]
-    __mmask16 has_sums;                             // none: the first slice of the contraction
-    int h;                                          // strips of rows, 0: there is none
-    int64_t i, j;                                   // which
+    int h;                                   // strips of rows, 0: there is none
+    float *part;                             // where the registers go, [BLOCK_SUMS]
+    bool is_kept;                            // and that is all: BF16, another panel comes
+    bool is_done;                            // to the output; else to `sums`
+    const float *row_scales, *column_scales; // FP8: [32]
+    float *sums;                             // FP8: of the runs before, [BLOCK_SUMS]
+    bool is_first;                           // FP8: nothing came before
+    int64_t row, rows, col, columns;         // of the output, at most 32 each
 } Waiting;
 
-// The t-th register of a block: sums += part * (row's scale * column's scale).
-INLINE void promote(const Waiting *w, int t) {
-    const float *part = w->part + t * TILE_SUMS, *rs = w->row_scales + t / 2 * AMX_STRIP;
-    float *sums = w->sums + t * TILE_SUMS;
-    __m512 cs = _mm512_loadu_ps(w->column_scales + t % 2 * AMX_STRIP);
-#pragma GCC unroll 16
-    for (int r = 0; r < AMX_STRIP; r++) {
-        __m512 s = _mm512_mul_ps(_mm512_set1_ps(rs[r]), cs);
-        __m512 x = _mm512_mul_ps(_mm512_load_ps(part + r * AMX_STRIP), s);
-        __m512 old = _mm512_maskz_load_ps(w->has_sums, sums + r * AMX_STRIP);
-        _mm512_store_ps(sums + r * AMX_STRIP, _mm512_add_ps(old, x));
+// 32 floats as BF16, rounded to nearest even; subnormals become zeros, as everywhere here.
+INLINE __m512i round_bf16(__m512 x, __m512 y) {
+    return (__m512i)_mm512_cvtne2ps_pbh(y, x);
+}
+
+// n <= 32 sums of a row into y(row, col ...).
+INLINE void put(const GemmProblem *p, int64_t row, int64_t col, int64_t n, __m512 a, __m512 b) {
+    __mmask32 mask = n >= 32 ? ~0u : (1u << n) - 1;
+    if (p->y.t == DT_BF16) {
+        uint16_t *y = (uint16_t *)p->y.p + row * p->y.ld + col;
+        _mm512_mask_storeu_epi16(y, mask, round_bf16(a, b));
+        return;
     }
+    float *y = (float *)p->y.p + row * p->y.ld + col;
+    __mmask16 low = (__mmask16)mask, high = (__mmask16)(mask >> 16);
+    // Gradients come from memory, and no loop here is long enough for the processor to see it coming: the block below
+    // is asked for. In the gaps: all of its lines at once would hold up the products.
+    const char *below = (const char *)(y + 2 * AMX_STRIP * p->y.ld);
+    __builtin_prefetch(below, 0, 2);
+    __builtin_prefetch(below + 64, 0, 2);
+    if (p->acc) {
+        a = _mm512_add_ps(_mm512_maskz_loadu_ps(low, y), a);
+        b = _mm512_add_ps(_mm512_maskz_loadu_ps(high, y + AMX_STRIP), b);
+    }
+    _mm512_mask_storeu_ps(y, low, a);
+    _mm512_mask_storeu_ps(y + AMX_STRIP, high, b);
 }
 
-static void promote_all(const Waiting *w) {
-    for (int t = 0; t < 2 * w->h; t++) promote(w, t);
+// Sums of one row of what waits, at `at` of a block.
+INLINE void settled(const bool is_fp8, const bool is_first, const Waiting *w, int at, float row_scale,
+                    __m512 c0, __m512 c1, __m512 *x) {
+    const float *part = w->part + at, *sums = w->sums + at;
+    x[0] = _mm512_load_ps(part);
+    x[1] = _mm512_load_ps(part + TILE_SUMS);
+    if (!is_fp8) return;
+    __m512 s = _mm512_set1_ps(row_scale);
+    c0 = _mm512_mul_ps(s, c0);
+    c1 = _mm512_mul_ps(s, c1);
+    x[0] = is_first ? _mm512_mul_ps(x[0], c0) : _mm512_fmadd_ps(x[0], c0, _mm512_load_ps(sums));
+    x[1] = is_first ? _mm512_mul_ps(x[1], c1) : _mm512_fmadd_ps(x[1], c1, _mm512_load_ps(sums + TILE_SUMS));
 }
 
-// One slice of one block, of `steps` steps; the block that waits is promoted meanwhile.
-INLINE void slice_block(const int h, int64_t steps, const uint16_t *r, const uint16_t *c,
-                        const Waiting *waiting, float *part) {
-    amx_zero(h);
-    if (steps == TILE / AMX_STEP && waiting->h == h) {
-#pragma GCC unroll 4
-        for (int k = 0; k < TILE / AMX_STEP; k++) {
-            step(h, r + k * AMX_TILE, c + k * AMX_TILE);
-            if (k < 2 * h) promote(waiting, k);
+// n rows from the q-th ROWS of what waits on, to `sums` or to the output.
+INLINE void settle_rows(const bool is_fp8, const bool is_first, const bool is_done, const GemmProblem *p,
+                        const Waiting *w, const int q, const int n) {
+    const int at = q / 2 * 2 * TILE_SUMS + q % 2 * ROWS * AMX_STRIP;
+    __m512 c0 = _mm512_setzero_ps(), c1 = c0, x[2];
+    if (is_fp8) {
+        c0 = _mm512_loadu_ps(w->column_scales);
+        c1 = _mm512_loadu_ps(w->column_scales + AMX_STRIP);
+    }
+    float *sums = w->sums + at;
+    const float *rs = w->row_scales + q * ROWS;
+#pragma GCC unroll 8
+    for (int r = 0; r < n; r++) {
+        settled(is_fp8, is_first, w, at + r * AMX_STRIP, is_fp8 ? rs[r] : 0, c0, c1, x);
+        if (is_done) {
+            put(p, w->row + q * ROWS + r, w->col, 2 * AMX_STRIP, x[0], x[1]);
+        } else {
+            _mm512_store_ps(sums + r * AMX_STRIP, x[0]);
+            _mm512_store_ps(sums + r * AMX_STRIP + TILE_SUMS, x[1]);
         }
-    } else {
-        for (int64_t k = 0; k < steps; k++) step(h, r + k * AMX_TILE, c + k * AMX_TILE);
-        promote_all(waiting);
     }
-    tiles_store(h, part);
 }
 
-// One call, and what the panels hold.
+// The same for what is at the edge.
+static __attribute__((noinline)) void settle_edge(const bool is_fp8, const bool is_first, const GemmProblem *p,
+                                                  const Waiting *w, int q, int64_t n) {
+    for (int64_t r = 0; r < n; r++) {
+        __m512 c0 = _mm512_setzero_ps(), c1 = c0, x[2];
+        int at = q / 2 * 2 * TILE_SUMS + (q % 2 * ROWS + (int)r) * AMX_STRIP;
+        if (is_fp8) {
+            c0 = _mm512_loadu_ps(w->column_scales);
+            c1 = _mm512_loadu_ps(w->column_scales + AMX_STRIP);
+        }
+        float s = is_fp8 ? w->row_scales[q * ROWS + r] : 0;
+        if (is_first)
+            settled(is_fp8, true, w, at, s, c0, c1, x);
+        else
+            settled(is_fp8, false, w, at, s, c0, c1, x);
+        put(p, w->row + q * ROWS + r, w->col, w->columns, x[0], x[1]);
+    }
+}
+
+// What waits for: nothing, its first promotion, another one, the output after its only promotion or another one, the
+// same at an edge.
+typedef enum Kind { KEPT, FIRST, NEXT, ONLY, LAST, EDGE } Kind;
+
+static Kind kind_of(const bool is_fp8, const Waiting *w) {
+    if (w->is_kept) return KEPT;
+    if (!w->is_done) return w->is_first ? FIRST : NEXT;
+    if (w->rows < w->h * AMX_STRIP || w->columns < 2 * AMX_STRIP) return EDGE;
+    return is_fp8 && w->is_first ? ONLY : LAST;
+}
+
+// The q-th ROWS rows of what waits.
+INLINE void settle(const bool is_fp8, const Kind kind, const GemmProblem *p, const Waiting *w, const int q) {
+    if (kind == FIRST)
+        settle_rows(is_fp8, true, false, p, w, q, ROWS);
+    else if (kind == NEXT)
+        settle_rows(is_fp8, false, false, p, w, q, ROWS);
+    else if (kind == ONLY)
+        settle_rows(is_fp8, true, true, p, w, q, ROWS);
+    else if (kind == LAST)
+        settle_rows(is_fp8, false, true, p, w, q, ROWS);
+    else if (kind == EDGE)
+        settle_edge(is_fp8, w->is_first, p, w, q, min_i64(w->rows - q * ROWS, ROWS));
+}
+
+static void settle_all(const bool is_fp8, const GemmProblem *p, Waiting *w) {
+    if (w->h == 0) return;
+    Kind kind = kind_of(is_fp8, w);
+    amx_store(w->h, w->part, 64, TILE_SUMS * 4, 2 * TILE_SUMS * 4);
+    for (int q = 0; q < 2 * w->h; q++) {
+        if (is_fp8)
+            settle(true, kind, p, w, q);
+        else
+            settle(false, kind, p, w, q);
+    }
+    w->h = 0;
+}
+
+// One run after one that waits and has as many strips.
+INLINE void run_after(const bool is_fp8, const int h, const Kind kind, const GemmProblem *p, int64_t steps,
+                      const uint16_t *r, const uint16_t *c, int64_t strip, const float *from, const Waiting *waiting) {
+    const Waiting w = *waiting; // which no assembler can change
+    amx_turn(h, r, 64, strip, c, 64, strip, w.part, from, 64, TILE_SUMS * 4, 2 * TILE_SUMS * 4);
+#pragma GCC unroll 4
+    for (int k = 1; k < 4; k++) {
+        if (k < steps) amx_step(FAR_COLUMNS, h, r + k * AMX_TILE, 64, strip, c + k * AMX_TILE, 64, strip);
+        if (k == 1) settle(is_fp8, kind, p, &w, 0);
+        if (k < 3 && (k == 2 || h == 2)) settle(is_fp8, kind, p, &w, 1 + (h == 2 && k == 2));
+        if (k == 3 && h == 2) settle(is_fp8, kind, p, &w, 3);
+    }
+    for (int64_t k = 4; k < steps && !is_fp8; k++)
+        amx_step(FAR_COLUMNS, h, r + k * AMX_TILE, 64, strip, c + k * AMX_TILE, 64, strip);
+}
+
+// One run of a block, of `steps` steps, beginning with `from` (NULL: zeros); what waits is settled meanwhile. The
+// block's own sums stay in the registers.
+INLINE void run(const bool is_fp8, const int h, const GemmProblem *p, int64_t steps,
+                      const uint16_t *r, const uint16_t *c, int64_t strip, const float *from,
+                      Waiting *w) {
+    strip *= (int64_t)sizeof *r;
+    if (w->h != h) {
+        settle_all(is_fp8, p, w);
+        if (from)
+            amx_load(h, from, 64, TILE_SUMS * 4, 2 * TILE_SUMS * 4);
+        else
+            amx_zero(h);
+        for (int64_t k = 0; k < steps; k++)
+            amx_step(FAR_COLUMNS, h, r + k * AMX_TILE, 64, strip, c + k * AMX_TILE, 64, strip);
+        return;
+    }
+    Kind kind = kind_of(is_fp8, w);
+    if (kind == LAST)
+        run_after(is_fp8, h, LAST, p, steps, r, c, strip, from, w);
+    else if (kind == EDGE)
+        run_after(is_fp8, h, EDGE, p, steps, r, c, strip, from, w);
+    else if (!is_fp8)
+        run_after(false, h, KEPT, p, steps, r, c, strip, from, w);
+    else if (kind == ONLY)
+        run_after(true, h, ONLY, p, steps, r, c, strip, from, w);
+    else if (kind == FIRST)
+        run_after(true, h, FIRST, p, steps, r, c, strip, from, w);
+    else
+        run_after(true, h, NEXT, p, steps, r, c, strip, from, w);
+}
+
+// One call, and what the panels hold: [v0, v0 + vn) of the length of both contractions.
 typedef struct Range {
     const GemmProblem *p;
-    int64_t m0, mn, n0, nn, kn;
-    bool is_first, is_last; // nothing of the contraction came before, nothing comes after
+    int64_t m0, mn, n0, nn, v0, vn, second; // second: where the second contraction begins
+    bool is_first, is_last;                 // nothing of the contraction came before, nothing comes after
     const uint16_t *columns;
-    const float (*column_scales)[GEMM_AMX_NB];
+    const float *column_scales;
+    int64_t scales_ld; // of a slice, of column_scales
 } Range;
 
 static int64_t blocks(int64_t n) {
     return ceil_div(n, 2 * AMX_STRIP);
 }
 
-// Where the sums of a block lie: row blocks of all column blocks of four registers each. If no other panel waits for
-// them, two places in turn do, which stay in L1.
-static float *block_at(const Range *g, GemmWork *w, int64_t i, int64_t j) {
-    int64_t at = i * blocks(g->nn) + j;
-    return w->amx.sums + (g->is_first && g->is_last ? at % 2 : at) * BLOCK_SUMS;
+static bool is_fp8(const GemmProblem *p) {
+    return p->a.t == SRC_E4M3;
 }
 
-// 16 floats as BF16 in the low halves of 32 bits, rounded as bf16_from_f32 does.
-INLINE __m512i round_bf16(__m512 x) {
-    __m512i bits = _mm512_castps_si512(x), odd = _mm512_srli_epi32(bits, 16);
-    __m512i up =
-        _mm512_add_epi32(_mm512_and_si512(odd, _mm512_set1_epi32(1)), _mm512_set1_epi32(0x7FFF));
-    __m512i y = _mm512_srli_epi32(_mm512_add_epi32(bits, up), 16);
-    __mmask16 is_nan = _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q);
-    return _mm512_mask_or_epi32(y, is_nan, odd, _mm512_set1_epi32(0x40));
+// Elements of the slice at v that belong to a contraction: none where the first ends.
+static int64_t slice_elements(const Range *g, int64_t v) {
+    int64_t end = v < g->second ? min_i64(g->p->k, g->v0 + g->vn)
+                                : min_i64(g->second + g->p->k2, g->v0 + g->vn);
+    return min_i64(TILE, end - v);
 }
 
-// n <= 16 sums of a row into y(row, col ...).
-INLINE void put(const GemmProblem *p, int64_t row, int64_t col, int64_t n, __m512 x) {
-    __mmask16 mask = (__mmask16)(n >= AMX_STRIP ? 0xFFFF : (1 << n) - 1);
-    if (p->y.t == DT_BF16) {
-        uint16_t *y = (uint16_t *)p->y.p + row * p->y.ld + col;
-        _mm512_mask_cvtepi32_storeu_epi16(y, mask, round_bf16(x));
+// Where the rows, the columns and their scales of a block are.
+typedef struct Block {
+    int64_t i, j, strip;
+    const uint16_t *r, *c;
+    const float *row_scales, *column_scales;
+} Block;
+
+// All runs of a block.
+INLINE void run_block(const bool is_fp8, const int h, GemmWork *w, const Range *g, const Block *b,
+                      Waiting *waiting) {
+    float *sums = w->amx.sums + (b->i * blocks(g->nn) + b->j) * BLOCK_SUMS;
+    Waiting next = {.h = h, .part = w->amx.part, .sums = w->amx.block};
+    next.row = g->m0 + b->i * 2 * AMX_STRIP;
+    next.rows = g->m0 + g->mn - next.row;
+    next.col = g->n0 + b->j * 2 * AMX_STRIP;
+    next.columns = g->n0 + g->nn - next.col;
+    if (!is_fp8) {
+        run(false, h, g->p, ceil_div(g->vn, AMX_STEP), b->r, b->c, b->strip, g->is_first ? NULL : sums, waiting);
+        next.is_kept = !g->is_last;
+        next.is_done = g->is_last;
+        if (next.is_kept) next.part = sums;
+        *waiting = next;
         return;
     }
-    float *y = (float *)p->y.p + row * p->y.ld + col;
-    if (p->acc) x = _mm512_add_ps(_mm512_maskz_loadu_ps(mask, y), x);
-    _mm512_mask_storeu_ps(y, mask, x);
-}
-
-// The finished sums of block (i, j) into the output.
-static void put_block(const Range *g, GemmWork *w, int64_t i, int64_t j) {
-    const float *sums = block_at(g, w, i, j);
-    int64_t row = i * 2 * AMX_STRIP, col = j * 2 * AMX_STRIP;
-    int64_t rows = min_i64(2 * AMX_STRIP, g->mn - row), columns = g->nn - col;
-    for (int64_t r = 0; r < rows; r++) {
-        const float *at = sums + r / AMX_STRIP * 2 * TILE_SUMS + r % AMX_STRIP * AMX_STRIP;
-        put(g->p, g->m0 + row + r, g->n0 + col, columns, _mm512_load_ps(at));
-        if (columns > AMX_STRIP)
-            put(g->p, g->m0 + row + r, g->n0 + col + AMX_STRIP, columns - AMX_STRIP,
-                _mm512_load_ps(at + TILE_SUMS));
+    if (!g->is_first || !g->is_last) next.sums = sums;
+    for (int64_t s = 0; s * TILE < g->vn; s++) {
+        int64_t skip = s * TILE * AMX_STRIP;
+        int64_t steps = amx_filled(SRC_E4M3, slice_elements(g, g->v0 + s * TILE)) / AMX_STEP;
+        run(true, h, g->p, steps, b->r + skip, b->c + skip, b->strip, NULL, waiting);
+        next.row_scales = b->row_scales + s * 2 * AMX_STRIP;
+        next.column_scales = b->column_scales + s * g->scales_ld;
+        next.is_first = g->is_first && s == 0;
+        next.is_done = g->is_last && (s + 1) * TILE >= g->vn;
+        *waiting = next;
     }
 }
 
-static void run_e4m3(GemmWork *w, const Range *g) {
+typedef void RunBlock(GemmWork *w, const Range *g, const Block *b, Waiting *waiting);
+static __attribute__((noinline)) void run_fp8_1(GemmWork *w, const Range *g, const Block *b, Waiting *waiting) {
+    run_block(true, 1, w, g, b, waiting);
+}
+static __attribute__((noinline)) void run_fp8_2(GemmWork *w, const Range *g, const Block *b, Waiting *waiting) {
+    run_block(true, 2, w, g, b, waiting);
+}
+static __attribute__((noinline)) void run_bf16_1(GemmWork *w, const Range *g, const Block *b, Waiting *waiting) {
+    run_block(false, 1, w, g, b, waiting);
+}
+static __attribute__((noinline)) void run_bf16_2(GemmWork *w, const Range *g, const Block *b, Waiting *waiting) {
+    run_block(false, 2, w, g, b, waiting);
+}
+static RunBlock *const run_blocks[2][2] = {{run_bf16_1, run_bf16_2}, {run_fp8_1, run_fp8_2}};
+
+// The panels' elements that belong to one contraction, [k0, k0 + kn) of it, from `at` on.
+typedef struct Piece {
+    int64_t k0, kn, at;
+} Piece;
+
+static Piece piece_of(const Range *g, bool is_second) {
+    int64_t v1 = g->v0 + g->vn;
+    if (!is_second) return (Piece){g->v0, min_i64(g->p->k, v1) - g->v0, 0};
+    int64_t from = max_i64(g->v0, g->second);
+    return (Piece){from - g->second, v1 - from, from - g->v0};
+}
+
+// The i-th block's rows of a panel, 32 at a time: they are in the first-level cache when their runs begin, and never in
+// the second.
+static void pack_rows(const Range *g, int64_t i, uint16_t *rows, float *scales) {
+    const GemmProblem *p = g->p;
+    const int64_t strip = AMX_STRIP * amx_filled(p->a.t, g->vn), row = i * 2 * AMX_STRIP;
+    int64_t n = min_i64(2 * AMX_STRIP, g->mn - row);
+    if (n < 2 * AMX_STRIP) memset(scales, 0, GEMM_AMX_KB / TILE * 2 * AMX_STRIP * sizeof *scales);
+    for (int second = 0; second < 2; second++) {
+        const GemmOperand *a = second ? &p->a2 : &p->a;
+        Piece x = piece_of(g, second);
+        if (x.kn <= 0) continue;
+        amx_pack_rows(a, g->m0 + row, n, x.k0, x.kn, strip, rows + x.at * AMX_STRIP);
+        for (int64_t k = 0; k < x.kn && is_fp8(p); k += TILE)
+            pack_scales(a, g->m0 + row, n, x.k0 + k, scales + (x.at + k) / TILE * 2 * AMX_STRIP);
+    }
+}
+
+// The columns of a panel.
+static void pack_columns(const Range *g, uint16_t *columns, float *scales) {
+    const GemmProblem *p = g->p;
+    const int64_t strip = AMX_STRIP * amx_filled(p->a.t, g->vn);
+    if (is_fp8(p)) memset(scales, 0, (size_t)(ceil_div(g->vn, TILE) * g->scales_ld) * sizeof *scales);
+    for (int second = 0; second < 2; second++) {
+        const GemmOperand *b = second ? &p->b2 : &p->b;
+        Piece x = piece_of(g, second);
+        if (x.kn <= 0) continue;
+        amx_pack_columns(b, g->n0, g->nn, x.k0, x.kn, strip, columns + x.at * AMX_STRIP);
+        for (int64_t k = 0; k < x.kn && is_fp8(p); k += TILE)
+            pack_scales(b, g->n0, g->nn, x.k0 + k, scales + (x.at + k) / TILE * g->scales_ld);
+    }
+}
+
+// All blocks, row by row.
+static void run_panels(GemmWork *w, const Range *g) {
+    const int64_t strip = AMX_STRIP * amx_filled(g->p->a.t, g->vn);
     Waiting waiting = {.h = 0};
-    int at = 0;
     for (int64_t i = 0; i < blocks(g->mn); i++) {
-        const uint16_t *r = w->amx.rows + i * 2 * AMX_STRIP_ELEMS;
-        int h = g->mn - i * 2 * AMX_STRIP > AMX_STRIP ? 2 : 1;
-        for (int64_t j = 0; j < blocks(g->nn); j++) {
-            const uint16_t *c = g->columns + j * 2 * AMX_STRIP_ELEMS;
-            for (int64_t s = 0; s * TILE < g->kn; s++) {
-                int64_t skip = s * (TILE / AMX_STEP) * AMX_TILE;
-                int64_t steps = ceil_div(min_i64(TILE, g->kn - s * TILE), 64) * 2;
-                float *part = w->amx.parts + at * BLOCK_SUMS;
-                if (h == 2)
-                    slice_block(2, steps, r + skip, c + skip, &waiting, part);
-                else
-                    slice_block(1, steps, r + skip, c + skip, &waiting, part);
-                if (g->is_last && waiting.h && s == 0) put_block(g, w, waiting.i, waiting.j);
-                waiting = (Waiting){.part = part,
-                                    .row_scales = w->amx.row_scales[s] + i * 2 * AMX_STRIP,
-                                    .column_scales = g->column_scales[s] + j * 2 * AMX_STRIP,
-                                    .sums = block_at(g, w, i, j),
-                                    .has_sums = g->is_first && s == 0 ? 0 : 0xFFFF,
-                                    .h = h,
-                                    .i = i,
-                                    .j = j};
-                at = !at;
-            }
-        }
+        RunBlock *run_one = run_blocks[is_fp8(g->p)][g->mn - i * 2 * AMX_STRIP > AMX_STRIP];
+        float *scales = w->amx.row_scales[i % 2]; // what waits needs those of the rows before
+        pack_rows(g, i, w->amx.rows, scales);
+        __asm__ volatile("" : : : "memory"); // tile loads do not say what they read
+        Block b = {i, 0, strip, w->amx.rows, g->columns, scales, g->column_scales};
+        for (; b.j < blocks(g->nn); b.j++, b.c += 2 * strip, b.column_scales += 2 * AMX_STRIP)
+            run_one(w, g, &b, &waiting);
     }
-    promote_all(&waiting);
-    if (g->is_last) put_block(g, w, waiting.i, waiting.j);
-}
-
-INLINE void run_block(const int h, const Range *g, const uint16_t *r, const uint16_t *c,
-                      float *sums) {
-    if (g->is_first)
-        amx_zero(h);
-    else
-        tiles_load(h, sums);
-    for (int64_t k = 0; k < g->kn; k += AMX_STEP) step(h, r + k * AMX_STRIP, c + k * AMX_STRIP);
-    tiles_store(h, sums);
-}
-
-static void run_bf16(GemmWork *w, const Range *g) {
-    for (int64_t i = 0; i < blocks(g->mn); i++) {
-        const uint16_t *r = w->amx.rows + i * 2 * AMX_STRIP_ELEMS;
-        for (int64_t j = 0; j < blocks(g->nn); j++) {
-            const uint16_t *c = g->columns + j * 2 * AMX_STRIP_ELEMS;
-            float *sums = block_at(g, w, i, j);
-            if (g->mn - i * 2 * AMX_STRIP > AMX_STRIP)
-                run_block(2, g, r, c, sums);
-            else
-                run_block(1, g, r, c, sums);
-            if (g->is_last) put_block(g, w, i, j);
-        }
-    }
+    settle_all(is_fp8(g->p), g->p, &waiting);
 }
 
 void gemm_tile_amx(const GemmProblem *p, int64_t m0, int64_t mn, int64_t n0, int64_t nn,
                    GemmWork *w) {
-    bool is_fp8 = p->a.t == SRC_E4M3;
-    if (p->k == 0) {
-        static const float zeros[GEMM_AMX_NB];
+    int64_t length = gemm_length(p, is_fp8(p) ? TILE : AMX_STEP);
+    if (length == 0) {
+        static const float zeros[GEMM_AMX_NB_WIDE];
         for (int64_t r = 0; r < mn; r++) store_row(p, m0 + r, n0, nn, zeros);
         return;
     }
-    // Of strips that no element fills, too.
-    if (is_fp8) memset(w->amx.row_scales, 0, sizeof w->amx.row_scales);
-    bool is_kept = p->k <= GEMM_AMX_KEPT;
-    bool is_there = is_kept && w->packed == p && w->packed_m0 == n0 && w->packed_mn == nn;
+    bool is_kept = length <= GEMM_AMX_KEPT;
+    bool has_columns = is_kept && w->packed == p && w->packed_m0 == n0 && w->packed_mn == nn;
+    const int64_t ld = ceil_div(nn, 64) * 64; // columns that panels have room for
     amx_open();
-    for (int64_t k0 = 0; k0 < p->k; k0 += GEMM_AMX_KB) {
-        int64_t kn = min_i64(GEMM_AMX_KB, p->k - k0), at = is_kept ? k0 : 0;
-        uint16_t *columns = w->amx.columns + at * GEMM_AMX_NB;
-        float(*column_scales)[GEMM_AMX_NB] = w->amx.column_scales + at / TILE;
-        Range g = {p, m0, mn, n0, nn, kn, k0 == 0, k0 + kn == p->k, columns, column_scales};
-        amx_pack_rows(&p->a, m0, mn, k0, kn, w->amx.rows);
-        if (!is_there) amx_pack_columns(&p->b, n0, nn, k0, kn, columns);
-        for (int64_t s = 0; s * TILE < kn && is_fp8; s++) {
-            pack_scales(&p->a, m0, mn, k0 + s * TILE, w->amx.row_scales[s]);
-            if (is_there) continue;
-            memset(column_scales[s], 0, sizeof column_scales[s]);
-            pack_scales(&p->b, n0, nn, k0 + s * TILE, column_scales[s]);
-        }
-        __asm__ volatile("" : : : "memory"); // tile loads do not say what they read
-        if (is_fp8)
-            run_e4m3(w, &g);
-        else
-            run_bf16(w, &g);
+    for (int64_t v0 = 0; v0 < length; v0 += GEMM_AMX_KB) {
+        int64_t vn = min_i64(GEMM_AMX_KB, length - v0), at = is_kept ? v0 : 0;
+        uint16_t *columns = w->amx.columns + at * ld;
+        float *scales = w->amx.column_scales + at / TILE * ld;
+        Range g = {p,       m0,     mn, n0, nn, v0, vn, p->k2 ? length - p->k2 : length, v0 == 0, v0 + vn == length,
+                   columns, scales, ld};
+        if (!has_columns) pack_columns(&g, columns, scales);
+        run_panels(w, &g);
     }
     w->packed = is_kept ? p : NULL;
     w->packed_m0 = n0;

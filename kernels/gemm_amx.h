@@ -13,20 +13,25 @@
 #include "gemm_engine.h"
 
 enum {
-    AMX_STRIP = 16,                            // rows or columns of a register
-    AMX_STEP = 32,                             // elements of the contraction of a register
-    AMX_TILE = AMX_STRIP * AMX_STEP,           // BF16 values of a register
-    AMX_STRIP_ELEMS = AMX_STRIP * GEMM_AMX_KB, // BF16 values of a strip of a panel
-    AMX_SLICES = GEMM_AMX_KB / TILE,           // promotions per block of the contraction
+    AMX_STRIP = 16,                  // rows or columns of a register
+    AMX_STEP = 32,                   // elements of the contraction of a register
+    AMX_TILE = AMX_STRIP * AMX_STEP, // BF16 values of a register
 };
 
+// amx_filled: elements of the contraction that kn of a type take in a panel.
+static inline int64_t amx_filled(GemmSrc t, int64_t kn) {
+    int64_t unit = t == SRC_E4M3 ? 2 * AMX_STEP : AMX_STEP;
+    return (kn + unit - 1) / unit * unit;
+}
+
 // amx_pack_rows / amx_pack_columns: n rows (columns) from outer, elements [k0, k0 + kn) of the
-// contraction, kn <= GEMM_AMX_KB, as BF16 into a panel. Strips are made until their number is even
-// (rows) or a multiple of 4 (columns); what has no element is zero. Both types, both orientations.
+// contraction as BF16 into a panel whose strips lie `strip` values apart. Strips are made until
+// their number is even (rows) or a multiple of 4 (columns); what has no element is zero, along the
+// contraction to amx_filled(). Both types, both orientations.
 void amx_pack_rows(const GemmOperand *o, int64_t outer, int64_t n, int64_t k0, int64_t kn,
-                   uint16_t *dst);
+                   int64_t strip, uint16_t *dst);
 void amx_pack_columns(const GemmOperand *o, int64_t outer, int64_t n, int64_t k0, int64_t kn,
-                      uint16_t *dst);
+                      int64_t strip, uint16_t *dst);
 
 #ifdef __AMX_BF16__
 #include <immintrin.h>
@@ -52,14 +57,26 @@ static inline void amx_open(void) {
 // "memory") after it was written.
 #define AMX_INLINE static inline __attribute__((always_inline))
 
+// Columns may be loaded as what is not needed again soon (T1): they come from the second-level cache and leave the
+// rows, which every block of a loop needs, in the first.
+typedef enum AmxFar { FAR_NONE, FAR_COLUMNS } AmxFar;
+
+#define AMX_LOAD(is_far, t, at, ld)                                                                                    \
+    do {                                                                                                               \
+        if (is_far)                                                                                                    \
+            _tile_stream_loadd(t, at, ld);                                                                             \
+        else                                                                                                           \
+            _tile_loadd(t, at, ld);                                                                                    \
+    } while (0)
+
 // amx_step: 32 elements of the contraction.
-AMX_INLINE void amx_step(const int h, const void *rows, int64_t row, int64_t row_strip, const void *columns,
-                         int64_t column, int64_t column_strip) {
+AMX_INLINE void amx_step(const AmxFar far, const int h, const void *rows, int64_t row, int64_t row_strip,
+                         const void *columns, int64_t column, int64_t column_strip) {
     const char *r = (const char *)rows, *c = (const char *)columns;
-    _tile_loadd(6, c, column);
+    AMX_LOAD(far == FAR_COLUMNS, 6, c, column);
     _tile_loadd(4, r, row);
     _tile_dpbf16ps(0, 4, 6);
-    _tile_loadd(7, c + column_strip, column);
+    AMX_LOAD(far == FAR_COLUMNS, 7, c + column_strip, column);
     _tile_dpbf16ps(1, 4, 7);
     if (h < 2) return;
     _tile_loadd(5, r + row_strip, row);
@@ -89,4 +106,38 @@ AMX_INLINE void amx_store(const int h, float *sums, int64_t row, int64_t right, 
     _tile_stored(2, s + down, row);
     _tile_stored(3, s + down + right, row);
 }
+#define AMX_BEGIN(t, is, at)                                                                                           \
+    do {                                                                                                               \
+        if (is)                                                                                                        \
+            _tile_loadd(t, at, sum);                                                                                   \
+        else                                                                                                           \
+            _tile_zero(t);                                                                                             \
+    } while (0)
+// amx_turn: amx_store, amx_zero (or, where from is not NULL, amx_load) and the first step in one: each register
+// leaves just before it is needed, while the others' products go on.
+AMX_INLINE void amx_turn(const int h, const void *rows, int64_t row, int64_t row_strip, const void *columns,
+                         int64_t column, int64_t column_strip, float *to, const float *from, int64_t sum,
+                         int64_t right, int64_t down) {
+    const char *r = (const char *)rows, *c = (const char *)columns, *f = (const char *)from;
+    char *t = (char *)to;
+    _tile_stream_loadd(6, c, column);
+    _tile_loadd(4, r, row);
+    _tile_stored(0, t, sum);
+    AMX_BEGIN(0, f, f);
+    _tile_dpbf16ps(0, 4, 6);
+    _tile_stream_loadd(7, c + column_strip, column);
+    _tile_stored(1, t + right, sum);
+    AMX_BEGIN(1, f, f + right);
+    _tile_dpbf16ps(1, 4, 7);
+    if (h < 2) return;
+    _tile_loadd(5, r + row_strip, row);
+    _tile_stored(2, t + down, sum);
+    AMX_BEGIN(2, f, f + down);
+    _tile_dpbf16ps(2, 5, 6);
+    _tile_stored(3, t + down + right, sum);
+    AMX_BEGIN(3, f, f + down + right);
+    _tile_dpbf16ps(3, 5, 7);
+}
+#undef AMX_BEGIN
+#undef AMX_LOAD
 #endif

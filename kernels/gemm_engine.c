@@ -10,8 +10,6 @@
 _Static_assert(sizeof(GemmWork) % ARENA_ALIGN == 0, "the next thread's work starts on a line, too");
 
 static const GemmTiles other_tiles = {GEMM_MB / 2, GEMM_NB, 48, 64, 4, false}; // of `sum`
-// Tile registers multiply so fast that packing decides: large tiles.
-static const GemmTiles register_tiles = {GEMM_AMX_MB, GEMM_AMX_NB, 64, 64, 2, true};
 static const GemmTiles wide_tiles = {GEMM_WIDE_ROWS, GEMM_WIDE_COLUMNS, 48, 64, 4, false};
 
 static const GemmIsa isas[] = {
@@ -132,7 +130,12 @@ static GemmTiles tiles_of(const GemmIsa *isa, const GemmProblem *p, const Sum *s
     if (gemm_is_fp8(p->a.t) && sum->is_other) return other_tiles;
     if (isa->tiles) return *isa->tiles;
     int unit = is_half(isa, p) ? isa->unit_half : 1;
-    if (!unit) return register_tiles;
+    if (!unit) { // multiply so fast that packing decides: large tiles
+        int64_t length = gemm_length(p, TILE);
+        bool is_long = length > GEMM_AMX_KEPT, is_wide = length <= GEMM_AMX_KB;
+        return (GemmTiles){is_long ? GEMM_AMX_MB_LONG : GEMM_AMX_MB, is_wide ? GEMM_AMX_NB_WIDE : GEMM_AMX_NB, 64, 64,
+                           2, true};
+    }
     int64_t row = max_i64(ceil_div(p->k, TILE), 1) * TILE / unit; // units of the panel of a
     GemmTiles t = {GEMM_MB, GEMM_NB, 48, 64, 4, false};
     if (p->k2 > 0) return t; // the sums wait for the second contraction
@@ -210,11 +213,8 @@ static void run_tile(const Cut *cut, const GemmProblem *p, int64_t t, GemmWork *
 }
 
 bool gemm_takes_pairs(const OpCx *cx, const GemmProblem *p) {
-    const GemmIsa *isa = gemm_current();
     Sum sum;
-    if (sum_of(&sum, cx) != OK) return false;
-    bool is_other = gemm_is_fp8(p->a.t) && sum.is_other;
-    return !is_other && (!is_half(isa, p) || isa->unit_half > 0);
+    return sum_of(&sum, cx) == OK && !(gemm_is_fp8(p->a.t) && sum.is_other);
 }
 
 static Err check_problem(const OpCx *cx, const GemmProblem *p) {

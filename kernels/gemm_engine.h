@@ -43,6 +43,12 @@ typedef struct GemmProblem {
     int64_t k2;         // 0: there is none
 } GemmProblem;
 
+// gemm_length: elements of both contractions of a pair, the second beginning at a multiple of unit; of
+// the one otherwise.
+static inline int64_t gemm_length(const GemmProblem *p, int64_t unit) {
+    return p->k2 ? (p->k + unit - 1) / unit * unit + p->k2 : p->k;
+}
+
 enum {
     GEMM_MB = 240,       // rows of an output tile whose contraction does not fit the panel of a
     GEMM_NB = 256,       // its columns
@@ -56,10 +62,12 @@ enum {
     GEMM_WIDE_ROWS = 480,       // the same for AVX2: rows,
     GEMM_WIDE_COLUMNS = 512,    // columns,
     GEMM_WIDE_BYTES = 1750 << 10, // and what a thread works in
-    GEMM_AMX_MB = 256,            // the same for tile registers: rows,
-    GEMM_AMX_NB = 512,            // columns,
-    GEMM_AMX_KB = 256,            // elements of the contraction of a panel,
-    GEMM_AMX_KEPT = 1024,         // and the longest one whose columns stay packed for the next rows
+    GEMM_AMX_KB = 512,            // the same for tile registers: elements of the contraction of a panel,
+    GEMM_AMX_KEPT = 1024,         // the longest contraction whose columns stay packed for the next rows,
+    GEMM_AMX_MB = 256,            // rows of a tile whose contraction is no longer than that,
+    GEMM_AMX_MB_LONG = 512,       // of others,
+    GEMM_AMX_NB = 512,            // columns of a tile whose contraction is longer than a panel,
+    GEMM_AMX_NB_WIDE = 1024,      // of others
 };
 
 // What one thread works in; contents undefined but for `packed`. Aligned to lines of the cache, and of a size that
@@ -77,11 +85,11 @@ typedef struct GemmWork {
             float between[12 * GEMM_NR_MAX];
         };
         struct {
-            uint16_t rows[GEMM_AMX_MB * GEMM_AMX_KB], columns[GEMM_AMX_NB * GEMM_AMX_KEPT];
-            float sums[GEMM_AMX_MB * GEMM_AMX_NB];
-            float parts[2 * 4 * 256];
-            float row_scales[GEMM_AMX_KB / TILE][GEMM_AMX_MB];
-            float column_scales[GEMM_AMX_KEPT / TILE][GEMM_AMX_NB];
+            uint16_t rows[32 * GEMM_AMX_KB], columns[GEMM_AMX_NB * GEMM_AMX_KEPT];
+            float sums[GEMM_AMX_MB_LONG * GEMM_AMX_NB]; // that wait for the next panel
+            float block[4 * 256], part[4 * 256];
+            float row_scales[2][GEMM_AMX_KB / TILE * 32];
+            float column_scales[GEMM_AMX_NB * GEMM_AMX_KEPT / TILE];
         } amx;
         unsigned char wide[GEMM_WIDE_BYTES]; // gemm_avx2.c
     };
@@ -146,7 +154,7 @@ typedef struct GemmIsa {
     GemmSumFn sum;        // products of FP8 x FP8, any accumulation
     GemmPeakFn peak;      // of `tile`
     GemmPeakFn peak_half; // of `tile_half`
-    int unit_half;     // elements of a unit of 32 bits in the panels of `tile_half`; 0: other tiles
+    int unit_half;     // elements of a unit of 32 bits in the panels of `tile_half`; 0: tile registers
     bool is_half_e5m2; // `tile_half` takes E5M2 codes; else `tile` does
     const GemmTiles *tiles; // of all products; NULL: by the panel of a, or of tile registers
 } GemmIsa;
@@ -154,8 +162,8 @@ typedef struct GemmIsa {
 // gemm_run: compute np products; the sizes may differ. Uses cx->scratch for gemm_scratch_bytes().
 // Local. Errors: E_INTERNAL if the scratch arena is too small.
 Err gemm_run(OpCx *cx, const GemmProblem *problems, int64_t np) MUST_CHECK;
-// gemm_takes_pairs: does the chosen instruction set compute pairs of such products, summed as cx
-// says? Else gemm_run refuses them.
+// gemm_takes_pairs: are pairs of such products computed, summed as cx says? Else gemm_run refuses
+// them.
 bool gemm_takes_pairs(const OpCx *cx, const GemmProblem *p);
 // gemm_scratch_bytes: upper bound of what one gemm_* or ggemm_* operation pushes on the scratch
 // arena.

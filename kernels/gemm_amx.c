@@ -229,11 +229,10 @@ static bool is_fp8(const GemmProblem *p) {
     return p->a.t == SRC_E4M3;
 }
 
-// Elements of the slice at v that belong to a contraction: none where the first ends.
-static int64_t slice_elements(const Range *g, int64_t v) {
-    int64_t end = v < g->second ? min_i64(g->p->k, g->v0 + g->vn)
-                                : min_i64(g->second + g->p->k2, g->v0 + g->vn);
-    return min_i64(TILE, end - v);
+// Steps of the s-th slice of the panels: where a contraction ends it is not full.
+static int64_t slice_steps(const Range *g, int64_t s) {
+    int64_t v = g->v0 + s * TILE, end = v < g->second ? g->p->k : g->second + g->p->k2;
+    return amx_filled(SRC_E4M3, min_i64(TILE, min_i64(end, g->v0 + g->vn) - v)) / AMX_STEP;
 }
 
 // Where the rows, the columns and their scales of a block are.
@@ -261,16 +260,23 @@ INLINE void run_block(const bool is_fp8, const int h, GemmWork *w, const Range *
         return;
     }
     if (!g->is_first || !g->is_last) next.sums = sums;
-    for (int64_t s = 0; s * TILE < g->vn; s++) {
-        int64_t skip = s * TILE * AMX_STRIP;
-        int64_t steps = amx_filled(SRC_E4M3, slice_elements(g, g->v0 + s * TILE)) / AMX_STEP;
-        run(true, h, g->p, steps, b->r + skip, b->c + skip, b->strip, NULL, waiting);
-        next.row_scales = b->row_scales + s * 2 * AMX_STRIP;
-        next.column_scales = b->column_scales + s * g->scales_ld;
-        next.is_first = g->is_first && s == 0;
-        next.is_done = g->is_last && (s + 1) * TILE >= g->vn;
-        *waiting = next;
+    next.is_first = g->is_first;
+    next.row_scales = b->row_scales;
+    next.column_scales = b->column_scales;
+    run(true, h, g->p, slice_steps(g, 0), b->r, b->c, b->strip, NULL, waiting);
+    int64_t slices = ceil_div(g->vn, TILE), bytes = b->strip * (int64_t)sizeof *b->r;
+    for (int64_t s = 1; s < slices; s++) { // what waits is this block's
+        const uint16_t *r = b->r + s * TILE * AMX_STRIP, *c = b->c + s * TILE * AMX_STRIP;
+        if (next.is_first)
+            run_after(true, h, FIRST, g->p, slice_steps(g, s), r, c, bytes, NULL, &next);
+        else
+            run_after(true, h, NEXT, g->p, slice_steps(g, s), r, c, bytes, NULL, &next);
+        next.is_first = false;
+        next.row_scales += 2 * AMX_STRIP;
+        next.column_scales += g->scales_ld;
     }
+    next.is_done = g->is_last;
+    *waiting = next;
 }
 
 typedef void RunBlock(GemmWork *w, const Range *g, const Block *b, Waiting *waiting);

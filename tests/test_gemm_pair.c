@@ -17,8 +17,8 @@ typedef struct Case {
     int64_t M, K, N, N2, L;
 } Case;
 static const Case cases[] = {{1, 1, 1, 1, 1},        {77, 130, 128, 60, 1},   {300, 300, 200, 640, 1},
-                             {5, 520, 1100, 130, 1}, {260, 256, 96, 96, 1},   {150, 70, 129, 256, 3},
-                             {90, 300, 64, 1100, 4}, {250, 32, 256, 128, 2}};
+                             {5, 520, 1100, 130, 1}, {260, 256, 96, 96, 1},   {520, 70, 400, 500, 1},
+                             {150, 70, 129, 256, 3}, {90, 300, 64, 1100, 4}, {250, 32, 256, 128, 2}};
 enum { CASES = sizeof cases / sizeof cases[0], MAX_L = 4 };
 
 // One side of the pair, in the form that the kind of the products wants, and its values.

@@ -34,7 +34,7 @@ enum { TILE_SUMS = AMX_STRIP * AMX_STRIP, BLOCK_SUMS = 4 * TILE_SUMS, ROWS = 8 }
 typedef struct Waiting {
     int h;                                   // strips of rows, 0: there is none
     float *part;                             // where the registers go, [BLOCK_SUMS]
-    bool is_kept;                            // and that is all: BF16, another panel comes
+    bool is_carried;                         // and that is all: BF16, another panel comes
     bool is_done;                            // to the output; else to `sums`
     const float *row_scales, *column_scales; // FP8: [32]
     float *sums;                             // FP8: of the runs before, [BLOCK_SUMS]
@@ -84,9 +84,9 @@ INLINE void settled(const bool is_fp8, const bool is_first, const Waiting *w, in
     x[1] = is_first ? _mm512_mul_ps(x[1], c1) : _mm512_fmadd_ps(x[1], c1, _mm512_load_ps(sums + TILE_SUMS));
 }
 
-// n rows from the q-th ROWS of what waits on, to `sums` or to the output.
+// n rows from the q-th ROWS of what waits on, to `sums` or to `columns` of the output.
 INLINE void settle_rows(const bool is_fp8, const bool is_first, const bool is_done, const GemmProblem *p,
-                        const Waiting *w, const int q, const int n) {
+                        const Waiting *w, int q, int64_t n, int64_t columns) {
     const int at = q / 2 * 2 * TILE_SUMS + q % 2 * ROWS * AMX_STRIP;
     __m512 c0 = _mm512_setzero_ps(), c1 = c0, x[2];
     if (is_fp8) {
@@ -99,7 +99,7 @@ INLINE void settle_rows(const bool is_fp8, const bool is_first, const bool is_do
     for (int r = 0; r < n; r++) {
         settled(is_fp8, is_first, w, at + r * AMX_STRIP, is_fp8 ? rs[r] : 0, c0, c1, x);
         if (is_done) {
-            put(p, w->row + q * ROWS + r, w->col, 2 * AMX_STRIP, x[0], x[1]);
+            put(p, w->row + q * ROWS + r, w->col, columns, x[0], x[1]);
         } else {
             _mm512_store_ps(sums + r * AMX_STRIP, x[0]);
             _mm512_store_ps(sums + r * AMX_STRIP + TILE_SUMS, x[1]);
@@ -108,30 +108,22 @@ INLINE void settle_rows(const bool is_fp8, const bool is_first, const bool is_do
 }
 
 // The same for what is at the edge.
-static __attribute__((noinline)) void settle_edge(const bool is_fp8, const bool is_first, const GemmProblem *p,
-                                                  const Waiting *w, int q, int64_t n) {
-    for (int64_t r = 0; r < n; r++) {
-        __m512 c0 = _mm512_setzero_ps(), c1 = c0, x[2];
-        int at = q / 2 * 2 * TILE_SUMS + (q % 2 * ROWS + (int)r) * AMX_STRIP;
-        if (is_fp8) {
-            c0 = _mm512_loadu_ps(w->column_scales);
-            c1 = _mm512_loadu_ps(w->column_scales + AMX_STRIP);
-        }
-        float s = is_fp8 ? w->row_scales[q * ROWS + r] : 0;
-        if (is_first)
-            settled(is_fp8, true, w, at, s, c0, c1, x);
-        else
-            settled(is_fp8, false, w, at, s, c0, c1, x);
-        put(p, w->row + q * ROWS + r, w->col, w->columns, x[0], x[1]);
-    }
+static __attribute__((noinline)) void settle_edge(const bool is_fp8, const GemmProblem *p, const Waiting *w, int q) {
+    int64_t n = min_i64(w->rows - q * ROWS, ROWS);
+    if (!is_fp8)
+        settle_rows(false, false, true, p, w, q, n, w->columns);
+    else if (w->is_first)
+        settle_rows(true, true, true, p, w, q, n, w->columns);
+    else
+        settle_rows(true, false, true, p, w, q, n, w->columns);
 }
 
 // What waits for: nothing, its first promotion, another one, the output after its only promotion or another one, the
 // same at an edge.
-typedef enum Kind { KEPT, FIRST, NEXT, ONLY, LAST, EDGE } Kind;
+typedef enum Kind { CARRIED, FIRST, NEXT, ONLY, LAST, EDGE } Kind;
 
 static Kind kind_of(const bool is_fp8, const Waiting *w) {
-    if (w->is_kept) return KEPT;
+    if (w->is_carried) return CARRIED;
     if (!w->is_done) return w->is_first ? FIRST : NEXT;
     if (w->rows < w->h * AMX_STRIP || w->columns < 2 * AMX_STRIP) return EDGE;
     return is_fp8 && w->is_first ? ONLY : LAST;
@@ -140,15 +132,15 @@ static Kind kind_of(const bool is_fp8, const Waiting *w) {
 // The q-th ROWS rows of what waits.
 INLINE void settle(const bool is_fp8, const Kind kind, const GemmProblem *p, const Waiting *w, const int q) {
     if (kind == FIRST)
-        settle_rows(is_fp8, true, false, p, w, q, ROWS);
+        settle_rows(is_fp8, true, false, p, w, q, ROWS, 0);
     else if (kind == NEXT)
-        settle_rows(is_fp8, false, false, p, w, q, ROWS);
+        settle_rows(is_fp8, false, false, p, w, q, ROWS, 0);
     else if (kind == ONLY)
-        settle_rows(is_fp8, true, true, p, w, q, ROWS);
+        settle_rows(is_fp8, true, true, p, w, q, ROWS, 2 * AMX_STRIP);
     else if (kind == LAST)
-        settle_rows(is_fp8, false, true, p, w, q, ROWS);
+        settle_rows(is_fp8, false, true, p, w, q, ROWS, 2 * AMX_STRIP);
     else if (kind == EDGE)
-        settle_edge(is_fp8, w->is_first, p, w, q, min_i64(w->rows - q * ROWS, ROWS));
+        settle_edge(is_fp8, p, w, q);
 }
 
 static void settle_all(const bool is_fp8, const GemmProblem *p, Waiting *w) {
@@ -166,15 +158,17 @@ static void settle_all(const bool is_fp8, const GemmProblem *p, Waiting *w) {
 
 // One run after one that waits and has as many strips.
 INLINE void run_after(const bool is_fp8, const int h, const Kind kind, const GemmProblem *p, int64_t steps,
-                      const uint16_t *r, const uint16_t *c, int64_t strip, const float *from, const Waiting *waiting) {
+                      const uint16_t *r, const uint16_t *c, int64_t strip, const float *from,
+                      const Waiting *waiting) {
     const Waiting w = *waiting; // which no assembler can change
     amx_turn(h, r, 64, strip, c, 64, strip, w.part, from, 64, TILE_SUMS * 4, 2 * TILE_SUMS * 4);
+    // The rows of one strip in the first two steps, of two in all three.
 #pragma GCC unroll 4
     for (int k = 1; k < 4; k++) {
         if (k < steps) amx_step(FAR_COLUMNS, h, r + k * AMX_TILE, 64, strip, c + k * AMX_TILE, 64, strip);
-        if (k == 1) settle(is_fp8, kind, p, &w, 0);
-        if (k < 3 && (k == 2 || h == 2)) settle(is_fp8, kind, p, &w, 1 + (h == 2 && k == 2));
-        if (k == 3 && h == 2) settle(is_fp8, kind, p, &w, 3);
+        if (h == 1 && k < 3) settle(is_fp8, kind, p, &w, k - 1);
+        if (h == 2) settle(is_fp8, kind, p, &w, k);
+        if (h == 2 && k == 1) settle(is_fp8, kind, p, &w, 0);
     }
     for (int64_t k = 4; k < steps && !is_fp8; k++)
         amx_step(FAR_COLUMNS, h, r + k * AMX_TILE, 64, strip, c + k * AMX_TILE, 64, strip);
@@ -182,9 +176,8 @@ INLINE void run_after(const bool is_fp8, const int h, const Kind kind, const Gem
 
 // One run of a block, of `steps` steps, beginning with `from` (NULL: zeros); what waits is settled meanwhile. The
 // block's own sums stay in the registers.
-INLINE void run(const bool is_fp8, const int h, const GemmProblem *p, int64_t steps,
-                      const uint16_t *r, const uint16_t *c, int64_t strip, const float *from,
-                      Waiting *w) {
+INLINE void run(const bool is_fp8, const int h, const GemmProblem *p, int64_t steps, const uint16_t *r,
+                const uint16_t *c, int64_t strip, const float *from, Waiting *w) {
     strip *= (int64_t)sizeof *r;
     if (w->h != h) {
         settle_all(is_fp8, p, w);
@@ -202,7 +195,7 @@ INLINE void run(const bool is_fp8, const int h, const GemmProblem *p, int64_t st
     else if (kind == EDGE)
         run_after(is_fp8, h, EDGE, p, steps, r, c, strip, from, w);
     else if (!is_fp8)
-        run_after(false, h, KEPT, p, steps, r, c, strip, from, w);
+        run_after(false, h, CARRIED, p, steps, r, c, strip, from, w);
     else if (kind == ONLY)
         run_after(true, h, ONLY, p, steps, r, c, strip, from, w);
     else if (kind == FIRST)
@@ -225,7 +218,7 @@ static int64_t blocks(int64_t n) {
     return ceil_div(n, 2 * AMX_STRIP);
 }
 
-static bool is_fp8(const GemmProblem *p) {
+static bool holds_codes(const GemmProblem *p) {
     return p->a.t == SRC_E4M3;
 }
 
@@ -253,9 +246,9 @@ INLINE void run_block(const bool is_fp8, const int h, GemmWork *w, const Range *
     next.columns = g->n0 + g->nn - next.col;
     if (!is_fp8) {
         run(false, h, g->p, ceil_div(g->vn, AMX_STEP), b->r, b->c, b->strip, g->is_first ? NULL : sums, waiting);
-        next.is_kept = !g->is_last;
+        next.is_carried = !g->is_last;
         next.is_done = g->is_last;
-        if (next.is_kept) next.part = sums;
+        if (next.is_carried) next.part = sums;
         *waiting = next;
         return;
     }
@@ -318,7 +311,7 @@ static void pack_rows(const Range *g, int64_t i, uint16_t *rows, float *scales) 
         Piece x = piece_of(g, second);
         if (x.kn <= 0) continue;
         amx_pack_rows(a, g->m0 + row, n, x.k0, x.kn, strip, rows + x.at * AMX_STRIP);
-        for (int64_t k = 0; k < x.kn && is_fp8(p); k += TILE)
+        for (int64_t k = 0; k < x.kn && holds_codes(p); k += TILE)
             pack_scales(a, g->m0 + row, n, x.k0 + k, scales + (x.at + k) / TILE * 2 * AMX_STRIP);
     }
 }
@@ -327,13 +320,13 @@ static void pack_rows(const Range *g, int64_t i, uint16_t *rows, float *scales) 
 static void pack_columns(const Range *g, uint16_t *columns, float *scales) {
     const GemmProblem *p = g->p;
     const int64_t strip = AMX_STRIP * amx_filled(p->a.t, g->vn);
-    if (is_fp8(p)) memset(scales, 0, (size_t)(ceil_div(g->vn, TILE) * g->scales_ld) * sizeof *scales);
+    if (holds_codes(p)) memset(scales, 0, (size_t)(ceil_div(g->vn, TILE) * g->scales_ld) * sizeof *scales);
     for (int second = 0; second < 2; second++) {
         const GemmOperand *b = second ? &p->b2 : &p->b;
         Piece x = piece_of(g, second);
         if (x.kn <= 0) continue;
         amx_pack_columns(b, g->n0, g->nn, x.k0, x.kn, strip, columns + x.at * AMX_STRIP);
-        for (int64_t k = 0; k < x.kn && is_fp8(p); k += TILE)
+        for (int64_t k = 0; k < x.kn && holds_codes(p); k += TILE)
             pack_scales(b, g->n0, g->nn, x.k0 + k, scales + (x.at + k) / TILE * g->scales_ld);
     }
 }
@@ -343,7 +336,7 @@ static void run_panels(GemmWork *w, const Range *g) {
     const int64_t strip = AMX_STRIP * amx_filled(g->p->a.t, g->vn);
     Waiting waiting = {.h = 0};
     for (int64_t i = 0; i < blocks(g->mn); i++) {
-        RunBlock *run_one = run_blocks[is_fp8(g->p)][g->mn - i * 2 * AMX_STRIP > AMX_STRIP];
+        RunBlock *run_one = run_blocks[holds_codes(g->p)][g->mn - i * 2 * AMX_STRIP > AMX_STRIP];
         float *scales = w->amx.row_scales[i % 2]; // what waits needs those of the rows before
         pack_rows(g, i, w->amx.rows, scales);
         __asm__ volatile("" : : : "memory"); // tile loads do not say what they read
@@ -351,17 +344,19 @@ static void run_panels(GemmWork *w, const Range *g) {
         for (; b.j < blocks(g->nn); b.j++, b.c += 2 * strip, b.column_scales += 2 * AMX_STRIP)
             run_one(w, g, &b, &waiting);
     }
-    settle_all(is_fp8(g->p), g->p, &waiting);
+    settle_all(holds_codes(g->p), g->p, &waiting);
 }
 
 void gemm_tile_amx(const GemmProblem *p, int64_t m0, int64_t mn, int64_t n0, int64_t nn,
                    GemmWork *w) {
-    int64_t length = gemm_length(p, is_fp8(p) ? TILE : AMX_STEP);
+    int64_t length = gemm_length(p);
     if (length == 0) {
         static const float zeros[GEMM_AMX_NB_WIDE];
         for (int64_t r = 0; r < mn; r++) store_row(p, m0 + r, n0, nn, zeros);
         return;
     }
+    _Static_assert(GEMM_AMX_NB_WIDE * GEMM_AMX_KB <= GEMM_AMX_NB * GEMM_AMX_KEPT && GEMM_AMX_MB <= GEMM_AMX_MB_LONG,
+                   "panels and sums hold every kind of tile");
     bool is_kept = length <= GEMM_AMX_KEPT;
     bool has_columns = is_kept && w->packed == p && w->packed_m0 == n0 && w->packed_mn == nn;
     const int64_t ld = ceil_div(nn, 64) * 64; // columns that panels have room for

@@ -26,8 +26,8 @@ static inline int64_t amx_filled(GemmSrc t, int64_t kn) {
 
 // amx_pack_rows / amx_pack_columns: n rows (columns) from outer, elements [k0, k0 + kn) of the
 // contraction as BF16 into a panel whose strips lie `strip` values apart. Strips are made until
-// their number is even (rows) or a multiple of 4 (columns); what has no element is zero, along the
-// contraction to amx_filled(). Both types, both orientations.
+// their number is even (columns of codes across memory: a multiple of 4); what has no element is
+// zero, along the contraction to amx_filled(). Both types, both orientations.
 void amx_pack_rows(const GemmOperand *o, int64_t outer, int64_t n, int64_t k0, int64_t kn,
                    int64_t strip, uint16_t *dst);
 void amx_pack_columns(const GemmOperand *o, int64_t outer, int64_t n, int64_t k0, int64_t kn,

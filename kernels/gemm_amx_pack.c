@@ -217,7 +217,7 @@ void amx_pack_rows(const GemmOperand *o, int64_t outer, int64_t n, int64_t k0, i
 }
 
 void amx_pack_columns(const GemmOperand *o, int64_t outer, int64_t n, int64_t k0, int64_t kn, int64_t strip,
-                   uint16_t *dst) {
+                      uint16_t *dst) {
     int64_t at = o->is_k_contig ? outer * o->ld + k0 : k0 * o->ld + outer;
     const uint8_t *q = (const uint8_t *)o->p + at;
     const uint16_t *h = (const uint16_t *)o->p + at;
@@ -239,7 +239,7 @@ void amx_pack_rows(const GemmOperand *o, int64_t outer, int64_t n, int64_t k0, i
     (void)o, (void)outer, (void)n, (void)k0, (void)kn, (void)strip, (void)dst;
 }
 void amx_pack_columns(const GemmOperand *o, int64_t outer, int64_t n, int64_t k0, int64_t kn, int64_t strip,
-                   uint16_t *dst) {
+                      uint16_t *dst) {
     (void)o, (void)outer, (void)n, (void)k0, (void)kn, (void)strip, (void)dst;
 }
 #endif

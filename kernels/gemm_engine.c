@@ -131,7 +131,7 @@ static GemmTiles tiles_of(const GemmIsa *isa, const GemmProblem *p, const Sum *s
     if (isa->tiles) return *isa->tiles;
     int unit = is_half(isa, p) ? isa->unit_half : 1;
     if (!unit) { // multiply so fast that packing decides: large tiles
-        int64_t length = gemm_length(p, TILE);
+        int64_t length = gemm_length(p);
         bool is_long = length > GEMM_AMX_KEPT, is_wide = length <= GEMM_AMX_KB;
         return (GemmTiles){is_long ? GEMM_AMX_MB_LONG : GEMM_AMX_MB, is_wide ? GEMM_AMX_NB_WIDE : GEMM_AMX_NB, 64, 64,
                            2, true};

@@ -2,7 +2,7 @@
 //
 // A product is c(i, j) = sum over k of a(i, k) b(j, k). Operands keep whatever type and orientation
 // they have in memory; the tile function of the instruction set decodes them into panels (FP8 and
-// BF16 become FP32, or pairs of BF16), 128 elements of the contraction at a time, and its
+// BF16 become FP32, or pairs of BF16), some hundred elements of the contraction at a time, and its
 // micro-kernel works on panels only. Threads share out the output tiles of all products of a call
 // and never a contraction; an element's sum runs over k in ascending order wherever it lies in a
 // tile. So neither the number of threads nor the tile size changes a bit of a result. Inside
@@ -43,9 +43,10 @@ typedef struct GemmProblem {
     int64_t k2;         // 0: there is none
 } GemmProblem;
 
-// gemm_length: elements of both contractions of a pair, the second beginning at a multiple of unit; of
-// the one otherwise.
-static inline int64_t gemm_length(const GemmProblem *p, int64_t unit) {
+// gemm_length: elements of the contraction in the panels of tile registers: of both of a pair, the
+// second beginning at a slice (FP8) or a step of 32.
+static inline int64_t gemm_length(const GemmProblem *p) {
+    int64_t unit = gemm_is_fp8(p->a.t) ? TILE : 32;
     return p->k2 ? (p->k + unit - 1) / unit * unit + p->k2 : p->k;
 }
 
@@ -87,7 +88,7 @@ typedef struct GemmWork {
         struct {
             uint16_t rows[32 * GEMM_AMX_KB], columns[GEMM_AMX_NB * GEMM_AMX_KEPT];
             float sums[GEMM_AMX_MB_LONG * GEMM_AMX_NB]; // that wait for the next panel
-            float block[4 * 256], part[4 * 256];
+            float block[4 * 256], part[4 * 256]; // FP8 sums of one block, what just left its registers
             float row_scales[2][GEMM_AMX_KB / TILE * 32];
             float column_scales[GEMM_AMX_NB * GEMM_AMX_KEPT / TILE];
         } amx;

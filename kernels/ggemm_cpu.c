@@ -145,7 +145,7 @@ Err ggemm_fp8_wgrad_cpu(OpCx *cx, Mat y, MatQ at, MatQ bt, Groups g, bool acc) {
     return OK;
 }
 
-// Pairs: both products of every expert, or false if the instruction set takes none of them.
+// Pairs: both products of every expert, or false if such sums take none of them.
 static Err run_pairs(OpCx *cx, GemmProblem *p, int64_t n, bool *is_done) {
     *is_done = false;
     for (int64_t e = 0; e < n; e++)

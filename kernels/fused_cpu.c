@@ -176,17 +176,14 @@ static Err both_forms(Room *room, QuantOut rows, QuantOut cols, Mat x, int64_t r
 // Gradients g and u, and h, of rows [r0, r0+n): swiglu_bwd of what was kept, and swiglu_fwd, which needs the same
 // exponentials. A few rows at a time, so that what is decoded is worked on in the first cache.
 static Err unit_rows(const GatedBwdJob *j, Room *room, Mat g, Mat u, Mat h, int64_t r0) {
-    const RowLanes *lanes = row_lanes();
     int64_t step = max_i64(1, AT_ONCE / max_i64(g.cols, 1)), n;
     for (int64_t at = 0; at < g.rows; at += n) {
         n = min_i64(step, g.rows - at);
         Mat gr = mat_rows(g, at, n), ur = mat_rows(u, at, n), hr = mat_rows(h, at, n), dh = mat_rows(j->dh, r0 + at, n);
         TRY(dequant_cpu(&room->cx, gr, matq_rows(j->g, r0 + at, n)));
         TRY(dequant_cpu(&room->cx, ur, matq_rows(j->u, r0 + at, n)));
-        for (int64_t r = 0; r < n; r++) {
-            float d = lanes->swiglu_bwd(gr, ur, hr, dh, gr, ur, j->gate ? j->gate[r0 + at + r] : 1.0f, r);
-            if (j->dgate) j->dgate[r0 + at + r] = d;
-        }
+        row_swiglu_bwd(gr, ur, hr, j->dgate ? j->dgate + r0 + at : NULL, dh, gr, ur, j->gate ? j->gate + r0 + at : NULL,
+                       0, n);
     }
     return OK;
 }

@@ -48,3 +48,13 @@ extern const RowLanes row_lanes_avx512bf16, row_lanes_avx512, row_lanes_avx2, ro
 // thread-safe.
 const RowLanes *row_lanes(void);
 bool row_select(const char *name);
+
+// row_swiglu_bwd: rows [r0, r1) of swiglu.h's backward, and of h unless it is mat_none(). gate and dgate may be NULL.
+static inline void row_swiglu_bwd(Mat dg, Mat du, Mat h, float *dgate, Mat dh, Mat g, Mat u, const float *gate,
+                                  int64_t r0, int64_t r1) {
+    const RowLanes *lanes = row_lanes();
+    for (int64_t r = r0; r < r1; r++) {
+        float d = lanes->swiglu_bwd(dg, du, h, dh, g, u, gate ? gate[r] : 1.0f, r);
+        if (dgate) dgate[r] = d;
+    }
+}

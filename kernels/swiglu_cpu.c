@@ -30,12 +30,8 @@ Err swiglu_fwd_cpu(OpCx *cx, Mat h, Mat g, Mat u, const float *gate) {
 
 static void bwd_part(const void *job, TeamPart part) {
     const SwigluJob *j = job;
-    const RowLanes *lanes = row_lanes();
-    for (int64_t r = team_first(part, j->g.rows); r < team_end(part, j->g.rows); r++) {
-        float gate = j->gate ? j->gate[r] : 1.0f;
-        float d = lanes->swiglu_bwd(j->dg, j->du, j->h, j->dh, j->g, j->u, gate, r);
-        if (j->dgate) j->dgate[r] = d;
-    }
+    row_swiglu_bwd(j->dg, j->du, mat_none(), j->dgate, j->dh, j->g, j->u, j->gate, team_first(part, j->g.rows),
+                   team_end(part, j->g.rows));
 }
 
 Err swiglu_bwd_cpu(OpCx *cx, Mat dg, Mat du, float *dgate, Mat dh, Mat g, Mat u,
@@ -46,7 +42,7 @@ Err swiglu_bwd_cpu(OpCx *cx, Mat dg, Mat du, float *dgate, Mat dh, Mat g, Mat u,
     ROW_MAT(u, M, F);
     ROW_MAT(dg, M, F);
     ROW_MAT(du, M, F);
-    SwigluJob j = {mat_none(), g, u, dh, dg, du, dgate, gate};
+    SwigluJob j = {.g = g, .u = u, .dh = dh, .dg = dg, .du = du, .dgate = dgate, .gate = gate};
     team_run(row_threads(cx, M * F * 8), bwd_part, &j);
     return OK;
 }

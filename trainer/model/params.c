@@ -306,10 +306,6 @@ static bool is_alone(const Param *p, const Cx *cx) {
     return (p->is_expert ? cx->edp : cx->world)->nranks == 1;
 }
 
-Err params_prepare_own(Param *p, const Shape *s, Cx *cx) {
-    return is_alone(p, cx) ? prepare(p, s, cx) : OK;
-}
-
 // Weights of a thread that the second-level cache keeps, with all that their update reads and writes.
 enum { PIECE_WEIGHTS = 1 << 15 };
 
@@ -326,8 +322,8 @@ int64_t params_piece(const Param *p, const Shape *s, const Cx *cx, int64_t r0) {
 }
 
 Err params_prepare_piece(Param *p, const Shape *s, Cx *cx, int64_t r0, int64_t n) {
-    if (!is_alone(p, cx)) return OK;
-    if (n == p->w.rows || !is_prepared(p, s)) return prepare(p, s, cx);
+    if (!is_alone(p, cx) || !is_prepared(p, s)) return OK;
+    if (n == p->w.rows) return prepare(p, s, cx);
     MatQ q = matq_mat(p->q, r0 / p->rows);
     int64_t at = r0 % p->rows;
     q.nmat = max_i64(n / p->rows, 1);
@@ -347,7 +343,7 @@ Err params_publish(Params *t, const Shape *s, Cx *cx) {
         TRY(cx->ops->cast(&cx->op, mat_rows(p->w, p->own.row0, p->own.nrows), p->master));
     }
     prof_leave();
-    for (int i = 0; i < t->n; i++) TRY(params_prepare_own(&t->p[i], s, cx));
+    for (int i = 0; i < t->n; i++) TRY(params_prepare_piece(&t->p[i], s, cx, 0, t->p[i].w.rows));
     return params_share(t, s, cx);
 }
 

@@ -62,15 +62,13 @@ Err params_init(Params *p, const Shape *s, const Cx *cx) MUST_CHECK;
 // params_publish: compute copies from masters: cast own rows, gather them from all owners, prepare
 // FP8 weights. Collective over world and edp.
 Err params_publish(Params *p, const Shape *s, Cx *cx) MUST_CHECK;
-// params_prepare_own: FP8 weights of one entry from its compute copy, if no other rank owns rows of
-// it. Local.
-Err params_prepare_own(Param *p, const Shape *s, Cx *cx) MUST_CHECK;
 // params_piece: how many of this rank's rows of an entry, from r0 on (0, or where a piece ended), are updated and then
 // prepared at once: what a cache keeps in between. Local, pure.
 int64_t params_piece(const Param *p, const Shape *s, const Cx *cx, int64_t r0);
-// params_prepare_piece: params_prepare_own for such rows [r0, r0+n). Local.
+// params_prepare_piece: FP8 weights of such rows [r0, r0+n), or of all, from their compute copy, if the entry has any
+// and no other rank owns rows of it. Local.
 Err params_prepare_piece(Param *p, const Shape *s, Cx *cx, int64_t r0, int64_t n) MUST_CHECK;
-// params_share: what params_publish does once own rows are cast and prepared (the two above):
+// params_share: what params_publish does once own rows are cast and prepared (params_prepare_piece):
 // own rows to all ranks, then the FP8 weights of the other entries. Collective over world and edp.
 Err params_share(Params *p, const Shape *s, Cx *cx) MUST_CHECK;
 // params_prepare: FP8 weights of all entries from the compute copies. Local.

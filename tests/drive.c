@@ -19,12 +19,15 @@
 #include <unistd.h>
 
 #define MAX_WORDS 128
+#define SHOWN 65536 // how much of the end of an output a failure shows
 
 extern char **environ;
 
 static struct {
     char program[4096], source[4096], dir[128];
     int njobs;
+    char **texts; // [ntexts] outputs of jobs
+    int ntexts;
 } drive;
 
 static double seconds_now(void) {
@@ -60,6 +63,8 @@ static int remove_one(const char *path, const struct stat *st, int type, struct 
 }
 
 int drive_done(int failed) {
+    for (int i = 0; i < drive.ntexts; i++) free(drive.texts[i]);
+    free(drive.texts);
     if (nftw(drive.dir, remove_one, 16, FTW_DEPTH | FTW_PHYS) != 0) perror(drive.dir);
     return failed;
 }
@@ -93,6 +98,7 @@ static int split_words(char *line, char **words, int max) {
 static void start(Job *j, int64_t max_file, int ranks, const char *fmt, va_list ap) {
     char words_text[sizeof j->line], *words[MAX_WORDS];
     memset(j, 0, sizeof *j);
+    j->out = j->err = "";
     int at = ranks > 1 ? snprintf(j->line, sizeof j->line, "mpirun -q -n %d ", ranks) : 0;
     at += snprintf(j->line + at, sizeof j->line - (size_t)at, "%s ", drive.program);
     at += vsnprintf(j->line + at, sizeof j->line - (size_t)at, fmt, ap);
@@ -172,12 +178,14 @@ static void end_job(Job *j) {
     kill(j->pid, SIGKILL);
 }
 
-static void read_end(const char *path, char *text) {
+// output_of: the whole file; a fast machine writes more lines than any fixed end of it holds.
+static const char *output_of(const char *path) {
     size_t n = 0;
-    char *all = read_file(path, &n);
-    size_t skip = n >= JOB_TEXT ? n - JOB_TEXT + 1 : 0;
-    memcpy(text, all + skip, n - skip + 1);
-    free(all);
+    char *text = read_file(path, &n);
+    char **texts = realloc(drive.texts, (size_t)(drive.ntexts + 1) * sizeof *texts);
+    assert_non_null(texts);
+    drive.texts = texts;
+    return texts[drive.ntexts++] = text;
 }
 
 static bool has_ended(Job *j) {
@@ -187,14 +195,19 @@ static bool has_ended(Job *j) {
     j->seconds = seconds_now() - j->started;
     j->code = WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
     j->pid = 0;
-    read_end(j->out_path, j->out);
-    read_end(j->err_path, j->err);
+    j->out = output_of(j->out_path);
+    j->err = output_of(j->err_path);
     return true;
+}
+
+static const char *end_of(const char *text) {
+    size_t n = strlen(text);
+    return n > SHOWN ? text + n - SHOWN : text;
 }
 
 // cmocka's own messages end after a thousand characters.
 static void show(const Job *j) {
-    fprintf(stderr, "%s\n%s%s", j->line, j->out, j->err);
+    fprintf(stderr, "%s\n%s%s", j->line, end_of(j->out), end_of(j->err));
 }
 
 int job_wait(Job *j, double limit) {

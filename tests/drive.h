@@ -15,8 +15,6 @@
 #include <stdbool.h>
 #include <sys/types.h>
 
-#define JOB_TEXT 65536
-
 // One started command.
 typedef struct Job {
     pid_t pid;            // 0: not running
@@ -26,7 +24,7 @@ typedef struct Job {
     bool is_timed_out;    // it was killed because it ran past its limit
     char line[4096];      // what was started
     char out_path[256], err_path[256];
-    char out[JOB_TEXT], err[JOB_TEXT]; // the ends of its outputs, after job_wait
+    const char *out, *err; // its outputs, whole, after job_wait; empty before. Valid until drive_done
 } Job;
 
 // drive_init: remember the program, make the temporary folder. Local.

@@ -64,6 +64,8 @@ static Refusal refusals[] = {
     {"missing_shard", "--set data.train=nowhere.h5", 2, 65, {"nowhere.h5"}},
     {"missing_tokenizer", "--set data.tokenizer=nowhere.json", 1, 65, {"nowhere.json"}},
     {"missing_eval_shard", "--set data.eval=nowhere.h5", 1, 65, {"nowhere.h5"}},
+    {"too_large", "--device cpu --set model.vocab_size=16000000 --set model.hidden_size=1048576", 1, 70,
+     {"not enough memory: 1 rank here needs", "spread the model over more machines"}},
     {"missing_init", "--init-from /tmp/no-such-run", 1, 65, {"/tmp/no-such-run"}},
 };
 

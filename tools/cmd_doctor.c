@@ -13,69 +13,28 @@
 #include "config.h"
 #include "device.h"
 #include "log.h"
+#include "machine.h"
 #include "ops.h"
 #include "versions.h"
 
 #define SHM_PER_RANK                                                                               \
     (16.0 * 1024 * 1024) // bytes; what Open MPI's shared memory transport takes at start, about
 
-// The value after ':' of the first line of `path` that starts with `name`; "" if there is none.
-static void file_field(char *out, size_t n, const char *path, const char *name) {
-    out[0] = '\0';
-    FILE *f = fopen(path, "re");
-    if (!f) return;
-    char line[512];
-    while (fgets(line, sizeof line, f)) {
-        char *colon = strchr(line, ':');
-        if (strncmp(line, name, strlen(name)) != 0 || !colon) continue;
-        colon += 1 + strspn(colon + 1, " \t");
-        colon[strcspn(colon, "\n")] = '\0';
-        snprintf(out, n, "%s", colon);
-        break;
-    }
-    fclose(f);
-}
-
-// A line of /proc/meminfo in bytes, -1 if it is not there.
-static double meminfo(const char *name) {
-    char text[64];
-    double kib = -1;
-    file_field(text, sizeof text, "/proc/meminfo", name);
-    return sscanf(text, "%lf", &kib) == 1 ? kib * 1024 : -1;
-}
-
-// The memory limit of this process's control group (version 2, then 1), -1 if there is none.
-static double group_limit(void) {
-    static const char *const files[] = {"/sys/fs/cgroup/memory.max",
-                                        "/sys/fs/cgroup/memory/memory.limit_in_bytes"};
-    for (int i = 0; i < COUNT_OF(files); i++) {
-        FILE *f = fopen(files[i], "re");
-        if (!f) continue;
-        double bytes = -1;
-        bool is_number = fscanf(f, "%lf", &bytes) == 1;
-        fclose(f);
-        if (is_number && bytes < 1e18) return bytes;
-    }
-    return -1;
-}
-
 static void report_machine(void) {
     char cpu[128];
-    file_field(cpu, sizeof cpu, "/proc/cpuinfo", "model name");
-    double total = meminfo("MemTotal");
-    double available = meminfo("MemAvailable");
-    double limit = group_limit();
+    machine_field(cpu, sizeof cpu, "/proc/cpuinfo", "model name");
+    MachineMemory m = machine_memory();
     log_line("processor   %s", cpu[0] ? cpu : "unknown");
     log_line("cores       %d of %ld may be used here", boot_cores(), sysconf(_SC_NPROCESSORS_ONLN));
     char isas[160];
     ops_isa_list(isas, sizeof isas);
     log_line("backend     %s, instruction set %s (of %s)", ops_cpu()->backend, ops_cpu()->isa,
              isas);
-    if (limit > 0 && limit < total) {
+    if (m.group > 0 && m.group < m.total) {
         log_line("memory      %s, %s available; limited to %s by the control group",
-                 text_bytes(total).s, text_bytes(available).s, text_bytes(limit).s);
+                 text_bytes(m.total).s, text_bytes(m.available).s, text_bytes(m.group).s);
     } else {
-        log_line("memory      %s, %s available", text_bytes(total).s, text_bytes(available).s);
+        log_line("memory      %s, %s available", text_bytes(m.total).s, text_bytes(m.available).s);
     }
 }
 

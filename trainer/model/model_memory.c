@@ -4,6 +4,8 @@
 #include <string.h>
 
 #include "head.h"
+#include "log.h"
+#include "machine.h"
 #include "shadow_gemm.h"
 #include "staging.h"
 
@@ -184,6 +186,23 @@ static Err make_health(Cx *cx) {
     return cx->dev->zero(cx->health, (size_t)n * sizeof *cx->health);
 }
 
+// check_room: what a pass touches for certain is no more than the machine has, for all ranks on it: else the kernel
+// would kill them in the middle of the start, without a word. On a device its own allocations say so.
+static Err check_room(const MemoryPlan *p, const Backend *on, int local_nranks) {
+    MachineMemory has = machine_memory();
+    double most = machine_memory_most(&has), fixed = (double)(p->params + p->state);
+    double all = fixed + (double)p->acts_balanced + (double)p->scratch_balanced;
+    if (on->dev->alloc || most < 0) return OK;
+    CHECK(all * local_nranks <= most, E_INTERNAL,
+          "not enough memory: %d rank%s here need%s %s%s (parameters, gradients, masters and moments %s, activations "
+          "and scratch %s), %s has %s: spread the model over more machines, with a larger parallel.ep, or make it, "
+          "train.micro_batch or train.seq_len smaller",
+          local_nranks, local_nranks == 1 ? "" : "s", local_nranks == 1 ? "s" : "", text_bytes(all).s,
+          local_nranks == 1 ? "" : " each", text_bytes(fixed).s, text_bytes(all - fixed).s,
+          most == has.group ? "the control group" : "this machine", text_bytes(most).s);
+    return OK;
+}
+
 Err cx_create_on(Cx *cx, const Backend *on, const Boot *boot, const Mesh *mesh, const Shape *s, const MemoryPlan *plan,
                  int nthreads) {
     memset(cx, 0, sizeof *cx);
@@ -194,6 +213,7 @@ Err cx_create_on(Cx *cx, const Backend *on, const Boot *boot, const Mesh *mesh, 
     cx->edp = boot->edp;
     cx->mesh = *mesh;
     TRY(cx_check_backend(on, s));
+    TRY(check_room(plan, on, boot->local_nranks));
     TRY(make_arenas(cx, plan, s, nthreads));
     cx->op.scratch = cx->scratch;
     cx->op.nthreads = nthreads;

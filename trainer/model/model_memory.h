@@ -24,7 +24,8 @@ Err cx_create(Cx *cx, const Boot *boot, const Mesh *mesh, const Shape *s, const 
     MUST_CHECK;
 // cx_check_backend: E_CONFIG, naming the setting, if the backend cannot compute what `s` asks for. Local.
 Err cx_check_backend(const Backend *on, const Shape *s) MUST_CHECK;
-// cx_create_on: the same on any backend (backend.h). On a device the worst case is memory, not address space.
+// cx_create_on: the same on any backend (backend.h). On a device the worst case is memory, not address space. Errors:
+// E_INTERNAL where what the ranks of this machine need in balance is more than it has.
 Err cx_create_on(Cx *cx, const Backend *on, const Boot *boot, const Mesh *mesh, const Shape *s, const MemoryPlan *plan,
                  int nthreads) MUST_CHECK;
 void cx_destroy(Cx *cx);

@@ -38,6 +38,7 @@ typedef struct Run {
     Backend backend;
     Shape shape;
     MemoryPlan memory;
+    double memory_free; // of this rank's machine before the run takes any, bytes; -1: unknown
     Cx cx;
     Model *model;
     Loader *loader, *eval;   // eval NULL without data.eval

@@ -42,6 +42,18 @@ static void report_memory(const MemoryPlan *m, const Config *c) {
              text_bytes(fixed + (double)m->acts + (double)m->scratch).s);
 }
 
+// warn_memory: what the ranks of this machine will take was not free before the first of it was taken.
+static void warn_memory(const Run *r) {
+    const MemoryPlan *m = &r->memory;
+    double own = (double)m->params + (double)m->acts_balanced + (double)m->scratch_balanced +
+                 (double)m->state * (r->config->checkpoint.async ? 2.0 : 1.0);
+    double all = own * r->boot.local_nranks;
+    if (!staging_is_host(&r->cx) || r->memory_free < 0 || all <= r->memory_free) return;
+    log_warn("%d rank%s on this machine will take %s, %s of its memory were free: the kernel may kill the run",
+             r->boot.local_nranks, r->boot.local_nranks == 1 ? "" : "s", text_bytes(all).s,
+             text_bytes(r->memory_free).s);
+}
+
 // What a token leaves for the backward in a block, and what that would be with BF16 and nothing recomputed.
 static Err report_saved(const MemoryPlan *m, const Shape *s, const Mesh *mesh) {
     static const char *const kinds[SAVED_KINDS] = {
@@ -141,6 +153,7 @@ void run_banner(const Run *r) {
     report_map(r);
     report_cores(r);
     report_memory(&r->memory, r->config);
+    warn_memory(r);
     report_device(&r->cx);
     int64_t windows = loader_windows(r->loader);
     log_line("data       %lld tokens, %lld windows; the schedule reads %.2f passes",
@@ -150,6 +163,10 @@ void run_banner(const Run *r) {
     if (r->owes_eval) log_line("held-out   step %lld: was given up, is made now", (long long)r->at.step);
     if (r->at.step < r->last_step)
         log_line("run        %s, steps %lld to %lld of %lld", r->dir, (long long)r->at.step + 1,
+                 (long long)r->last_step, (long long)r->config->train.steps);
+    if (r->last_step > r->config->train.steps)
+        log_warn("--steps %lld is behind the schedule's end (train.steps %lld): from there on the learning rate stays "
+                 "at its last value",
                  (long long)r->last_step, (long long)r->config->train.steps);
 }
 

@@ -10,9 +10,13 @@
 #include "checkpoint_dir.h"
 #include "device_peak.h"
 #include "log.h"
+#include "machine.h"
 #include "run.h"
 #include "schedule.h"
 #include "tokenizer.h"
+
+// More parameters than this take a while, of which the run says what it is at.
+#define SLOW_START 1000000000
 
 static Err load_config(Run *r) {
     const TrainOptions *o = &r->opt;
@@ -258,6 +262,7 @@ static Err make_model(Run *r) {
     TRY(shape_from_config(&r->shape, c, &r->mesh));
     TRY(measure_peak(r));
     TRY(memory_measure(&r->memory, &r->shape, &r->mesh, true, true));
+    r->memory_free = machine_memory().available;
     TRY(cx_create_on(&r->cx, &r->backend, &r->boot, &r->mesh, &r->shape, &r->memory,
                   boot_threads(&r->boot, r->opt.threads)));
     TRY(model_create(&r->model, &r->shape, &r->cx, true, true));

@@ -39,6 +39,11 @@ static Err corpora_open(Loader *l, const LoaderSpec *spec) {
         CHECK(n >= need, E_INPUT,
               "%s: %lld tokens, at least %lld needed (seq_len %lld, mtp depth %lld)", l->path[k],
               (long long)n, (long long)need, (long long)spec->seq_len, (long long)spec->mtp_depth);
+        int64_t ids = tokens_meta(l->corpus[k])->vocab_size;
+        CHECK(ids <= spec->vocab_size, E_INPUT,
+              "%s: its tokenizer has %lld tokens, but model.vocab_size is %lld: the model needs one at least as large, "
+              "or the text another tokenizer",
+              l->path[k], (long long)ids, (long long)spec->vocab_size);
         const char *a = tokens_meta(l->corpus[0])->tokenizer_hash;
         const char *b = tokens_meta(l->corpus[k])->tokenizer_hash;
         CHECK(strcmp(a, b) == 0, E_INPUT, "%s: made with tokenizer %s, but %s with %s", l->path[k],

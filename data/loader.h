@@ -5,8 +5,8 @@
 // and any number of ranks reads the same global batch. Thread-safe: a prefetching thread may call
 // it beside another.
 //
-// Local. Errors: E_CONFIG for weights; E_INPUT for data: missing, damaged, too short for one
-// window, or a token id that the model does not have.
+// Local. Errors: E_CONFIG for weights; E_INPUT for data: missing, damaged, too short for one window, of a tokenizer
+// with more tokens than the model has, or (when it is read) a token id that the model does not have.
 #pragma once
 #include "hash.h"
 

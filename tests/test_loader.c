@@ -5,6 +5,7 @@
 #include <stddef.h>
 #include <cmocka.h>
 
+#include <hdf5.h>
 #include <math.h>
 #include <pthread.h>
 #include <stdlib.h>
@@ -39,6 +40,14 @@ static void write_shard(const char *file, const int32_t *v, int64_t n, int32_t *
         a += len;
     }
     MUST_OK(token_writer_finish(&w, 1));
+}
+
+// claim_vocabulary: another number in a shard's attribute.
+static void claim_vocabulary(const char *file, int64_t size) {
+    hid_t f = H5Fopen(file, H5F_ACC_RDWR, H5P_DEFAULT), attribute = H5Aopen(f, "vocab_size", H5P_DEFAULT);
+    assert_true(f >= 0 && H5Awrite(attribute, H5T_NATIVE_INT64, &size) >= 0);
+    H5Aclose(attribute);
+    H5Fclose(f);
 }
 
 static int setup(void **state) {
@@ -205,12 +214,16 @@ static void refused(void **state) {
     loader_close(&l);
     spec = spec_of(c, 1);
     spec.vocab_size = 599;
-    MUST_OK(loader_open(&l, &spec));
+    assert_int_equal(loader_open(&l, &spec), E_INPUT); // before any step: the shard says how many tokens there are
+    assert_non_null(strstr(fail_message(), "has 600 tokens, but model.vocab_size is 599"));
+    claim_vocabulary(path[0], 599);
+    MUST_OK(loader_open(&l, &spec)); // and a shard that says less than it holds is found out when it is read
     static int32_t out[600 * WIDTH];
     assert_int_equal(loader_batch(l, 0, 600, out, NULL, NULL), E_INPUT);
     assert_non_null(strstr(fail_message(), "id 599"));
     assert_non_null(strstr(fail_message(), "vocab_size is 599"));
     loader_close(&l);
+    claim_vocabulary(path[0], 600);
     c[0].weight = -1;
     spec = spec_of(c, 1);
     assert_int_equal(loader_open(&l, &spec), E_CONFIG);

@@ -64,6 +64,8 @@ static Refusal refusals[] = {
     {"missing_shard", "--set data.train=nowhere.h5", 2, 65, {"nowhere.h5"}},
     {"missing_tokenizer", "--set data.tokenizer=nowhere.json", 1, 65, {"nowhere.json"}},
     {"missing_eval_shard", "--set data.eval=nowhere.h5", 1, 65, {"nowhere.h5"}},
+    {"large_vocabulary", "--set model.vocab_size=511", 2, 65,
+     {"tiny.tokens.h5: its tokenizer has 512 tokens", "model.vocab_size is 511"}},
     {"too_large", "--device cpu --set model.vocab_size=16000000 --set model.hidden_size=1048576", 1, 70,
      {"not enough memory: 1 rank here needs", "spread the model over more machines"}},
     {"missing_init", "--init-from /tmp/no-such-run", 1, 65, {"/tmp/no-such-run"}},
@@ -146,16 +148,6 @@ static void test_damaged_shard(void **state) {
     free(data);
 }
 
-static void test_foreign_token(void **state) {
-    (void)state;
-    static Job j;
-    run(&j, 2, "train %s --run-dir %s --steps 3 --set parallel.ep=2 %s --set model.vocab_size=400", tiny(),
-        path_of("foreign"), SHORT);
-    assert_ends(&j, 65);
-    assert_says(&j, "tiny.tokens.h5");
-    assert_says(&j, "400");
-}
-
 static void test_damaged_tokenizer(void **state) {
     (void)state;
     static Job j;
@@ -176,6 +168,30 @@ static void test_damaged_tokenizer(void **state) {
     assert_says(&j, "hash");
     assert_no_run(dir);
     free(text);
+}
+
+// Held-out shards of another tokenizer are refused before the first step, and by `tessera eval`.
+static void test_held_out_tokenizer(void **state) {
+    (void)state;
+    static Job j;
+    const char *tokenizer = path_of("other.json"), *shards = path_of("other"), *dir = path_of("other-eval");
+    size_t n = 0;
+    char *text = read_file(sample("tiny.tokenizer.json"), &n);
+    text = realloc(text, n + 2);
+    assert_non_null(text);
+    text[n] = '\n';
+    write_file(tokenizer, text, n + 1);
+    free(text);
+    run_ok(1, "prepare --tokenizer %s --out %s %s", tokenizer, shards, write_text("held.txt", "Emma was handsome.\n"));
+    run(&j, 1, "train %s --run-dir %s --steps 1 %s --set data.eval=%s", tiny(), dir, SHORT, shards);
+    assert_ends(&j, 65);
+    assert_says(&j, "data.eval");
+    assert_says(&j, "make both with one tokenizer");
+    assert_no_run(dir);
+    run(&j, 1, "eval --checkpoint %s --data %s", whole_run(), shards);
+    assert_ends(&j, 65);
+    assert_says(&j, "step_00000008: step 8");
+    assert_says(&j, "the checkpoint was trained with one of hash");
 }
 
 // ---- checkpoints --------------------------------------------------------------------------------
@@ -423,7 +439,7 @@ int main(int argc, char **argv) {
     enum { NREFUSALS = sizeof refusals / sizeof refusals[0] };
     const struct CMUnitTest rest[] = {
         cmocka_unit_test(test_config_files),       cmocka_unit_test(test_damaged_shard),
-        cmocka_unit_test(test_foreign_token),      cmocka_unit_test(test_damaged_tokenizer),
+        cmocka_unit_test(test_damaged_tokenizer),  cmocka_unit_test(test_held_out_tokenizer),
         cmocka_unit_test(test_other_architecture), cmocka_unit_test(test_damaged_checkpoint),
         cmocka_unit_test(test_killed_rank),        cmocka_unit_test(test_killed_often),
         cmocka_unit_test(test_unwritable_run_dir), cmocka_unit_test(test_full_disk),

@@ -41,7 +41,17 @@ static Text32 json_number(double x) {
     return t;
 }
 
-static Err eval_data(Solo *s, const Config *c, const Args *a, FILE *json, double *bpb) {
+// check_tokenizer: the shards speak the checkpoint's language, where both say what that is.
+static Err check_tokenizer(const Loader *l, const char *path, const CheckpointInfo *at) {
+    const char *have = loader_tokenizer_hash(l);
+    CHECK(!have[0] || !at->tokenizer_hash[0] || strcmp(have, at->tokenizer_hash) == 0, E_INPUT,
+          "--data %s was made with a tokenizer of hash %s, the checkpoint was trained with one of hash %s: prepare the "
+          "text with that one",
+          path, have, at->tokenizer_hash);
+    return OK;
+}
+
+static Err eval_data(Solo *s, const Config *c, const CheckpointInfo *at, const Args *a, FILE *json, double *bpb) {
     LoaderCorpus corpora[64] = {0};
     const char *paths[COUNT_OF(corpora)];
     int n = 0;
@@ -56,9 +66,10 @@ static Err eval_data(Solo *s, const Config *c, const Args *a, FILE *json, double
                        .is_eval = true};
     Loader *l = NULL;
     EvalResult r;
+    Err err = OK;
     TRY(loader_open(&l, &spec));
-    TRY(evaluate_heldout(s->model, &s->cx, l, n, 0, NULL, &r));
-    loader_close(&l);
+    TRY_OR(check_tokenizer(l, paths[0], at), done);
+    TRY_OR(evaluate_heldout(s->model, &s->cx, l, n, 0, NULL, &r), done);
     *bpb = r.bits_per_byte;
     log_line("held-out loss %.6f nats per token, %.4f bits per byte, next token right %.1f %%, "
              "%lld tokens, %lld bytes",
@@ -71,7 +82,9 @@ static Err eval_data(Solo *s, const Config *c, const Args *a, FILE *json, double
                 json_number(r.loss).s, json_number(r.bits_per_byte).s, (long long)r.tokens,
                 (long long)r.text_bytes);
     }
-    return OK;
+done:
+    loader_close(&l);
+    return err;
 }
 
 static Err eval_copy(Solo *s, const Config *c, int64_t nseq, FILE *json) {
@@ -108,7 +121,7 @@ static Err eval_ngram(const Args *a, double bpb, FILE *json) {
 }
 
 // open_checkpoint: PATH or PATH@STEP: its config and weights on one rank.
-static Err open_checkpoint(Solo *s, Config **c, const Args *a) {
+static Err open_checkpoint(Solo *s, Config **c, CheckpointInfo *at, const Args *a) {
     const char *sets[256], *path = args_get(a, "checkpoint");
     int nsets = 0;
     TRY(args_all(a, "set", sets, COUNT_OF(sets), &nsets));
@@ -116,6 +129,8 @@ static Err open_checkpoint(Solo *s, Config **c, const Args *a) {
     TRY(args_int(a, "threads", 1, 4096, &threads));
     char dir[4096], yaml[4200];
     TRY(solo_find(dir, sizeof dir, path));
+    TRY(checkpoint_read_info(dir, at));
+    log_line("checkpoint %s: step %lld, %lld samples", dir, (long long)at->step, (long long)at->samples);
     snprintf(yaml, sizeof yaml, "%s/config.yaml", dir);
     TRY(config_load(c, yaml, sets, nsets));
     TRY(solo_open(s, *c, false, solo_threads(threads)));
@@ -136,11 +151,11 @@ static Err check_wishes(const Args *a) {
     return OK;
 }
 
-static Err evaluate_all(Solo *s, const Config *c, const Args *a, FILE *json) {
+static Err evaluate_all(Solo *s, const Config *c, const CheckpointInfo *at, const Args *a, FILE *json) {
     double bpb = NAN;
     int64_t copy = 0;
     TRY(args_int(a, "copy", 1, 1000000, &copy));
-    if (args_count(a, "data") > 0) TRY(eval_data(s, c, a, json, &bpb));
+    if (args_count(a, "data") > 0) TRY(eval_data(s, c, at, a, json, &bpb));
     if (copy > 0) TRY(eval_copy(s, c, copy, json));
     if (args_get(a, "ngram-heldout")) TRY(eval_ngram(a, bpb, json));
     return OK;
@@ -152,6 +167,7 @@ Err cmd_eval(int argc, char **argv) {
     if (a.is_help) return OK;
     Solo s;
     Config *c = NULL;
+    CheckpointInfo at;
     FILE *json = NULL;
     memset(&s, 0, sizeof s);
     TRY(check_wishes(&a));
@@ -159,8 +175,8 @@ Err cmd_eval(int argc, char **argv) {
         json = fopen(args_get(&a, "json"), "we");
         CHECK(json, E_OUTPUT, "--json: cannot write %s: %s", args_get(&a, "json"), strerror(errno));
     }
-    Err err = open_checkpoint(&s, &c, &a);
-    if (err == OK) err = evaluate_all(&s, c, &a, json);
+    Err err = open_checkpoint(&s, &c, &at, &a);
+    if (err == OK) err = evaluate_all(&s, c, &at, &a, json);
     if (json && fclose(json) != 0 && err == OK) {
         err = fail_at(E_OUTPUT, __FILE__, __LINE__, "--json: cannot write %s: %s",
                       args_get(&a, "json"), strerror(errno));

@@ -4,9 +4,11 @@
 #include <math.h>
 #include <string.h>
 
+#include "log.h"
 #include "prof.h"
 #include "rng.h"
 
+#define PROGRESS_SECONDS 15.0 // a pass over a held-out text that takes longer says how far it is
 #define COPY_FIRST_SYMBOL 3 // ids 0, 1, 2 are begin, end and padding
 
 // What one evaluation borrows and gives back.
@@ -57,7 +59,12 @@ static Err heldout_passes(Model *m, Cx *cx, Loader *l, int64_t windows, Stop *st
     ARENA_NEW(cx->host_acts, targets, s->B * s->S);
     ARENA_NEW(cx->host_acts, valid, s->B);
     if (s->document_mask) ARENA_NEW(cx->host_acts, doc_start, s->B * s->S);
+    double said = now_seconds();
     for (int64_t w = 0; w < windows; w += per_pass) {
+        if (now_seconds() - said > PROGRESS_SECONDS) {
+            log_line("held-out   %lld of %lld windows", (long long)w, (long long)windows);
+            said = now_seconds();
+        }
         int64_t first = w + s->B * cx->world->rank;
         int64_t n = max_i64(0, min_i64(s->B, windows - first));
         Err mine = windows_load(s, l, first, n, tokens, targets, valid, doc_start);

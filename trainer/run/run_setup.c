@@ -211,20 +211,28 @@ static Err open_loader(const Config *c, const PathList *paths, const RealList *w
                        .is_eval = is_eval};
     Err err = loader_open(out, &spec);
     mem_free(corpora);
-    return err;
+    if (err != E_INPUT) return err;
+    return fail_at(err, __FILE__, __LINE__, "data.%s: %s", is_eval ? "eval" : "train", fail_message());
 }
 
-// check_tokenizer: data.tokenizer is the one that made the shards.
+// check_tokenizer: data.tokenizer is the one that made the shards, those held out too.
 static Err check_tokenizer(Run *r) {
     const Config *c = r->config;
+    const char *want = loader_tokenizer_hash(r->loader), *held_out = r->eval ? loader_tokenizer_hash(r->eval) : want;
+    CHECK(!want[0] || !held_out[0] || strcmp(want, held_out) == 0, E_INPUT,
+          "data.eval %s was made with a tokenizer of hash %s, data.train %s with one of hash %s: make both with one "
+          "tokenizer",
+          c->data.eval.v[0], held_out, c->data.train.v[0], want);
+    snprintf(r->at.tokenizer_hash, sizeof r->at.tokenizer_hash, "%s", want);
     if (!c->data.tokenizer) return OK;
     Tokenizer *t = NULL;
-    TRY(tokenizer_load(&t, c->data.tokenizer));
+    Err err = tokenizer_load(&t, c->data.tokenizer);
+    if (err == E_INPUT) return fail_at(err, __FILE__, __LINE__, "data.tokenizer: %s", fail_message());
+    TRY(err);
     char have[sizeof r->at.tokenizer_hash];
     snprintf(have, sizeof have, "%s", tokenizer_hash(t));
     int size = tokenizer_vocab_size(t);
     tokenizer_free(&t);
-    const char *want = loader_tokenizer_hash(r->loader);
     CHECK(!want[0] || strcmp(want, have) == 0, E_INPUT,
           "data.tokenizer %s has hash %s, but the shards were made with a tokenizer of hash %s",
           c->data.tokenizer, have, want);

@@ -194,6 +194,22 @@ static void test_held_out_tokenizer(void **state) {
     assert_says(&j, "the checkpoint was trained with one of hash");
 }
 
+// A checkpoint that is not there: what is there instead.
+static void test_which_checkpoint(void **state) {
+    (void)state;
+    static Job j;
+    run(&j, 1, "eval --checkpoint %s@3 --copy 1", whole_run());
+    assert_ends(&j, 65);
+    assert_says(&j, "no checkpoint of step 3 there, only of 8");
+    run(&j, 1, "eval --checkpoint %s-typo --copy 1", whole_run());
+    assert_ends(&j, 65);
+    assert_says(&j, "no such run or checkpoint directory");
+    run(&j, 2, "train %s --run-dir %s %s --init-from %s", tiny(), path_of("init"), SHORT, drive_source());
+    assert_ends(&j, 65);
+    assert_says(&j, "no checkpoint there; expected a run directory");
+    assert_no_run(path_of("init"));
+}
+
 // ---- checkpoints --------------------------------------------------------------------------------
 
 // Two checkpoints, after steps 2 and 4 of one rank.
@@ -440,6 +456,7 @@ int main(int argc, char **argv) {
     const struct CMUnitTest rest[] = {
         cmocka_unit_test(test_config_files),       cmocka_unit_test(test_damaged_shard),
         cmocka_unit_test(test_damaged_tokenizer),  cmocka_unit_test(test_held_out_tokenizer),
+        cmocka_unit_test(test_which_checkpoint),
         cmocka_unit_test(test_other_architecture), cmocka_unit_test(test_damaged_checkpoint),
         cmocka_unit_test(test_killed_rank),        cmocka_unit_test(test_killed_often),
         cmocka_unit_test(test_unwritable_run_dir), cmocka_unit_test(test_full_disk),

@@ -38,6 +38,9 @@ Err checkpoint_save(const char *dir, const Params *p, Cx *cx, const CheckpointIn
 // share the hashing; the result is the same everywhere. Collective over world.
 Err checkpoint_find(char *out, size_t n, bool *found, const char *path, int64_t step,
                     Cx *cx) MUST_CHECK;
+// checkpoint_need: the same for one that the user named with the flag `what`: none is E_INPUT, and says what is there
+// instead. Collective over world.
+Err checkpoint_need(char *out, size_t n, const char *what, const char *path, int64_t step, Cx *cx) MUST_CHECK;
 // checkpoint_read_info / checkpoint_read_config: from the manifest and config.yaml of a checkpoint
 // directory. Local. E_INPUT.
 Err checkpoint_read_info(const char *dir, CheckpointInfo *info) MUST_CHECK;

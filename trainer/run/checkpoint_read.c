@@ -133,6 +133,40 @@ Err checkpoint_find(char *out, size_t n, bool *found, const char *path, int64_t 
     return err;
 }
 
+// explain_none: rank 0 found no checkpoint that could be meant: why, and what would be one.
+static Err explain_none(const char *what, const char *given, int64_t step) {
+    char path[CKDIR_PATH], sub[CKDIR_PATH + 16], steps[160] = "";
+    CkEntry *list = NULL;
+    int n = 0, at = 0;
+    snprintf(path, sizeof path, "%s", given);
+    if (step <= 0) step = -1;
+    split_step(path, &step);
+    CHECK(access(path, F_OK) == 0, E_INPUT, "%s %s: no such run or checkpoint directory: %s", what, path,
+          strerror(errno));
+    CHECK(is_dir(path), E_INPUT, "%s %s: a file; expected a run directory, or a checkpoint (a folder step_...)", what,
+          path);
+    snprintf(sub, sizeof sub, "%s/checkpoints", path);
+    TRY(ckdir_list(is_dir(sub) ? sub : path, &list, &n));
+    for (int i = 0; i < n && i < 8; i++) {
+        at += snprintf(steps + at, sizeof steps - (size_t)at, "%s%lld", i > 0 ? ", " : "", (long long)list[i].step);
+    }
+    free(list);
+    CHECK(n > 0, E_INPUT,
+          "%s %s: no checkpoint there; expected a run directory (with checkpoints/step_...), or a checkpoint", what,
+          path);
+    CHECK(step < 0, E_INPUT, "%s %s: no checkpoint of step %lld there, only of %s%s", what, path, (long long)step,
+          steps, n > 8 ? " and others" : "");
+    FAIL(E_INPUT, "%s %s: none of the checkpoints there verifies (steps %s%s); the warnings above say why", what, path,
+         steps, n > 8 ? " and others" : "");
+}
+
+Err checkpoint_need(char *out, size_t n, const char *what, const char *path, int64_t step, Cx *cx) {
+    bool found = false;
+    TRY(comm_agree(cx->world, checkpoint_find(out, n, &found, path, step, cx)));
+    if (found) return OK;
+    return comm_agree(cx->world, cx->world->rank == 0 ? explain_none(what, path, step) : OK);
+}
+
 // ---- what it says about itself -----------------------------------------------------------------
 
 Err checkpoint_read_info(const char *dir, CheckpointInfo *info) {

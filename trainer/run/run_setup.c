@@ -134,13 +134,8 @@ static Err choose_dir(Run *r, char *resume_path, size_t n, int64_t *resume_step)
 static Err find_start(Run *r, const char *resume_path, int64_t resume_step) {
     const char *resume = r->opt.resume;
     bool found = false;
-    if (resume_path[0]) {
-        Err e = checkpoint_find(r->resume_from, sizeof r->resume_from, &found, resume_path,
-                                resume_step, &r->cx);
-        TRY(comm_agree(r->boot.world, e));
-        CHECK(found, E_INPUT, "--resume %s: there is no checkpoint that verifies", resume);
-        return OK;
-    }
+    if (resume_path[0])
+        return checkpoint_need(r->resume_from, sizeof r->resume_from, "--resume", resume_path, resume_step, &r->cx);
     if (!resume || strcmp(resume, "auto") != 0) return OK;
     Err e = checkpoint_find(r->resume_from, sizeof r->resume_from, &found, r->dir, -1, &r->cx);
     TRY(comm_agree(r->boot.world, e));
@@ -292,16 +287,14 @@ Err run_fill(Run *r) {
                      (long long)r->at.step);
         }
     } else {
+        if (r->opt.init_from)
+            TRY(checkpoint_need(r->init_from, sizeof r->init_from, "--init-from", r->opt.init_from, -1, &r->cx));
+        ParamCount n = params_count(&r->shape);
+        if (n.total + n.mtp > SLOW_START)
+            log_line("start      the first values of %s parameters are made from seed %lld",
+                     text_count((double)(n.total + n.mtp)).s, (long long)r->config->train.seed);
         TRY(params_init(p, &r->shape, &r->cx));
         if (r->opt.init_from) {
-            bool found = false;
-            TRY(comm_agree(r->boot.world, checkpoint_find(r->init_from, sizeof r->init_from, &found,
-                                                          r->opt.init_from, -1, &r->cx)));
-            TRY(comm_agree(r->boot.world,
-                           found ? OK
-                                 : fail_at(E_INPUT, __FILE__, __LINE__,
-                                           "--init-from %s: there is no checkpoint that verifies",
-                                           r->opt.init_from)));
             TRY(comm_agree(r->boot.world, checkpoint_load(r->init_from, p, &r->cx, false)));
             if (r->cx.calibration) calibration_reset(r->cx.calibration); // a new run has its own
         }

@@ -36,13 +36,10 @@ Err solo_open(Solo *s, const Config *c, bool with_grad, int nthreads) {
 
 Err solo_find(char *out, size_t n, const char *path) {
     Cx cx = {0}; // only who is there
-    bool found = false;
     TRY(comm_self(&cx.world, "world"));
-    Err err = checkpoint_find(out, n, &found, path, -1, &cx);
+    Err err = checkpoint_need(out, n, "--checkpoint", path, -1, &cx);
     comm_destroy(&cx.world);
-    TRY(err);
-    CHECK(found, E_INPUT, "%s holds no usable checkpoint; name a run directory or a checkpoint (step_...)", path);
-    return OK;
+    return err;
 }
 
 Err solo_publish(Solo *s) {

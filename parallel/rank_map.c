@@ -148,6 +148,12 @@ int rank_map_warning(const RankPlace *all, int n, int first, char *text, size_t 
     bool same = same_cores(&g, &members);
     for (int i = 0; i < RANK_MAP_CORES; i++) cores += has_core(all[first].cores, i);
     if (same && cores >= members) return next_host(all, n, first);
+    if (same && cores > 0) {
+        append(text, size, "%sranks ", text[0] ? "; " : "");
+        append_ranges(text, size, &g, in_group, n);
+        append(text, size, " on %s share %d core%s", all[first].host, cores, cores == 1 ? "" : "s");
+        return next_host(all, n, first);
+    }
     Group hit = {.all = all, .of = first, .is_overlapping = true, .n = n};
     int hits = 0;
     for (int r = first; r < n; r++) hits += in_group(&hit, r);

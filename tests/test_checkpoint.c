@@ -473,6 +473,11 @@ static void test_run_dir(void **state) {
     assert_non_null(strstr(fail_message(), "--resume auto"));
     snprintf(path, sizeof path, "%s/metrics.jsonl/x", run_path);
     assert_int_equal(run_dir_make(path), E_OUTPUT);
+    snprintf(path, sizeof path, "%s/closed", scratch_dir);
+    run("mkdir %s; ln -s checkpoints %s/checkpoints", path, path); // a link to itself: nobody can look into it
+    assert_true(run_dir_is_occupied(path));
+    assert_int_equal(run_dir_refuse(path), E_OUTPUT);
+    assert_non_null(strstr(fail_message(), "cannot be used: cannot read"));
 }
 
 // The lock goes with the process, also when it is killed.

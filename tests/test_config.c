@@ -393,7 +393,7 @@ static void test_world(void **state) {
     assert_non_null(strstr(
         fail_message(), "world * train.micro_batch (4 * 2 = 8) does not divide train.batch_start"));
     assert_int_equal(config_check_world(c, 3), E_CONFIG);
-    assert_string_equal(fail_message(), "parallel.ep (2) does not divide the world (3)");
+    assert_non_null(strstr(fail_message(), "parallel.ep (2) does not divide the world (3): run on a multiple of 2"));
     assert_int_equal(config_check_world(c, 1), E_CONFIG);
     assert_int_equal(config_check_world(c, 6), E_CONFIG);
     assert_non_null(strstr(fail_message(), "(6 * 2 = 12) does not divide train.global_batch (8)"));
@@ -402,7 +402,7 @@ static void test_world(void **state) {
     // The world comes first: it is what a user changes from run to run.
     c = load_set("parallel.ep=3");
     assert_int_equal(config_check_world(c, 4), E_CONFIG);
-    assert_string_equal(fail_message(), "parallel.ep (3) does not divide the world (4)");
+    assert_non_null(strstr(fail_message(), "parallel.ep (3) does not divide the world (4): run on a multiple of 3"));
     assert_int_equal(config_check_world(c, 6), E_CONFIG);
     assert_string_equal(fail_message(),
                         "parallel.ep (3) does not divide model.n_routed_experts (8)");

@@ -72,7 +72,7 @@ static void test_crowded(void **state) {
     put(&all[0], "x", 3, 3, "");
     put(&all[1], "x", 3, 3, "");
     rank_map_warning(all, 2, 0, text, sizeof text);
-    assert_string_equal(text, "ranks 0-1 on x are bound to cores that others of them are bound to as well");
+    assert_string_equal(text, "ranks 0-1 on x share 1 core");
     put(&all[0], "x", 3, 3, "");
     put(&all[1], "y", 3, 3, "");
     assert_int_equal(rank_map_warning(all, 2, 0, text, sizeof text), 1);

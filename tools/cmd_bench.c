@@ -107,9 +107,9 @@ static Err run_subject(const char *name, Bench *b) {
         return OK;
     }
     const char *near = word_nearest(name, names, COUNT_OF(subjects));
-    FAIL(E_USAGE, "tessera bench: unknown subject '%.60s'; %s%s", name,
-         near ? "did you mean " : "known are gemm, quant, attention, adam, exchange and step",
-         near ? near : "");
+    CHECK(near, E_USAGE, "tessera bench: unknown subject '%.60s'; known are gemm, quant, attention, adam, exchange and "
+                         "step", name);
+    FAIL(E_USAGE, "tessera bench: unknown subject '%.60s'; did you mean %s?", name, near);
 }
 
 static Err bench_with(Bench *b, const Args *a) {

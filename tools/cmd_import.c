@@ -54,8 +54,10 @@ static Err import(const char *from, const char *out) {
     log_line("imported %s: %s parameters, %s active per token, %s in %lld MTP modules%s", from,
              text_count((double)n.total).s, text_count((double)n.active).s, text_count((double)n.mtp).s,
              (long long)solo.shape.nmtp, c->data.tokenizer ? ", with its tokenizer" : "");
-    log_line("start from it with 'tessera train --init-from %s ...', look at it with 'tessera inspect %s'", out,
-             out);
+    log_line("train it with 'tessera train --config %s/checkpoints/step_00000000/config.yaml --init-from %s --run-dir "
+             "DIR --set data.train=SHARDS --set train.steps=N', with batch and learning rate of your own; look at it "
+             "with 'tessera inspect %s'",
+             out, out, out);
 done:
     solo_close(&solo);
     config_free(c);

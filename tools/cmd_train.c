@@ -10,8 +10,8 @@ static const Flag flags[] = {
     {"config", "FILE", NULL, FLAG_REQUIRED, "the run's YAML file"},
     {"run-dir", "DIR", NULL, 0, "where the run writes (default: runs/<config's name>)"},
     {"resume", "auto|never|PATH[@STEP]", NULL, 0,
-     "auto: continue from the newest checkpoint that verifies, or start; PATH: a run or checkpoint "
-     "directory"},
+     "auto: continue from the newest checkpoint that verifies, or start; never: start, as without it; PATH: a run or "
+     "checkpoint directory"},
     {"init-from", "PATH", NULL, 0,
      "start a new run from a checkpoint's weights (with --resume auto: only if there is nothing to "
      "resume)"},
@@ -23,8 +23,8 @@ static const Flag flags[] = {
      "what the batch system leaves between a signal and the end: warn if a save takes longer"},
     {"set", "SECTION.KEY=VALUE", NULL, FLAG_REPEAT, "override one setting"},
     {"inject", "FAULT", NULL, FLAG_REPEAT,
-     "fail on purpose: kill|hang@step=N,rank=R[,layer=L], nan@step=N,rank=R[,layer=L][,in=output|gradient], "
-     "slow@step=N[-M],rank=R,factor=F|seconds=S, diskfull|corrupt@save=N[,rank=R]"},
+     "fail on purpose: kill|hang@step=N,rank=R[,layer=L], nan@step=N[-M],rank=R[,layer=L][,in=output|gradient], "
+     "slow@step=N[-M],rank=R,factor=F|seconds=S[,in=pass|data], diskfull|corrupt@save=N[,rank=R]"},
     {"device", "auto|cpu|cuda", "auto", 0, "where to compute; auto: cuda where it can be used, else cpu"},
     {"threads", "N", NULL, 0,
      "threads per rank (default: OMP_NUM_THREADS, or cores / local ranks)"},

@@ -272,7 +272,7 @@ static Text suggestion(const char *section, const char *nest, const char *name) 
     for (int i = 0; i < n && near; i++) {
         if (!best && list[i] == near) best = found[i];
     }
-    Text t = {""};
+    Text t = {"; 'tessera train --help' lists all"};
     if (best) snprintf(t.s, sizeof t.s, "; did you mean %s?", keys_name(best).s);
     return t;
 }

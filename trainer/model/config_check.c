@@ -110,8 +110,8 @@ static Err check_schedule(const Config *c) {
     int64_t sum = c->train.warmup_steps + c->train.constant_steps + c->train.decay_steps + tails;
     RULE(sum <= c->train.steps,
          "train.warmup_steps + constant_steps + decay_steps + tail_steps (%lld + %lld + %lld + "
-         "%lld = %lld) is "
-         "above train.steps (%lld)",
+         "%lld = %lld) is above train.steps (%lld), the length of the schedule; --steps ends a run earlier without "
+         "changing it",
          LL(c->train.warmup_steps), LL(c->train.constant_steps), LL(c->train.decay_steps),
          LL(tails), LL(sum), LL(c->train.steps));
     RULE(c->train.min_lr <= c->train.lr, "train.min_lr (%g) is above train.lr (%g)",
@@ -179,7 +179,10 @@ Err config_check_train(const Config *c) {
 Err config_check_world(const Config *c, int world) {
     int64_t ep = c->parallel.ep;
     int64_t together = world * c->train.micro_batch;
-    RULE(world % ep == 0, "parallel.ep (%lld) does not divide the world (%d)", LL(ep), world);
+    RULE(world % ep == 0,
+         "parallel.ep (%lld) does not divide the world (%d): run on a multiple of %lld ranks (mpirun -q -n %lld ...), "
+         "or set parallel.ep to a number that divides %d",
+         LL(ep), world, LL(ep), LL(ep), world);
     RULE(c->model.n_routed_experts % ep == 0,
          "parallel.ep (%lld) does not divide model.n_routed_experts (%lld)", LL(ep),
          LL(c->model.n_routed_experts));

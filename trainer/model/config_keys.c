@@ -1,6 +1,7 @@
 // config_keys.c - the table that config.def expands to, and how a value of each kind is written.
 #include "config_keys.h"
 
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -144,9 +145,13 @@ void keys_expected(char *out, size_t n, const Key *k) {
     }
 }
 
-// The shortest decimal text that reads back to the same double.
+// The shortest decimal text that reads back to the same double; whole numbers of everyday size as such: 600, not 6e+02.
 static void write_real(FILE *out, double x) {
     char text[40];
+    if (fabs(x) < 1e6 && x == rint(x)) {
+        fprintf(out, "%.0f", x);
+        return;
+    }
     for (int digits = 1; digits <= 17; digits++) {
         snprintf(text, sizeof text, "%.*g", digits, x);
         if (strtod(text, NULL) == x) break;

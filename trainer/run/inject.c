@@ -47,8 +47,8 @@ static int find_word(const char *text, size_t n, const char *const *names, int n
 }
 
 static Err unknown(const char *text, const char *what, size_t n, const char *word, const char *near, const char *all) {
-    FAIL(E_USAGE, "--inject %s: \"%.*s\" is no %s%s%s%s; there are %s", text, (int)n, word, what,
-         near ? ": did you mean " : "", near ? near : "", near ? "?" : "", all);
+    FAIL(E_USAGE, "--inject %s: \"%.*s\" is no %s; there are %s%s%s%s", text, (int)n, word, what, all,
+         near ? "; did you mean " : "", near ? near : "", near ? "?" : "");
 }
 
 // whole: digits from *s on; false if there are none or too many.

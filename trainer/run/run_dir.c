@@ -75,6 +75,13 @@ bool run_dir_is_begun_from(const char *path, const char *from) {
 }
 
 Err run_dir_refuse(const char *path) {
+    char dir[CKDIR_PATH];
+    CkEntry *list = NULL;
+    int n = 0;
+    snprintf(dir, sizeof dir, "%s/checkpoints", path);
+    Err err = ckdir_list(dir, &list, &n); // what cannot be looked into is not known to hold a run
+    free(list);
+    CHECK(err == OK, E_OUTPUT, "--run-dir %s cannot be used: %s", path, fail_message());
     FAIL(E_USAGE,
          "%s already holds a run: continue it with --resume auto, or name another folder with "
          "--run-dir",

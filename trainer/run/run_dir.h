@@ -20,8 +20,8 @@ Err run_dir_set_origin(const char *path, const char *from) MUST_CHECK;
 // run_dir_is_begun_from: the folder's run began so and has no checkpoint of its own yet: what
 // started it may start it again. Local.
 bool run_dir_is_begun_from(const char *path, const char *from);
-// run_dir_refuse: the error for an occupied folder without --resume: E_USAGE that says what to
-// type.
+// run_dir_refuse: the error for an occupied folder without --resume: E_USAGE that says what to type; E_OUTPUT for one
+// that cannot be looked into.
 Err run_dir_refuse(const char *path);
 // run_lock_take: lock an existing folder. Errors: E_PEER naming the holder if another process has it (a rank of the
 // start before, say, that is slow to die: starting again later may help); E_OUTPUT. Local.

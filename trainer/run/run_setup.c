@@ -316,9 +316,9 @@ static Err owes_eval(Run *r) {
 
 static void log_origin(const Run *r) {
     if (r->resume_from[0]) {
-        log_line("resume     %s: step %lld, samples [0, %lld), written by %d ranks with ep %d",
+        log_line("resume     %s: step %lld, samples [0, %lld), written by %d rank%s with ep %d",
                  r->resume_from, (long long)r->at.step, (long long)r->at.samples, r->at.world,
-                 r->at.ep);
+                 r->at.world == 1 ? "" : "s", r->at.ep);
         if (r->at.skipped > 0)
             log_line("           %lld of them left no trace, their batches were not finite: %s",
                      (long long)r->at.skipped, r->at.skipped_ranges);

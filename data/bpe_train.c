@@ -408,6 +408,7 @@ Err bpe_train(const char *const *paths, int npaths, int vocab_size, const char *
     Train t = {0};
     json_t *root = NULL;
     int32_t byte_id[256];
+    TRY(outfile_check(out_json)); // what cannot be written costs no time
     TRY_OR(words_read(&t.words, paths, npaths), done);
     CHECK_OR(t.words.n > 0, done, E_INPUT, "%s: the text is empty", paths[0]);
     TRY_OR(start_tokens(&t, vocab_size, byte_id), done);

@@ -88,6 +88,7 @@ Err words_read(Words *w, const char *const *paths, int npaths) {
     *w = (Words){0};
     Err err = OK;
     Pretokenizer *p = NULL;
+    for (int i = 0; i < npaths; i++) TRY(formats_check(paths[i]));
     TRY_OR(pretokenize_create(&p), done);
     for (int i = 0; i < DEEPSEEK_SPLITS; i++) {
         const char *pattern = pretokenize_deepseek[i];

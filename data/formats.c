@@ -5,6 +5,8 @@
 #include <jansson.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
 #include <zstd.h>
 
 #define BLOCK_BYTES ((size_t)1 << 17)
@@ -167,6 +169,14 @@ static Err read_lines(Source *s, Text *line, DocumentFn fn, void *cx) {
         }
     }
     CHECK(ndocs > 0, E_INPUT, "%s: holds no document, expected lines {\"text\": ...}", s->path);
+    return OK;
+}
+
+Err formats_check(const char *path) {
+    struct stat st;
+    CHECK(access(path, R_OK) == 0 && stat(path, &st) == 0, E_INPUT, "%s: cannot open: %s", path, strerror(errno));
+    CHECK(!S_ISDIR(st.st_mode), E_INPUT, "%s: a folder, expected files: %s/*", path, path);
+    CHECK(!S_ISREG(st.st_mode) || st.st_size > 0, E_INPUT, "%s: empty, expected text", path);
     return OK;
 }
 

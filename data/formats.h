@@ -22,6 +22,10 @@ typedef struct Document {
 // Called for every document in order; an error stops the reading and is handed on.
 typedef Err (*DocumentFn)(void *cx, const Document *doc);
 
+// formats_check: what is wrong with a file can be seen without reading it: it is not there or not readable, a folder,
+// empty. So that a list of files is refused before hours are spent on those before it. Local. Errors: E_INPUT.
+Err formats_check(const char *path) MUST_CHECK;
+
 // formats_read: call fn for each document of the file. Local.
 // Errors: E_INPUT naming the file (and the line): cannot be opened or read, damaged or truncated
 // zstd, not JSON, no string "text", a zero byte in a text file (so it is not text), an empty text

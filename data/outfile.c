@@ -17,6 +17,18 @@ void outfile_drop(OutFile *o) {
     *o = (OutFile){0};
 }
 
+Err outfile_check(const char *path) {
+    struct stat st;
+    bool is_there = stat(path, &st) == 0;
+    CHECK(!is_there || !S_ISDIR(st.st_mode), E_OUTPUT, "%s: cannot create: %s", path, strerror(EISDIR));
+    if (is_there && !S_ISREG(st.st_mode)) return OK;
+    const char *slash = strrchr(path, '/');
+    char folder[4096];
+    snprintf(folder, sizeof folder, "%.*s", slash ? (int)(slash - path) + 1 : 1, slash ? path : ".");
+    CHECK(access(folder, W_OK | X_OK) == 0, E_OUTPUT, "%s: cannot create: %s", path, strerror(errno));
+    return OK;
+}
+
 Err outfile_open(OutFile *o, const char *path) {
     *o = (OutFile){0};
     Err err = OK;

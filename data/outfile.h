@@ -14,6 +14,8 @@ typedef struct OutFile {
     char *temporary; // where it is written; NULL: directly
 } OutFile;
 
+// outfile_check: could outfile_open succeed? Makes and changes nothing. Errors: E_OUTPUT. Local.
+Err outfile_check(const char *path) MUST_CHECK;
 // outfile_open: start writing. Errors: E_OUTPUT, E_INTERNAL; nothing has to be freed then. Local.
 Err outfile_open(OutFile *o, const char *path) MUST_CHECK;
 // outfile_finish: close, with is_sync after an fsync, and give it its name; *o is freed in any

@@ -221,6 +221,7 @@ static void test_bad_input(void **state) {
     expect_ids(t, "ab\n", bytes, 3);
     tokenizer_free(&t);
     assert_int_equal(bpe_train(paths, 1, 261, "/nonexistent/a.json"), E_OUTPUT);
+    assert_int_equal(bpe_train(paths, 2, 261, "/nonexistent/a.json"), E_OUTPUT); // before any text is read
     assert_int_equal(bpe_train(paths, 1, 261, scratch_dir), E_OUTPUT); // a folder is in the way
     char left_over[80];
     snprintf(left_over, sizeof left_over, "%s.partial-%ld", scratch_dir, (long)getpid());

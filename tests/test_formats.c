@@ -84,6 +84,10 @@ static void test_text(void **state) {
     free(large);
     assert_int_equal(formats_read("/nonexistent.txt", see, &s), E_INPUT);
     assert_int_equal(formats_read("/tmp", see, &s), E_INPUT);
+    assert_int_equal(formats_check("/nonexistent.txt"), E_INPUT);
+    assert_int_equal(formats_check("/tmp"), E_INPUT);
+    assert_non_null(strstr(fail_message(), "a folder, expected files: /tmp/*"));
+    assert_int_equal(formats_check("/dev/null"), OK); // not known before it is read
 }
 
 static void test_jsonl(void **state) {

@@ -42,9 +42,16 @@ static void progress(Prepare *p, bool is_end) {
     if (!is_end && now - p->reported < PROGRESS_SECONDS) return;
     p->reported = now;
     double seconds = now - p->start;
-    log_line("%s of text, %s documents, %s tokens, %s/s", text_bytes((double)p->bytes).s,
-             text_count((double)p->docs).s, text_count((double)p->tokens).s,
+    log_line("%s of text, %s document%s, %s tokens, %s/s", text_bytes((double)p->bytes).s,
+             text_count((double)p->docs).s, p->docs == 1 ? "" : "s", text_count((double)p->tokens).s,
              text_bytes((double)p->bytes / (seconds > 1e-3 ? seconds : 1e-3)).s);
+}
+
+// warn_lines: a whole file that looks like JSON lines under another name, as some programs write them.
+static void warn_lines(const Document *doc) {
+    if (doc->line > 0 || doc->text[0] != '{' || !memmem(doc->text, doc->nbytes, "}\n{", 3)) return;
+    log_warn("%s looks like JSON lines, but its name does not end in .jsonl or .jsonl.zst: it is taken as one text, "
+             "braces and keys included", doc->path);
 }
 
 static Err add_document(void *cx, const Document *doc) {
@@ -53,6 +60,7 @@ static Err add_document(void *cx, const Document *doc) {
         p->empty++;
         return OK;
     }
+    warn_lines(doc);
     p->ids.n = 0;
     TRY(tokenizer_append(p->tokenizer, doc->text, doc->nbytes, &p->ids));
     if (p->ids.n == p->ids.capacity) { // room for EOS
@@ -123,10 +131,7 @@ static Err output_is_free(const char *dir, const char *name) {
 }
 
 static Err inputs_are_there(const Args *a) {
-    for (int i = 0; i < a->noperands; i++) {
-        CHECK(access(a->operands[i], R_OK) == 0, E_INPUT, "%s: cannot open: %s", a->operands[i],
-              strerror(errno));
-    }
+    for (int i = 0; i < a->noperands; i++) TRY(formats_check(a->operands[i]));
     return OK;
 }
 
@@ -215,7 +220,8 @@ Err cmd_prepare(int argc, char **argv) {
         goto done;
     }
     progress(&p, true);
-    if (p.empty > 0) log_warn("%lld empty documents were left out", (long long)p.empty);
+    if (p.empty > 0)
+        log_warn("%lld empty document%s left out", (long long)p.empty, p.empty == 1 ? " was" : "s were");
     log_line("%s/%s-*.h5: %lld shard%s, %.3f bytes per token, tokenizer %s", p.dir, p.name,
              (long long)p.nshards, p.nshards == 1 ? "" : "s", (double)p.bytes / (double)p.tokens,
              p.meta.tokenizer_hash);

@@ -8,8 +8,18 @@
 
 #include "args.h"
 #include "bpe_train.h"
+#include "checkpoint_dir.h"
 #include "log.h"
 #include "tokenizer.h"
+
+// folder_make: of the file to write, like the folder that `tessera prepare` writes into.
+static Err folder_make(const char *file) {
+    char folder[4096];
+    const char *slash = strrchr(file, '/');
+    if (!slash || slash == file) return OK;
+    snprintf(folder, sizeof folder, "%.*s", (int)(slash - file), file);
+    return ckdir_make(folder);
+}
 
 static Err run_train(int argc, char **argv) {
     static const Flag flags[] = {
@@ -34,6 +44,7 @@ static Err run_train(int argc, char **argv) {
     int64_t vocab_size = 0;
     double start = now_seconds();
     TRY_OR(args_int(&a, "vocab-size", BPE_MIN_VOCAB, BPE_MAX_VOCAB, &vocab_size), done);
+    TRY_OR(folder_make(args_get(&a, "out")), done);
     TRY_OR(bpe_train(a.operands, a.noperands, (int)vocab_size, args_get(&a, "out")), done);
     log_line("%s: %lld tokens from %d file%s in %.2f s", args_get(&a, "out"), (long long)vocab_size,
              a.noperands, a.noperands == 1 ? "" : "s", now_seconds() - start);

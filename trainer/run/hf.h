@@ -19,15 +19,24 @@ Err hf_import_config(Config **out, const char *dir, const Safetensors *st) MUST_
 // differently shaped (expected and found), not finite, unknown, or a copy that differs from its original. Local.
 Err hf_import_weights(const Safetensors *st, const char *dir, Params *p, const Shape *s, const Cx *cx) MUST_CHECK;
 
+// Types of the weights in an export; e_score_correction_bias is F32 in all.
+typedef enum HfDtype {
+    HF_BF16,
+    HF_F32,
+    HF_FP8 // the linears that have FP8 products (KIND_FP8) in F8_E4M3 with F32 NAME_scale_inv, the rest BF16
+} HfDtype;
+
 typedef struct HfExport {
-    bool is_f32;           // F32, else BF16; e_score_correction_bias is F32 always
+    HfDtype dtype;
     bool without_mtp;      // leave the MTP modules out
     int64_t shard_bytes;   // start a new file before it holds more than this, 0 = 4 GB
     const char *tokenizer; // tokenizer.json to take along, NULL = none
 } HfExport;
 
 // hf_export: write the directory `dir` (it appears by one rename, complete; it must not exist or be empty) from
-// masters and biases. All masters must be here: one rank. E_USAGE: `dir` is not empty; E_OUTPUT. Local.
+// masters and biases. FP8 codes and scales are those that training multiplies with (fp8.scaling tile, FP32 weight
+// scales): weight_prepare's, of the master rounded to BF16. All masters must be here: one rank. E_USAGE: `dir` is not
+// empty; E_OUTPUT. Local.
 Err hf_export(const char *dir, const Params *p, const Shape *s, const Config *c, const Cx *cx,
               const HfExport *how) MUST_CHECK;
 

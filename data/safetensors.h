@@ -3,7 +3,8 @@
 // File: u64 little-endian N, N bytes of JSON
 // {"name":{"dtype","shape","data_offsets":[begin,end]},...}, then the data; row-major,
 // little-endian. A directory is read as one name -> tensor table: either its model.safetensors, or
-// all files named by its model.safetensors.index.json. Files are memory-mapped.
+// all files named by its model.safetensors.index.json. Files are memory-mapped; pages that
+// safetensors_read_f32 has read are given back, so a directory of any size is read in little memory.
 //
 // Local. Reading errors are E_INPUT and name the file and the reason; writing errors are E_OUTPUT.
 #pragma once

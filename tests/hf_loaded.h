@@ -1,6 +1,6 @@
 // hf_loaded.h - golden cases (tests/golden) and exports of the test's own, imported, exported and compared.
 #pragma once
-#include "hf.h"
+#include "hf_masters.h"
 #include "must.h"
 #include "scratch_dir.h"
 #include "solo.h"
@@ -29,7 +29,7 @@ static inline Err load_as(Loaded *l, const char *dir, int mode, int64_t B, int64
     l->c->train.micro_batch = B;
     l->c->train.seq_len = S;
     TRY(solo_open(&l->solo, l->c, false, 1));
-    return hf_import_weights(l->st, dir, model_params(l->solo.model), &l->solo.shape, &l->solo.cx);
+    return import_weights(l->st, dir, model_params(l->solo.model), &l->solo.shape);
 }
 
 // load: in the mode that is the default, for passes of one short sequence.
@@ -44,7 +44,9 @@ static inline void unload(Loaded *l) {
 }
 
 static inline Err export(Loaded *l, const char *dir, HfExport how) {
-    return hf_export(dir, model_params(l->solo.model), &l->solo.shape, l->c, &l->solo.cx, &how);
+    Params *p = model_params(l->solo.model);
+    Weights from = masters(p);
+    return hf_export(dir, p, &from, &l->solo.shape, l->c, &l->solo.cx, &how);
 }
 
 // Same names, types, shapes and bytes.

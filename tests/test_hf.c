@@ -139,7 +139,7 @@ static void ranks_read_their_rows(void **state) {
         MUST_OK(arena_create(&cx.state, "state", 64 << 20, false));
         MUST_OK(shape_from_config(&s, whole.c, &cx.mesh));
         MUST_OK(params_create(&p, &s, &cx, false, false));
-        MUST_OK(hf_import_weights(whole.st, GOLDEN "groups", p, &s, &cx));
+        MUST_OK(import_weights(whole.st, GOLDEN "groups", p, &s));
         for (int i = 0; i < p->n; i++) {
             const Param *e = &p->p[i], *w = params_find(model_params(whole.solo.model), e->family, e->layer);
             if (e->own.nrows == 0) continue;

@@ -164,7 +164,7 @@ static void every_code_is_the_nearest(void **state) {
 // Matrices that are converted in several parts, with columns that no row of codes in memory ends with.
 static void long_matrices(void **state) {
     (void)state;
-    const char *sets[] = {"model.vocab_size=32",       "model.hidden_size=900",        "model.intermediate_size=1300",
+    const char *sets[] = {"model.vocab_size=32",       "model.hidden_size=900",        "model.intermediate_size=4700",
                           "model.num_hidden_layers=1", "model.first_k_dense_replace=1", "model.num_attention_heads=1",
                           "model.kv_lora_rank=16",     "model.qk_nope_head_dim=16",    "model.qk_rope_head_dim=8",
                           "model.v_head_dim=16",       "train.steps=1",                "train.seq_len=8",

@@ -12,16 +12,19 @@ static Err export(const char *path, const char *to, const HfExport *wanted) {
     char dir[4096], tokenizer[4200];
     Config *c = NULL;
     Solo solo = {0};
+    CkReader *reader = NULL;
     HfExport how = *wanted;
     Err err = OK;
     TRY_OR(solo_find(dir, sizeof dir, path), done);
     TRY_OR(checkpoint_read_config(dir, &c), done);
     snprintf(tokenizer, sizeof tokenizer, "%s/tokenizer.json", dir);
     if (access(tokenizer, F_OK) == 0) how.tokenizer = tokenizer;
-    TRY_OR(solo_open(&solo, c, false, solo_threads(0)), done);
-    TRY_OR(checkpoint_load(dir, model_params(solo.model), &solo.cx, false), done);
-    TRY_OR(hf_export(to, model_params(solo.model), &solo.shape, c, &solo.cx, &how), done);
+    TRY_OR(solo_table(&solo, c, solo_threads(0)), done);
+    TRY_OR(checkpoint_open(&reader, dir, solo.table, &solo.cx), done);
+    Weights from = checkpoint_weights(reader);
+    TRY_OR(hf_export(to, solo.table, &from, &solo.shape, c, &solo.cx, &how), done);
 done:
+    checkpoint_close(&reader);
     solo_close(&solo);
     config_free(c);
     return err;

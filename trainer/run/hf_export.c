@@ -1,4 +1,4 @@
-// hf_export.c - masters and biases as a Hugging Face directory.
+// hf_export.c - masters and biases as a Hugging Face directory, a strip of rows at a time.
 //
 // The directory is written beside its final place and renamed when it is complete. Tensors go to files in model
 // order, a new file before one would exceed the limit; inside a file wide types stand first, so that all stay
@@ -18,14 +18,12 @@
 #include "log.h"
 
 #define SHARD_BYTES ((int64_t)4 << 30)
-#define CHUNK ((int64_t)1 << 20) // numbers converted at a time, about: whole rows, blocks of FP8 rows
 
 // One tensor to write.
 typedef struct Piece {
     char name[128];
-    const float *bias; // a bias; else matrix `mat` of p
-    const Param *p;
-    int64_t mat;
+    const Param *p; // matrix `mat` of p; NULL: the bias of `block`, or a scale
+    int64_t mat, block;
     int64_t rows, cols;
     bool is_vector;
     bool is_scale; // of the piece before it: the same file, written with it
@@ -38,9 +36,11 @@ typedef struct Exporter {
     int64_t n, room;
     int nfiles;
     int64_t total; // bytes of all tensors
+    const Weights *from;
     const Shape *s;
     const Cx *cx;
     const HfExport *how;
+    Carried carried;
     float *numbers; // a strip of rows
     void *coded;    // the same as it goes into the file
 } Exporter;
@@ -51,7 +51,7 @@ static int64_t piece_bytes(const Piece *x) {
 
 // Rows that are converted together.
 static int64_t strip_rows(const Piece *x) {
-    return min_i64(x->rows, max_i64(CHUNK / x->cols / TILE, 1) * TILE);
+    return min_i64(x->rows, max_i64(STRIP_NUMBERS / x->cols / TILE, 1) * TILE);
 }
 
 static Piece *piece_new(Exporter *ex) {
@@ -95,7 +95,7 @@ static void piece_add_copy(Exporter *ex, const Param *p, int64_t layer, const ch
 static void block_done(Exporter *ex, const Params *p, int64_t layer) {
     if (p->bias[layer]) {
         Piece *x = piece_new(ex);
-        x->bias = p->bias[layer];
+        x->block = layer;
         x->rows = 1;
         x->cols = p->E;
         x->is_vector = true;
@@ -134,8 +134,6 @@ static Err list_pieces(Exporter *ex, const Params *p) {
     for (int i = 0; i < p->n; i++) {
         const Param *e = &p->p[i];
         if (ex->how->without_mtp && e->layer >= ex->s->nlayers) continue;
-        CHECK(e->own.nrows == e->nmat_all * e->rows, E_INTERNAL, "export: %s: %lld of %lld rows are here", e->name,
-              (long long)e->own.nrows, (long long)(e->nmat_all * e->rows));
         for (int64_t mat = 0; mat < e->nmat_all; mat++) {
             const Piece *x = piece_add(ex, e, mat);
             if (x->type == ST_F8_E4M3) piece_add_scale(ex, x);
@@ -191,12 +189,15 @@ static Err put_numbers(Exporter *ex, SafetensorsWriter *w, const Piece *x, int64
 
 static Err put_piece(Exporter *ex, SafetensorsWriter *w, const Piece *x) {
     if (x->is_scale) return OK; // written with its matrix
-    const float *from = x->bias ? x->bias : mat_at(x->p->master, x->mat * x->rows, 0);
     int64_t step = strip_rows(x);
     for (int64_t row = 0; row < x->rows; row += step) {
-        int64_t n = min_i64(step, x->rows - row); // masters are dense
-        TRY(ex->cx->dev->to_host(ex->numbers, from + row * x->cols, (size_t)(n * x->cols) * sizeof(float)));
+        int64_t n = min_i64(step, x->rows - row);
+        if (x->p)
+            TRY(ex->from->rows(ex->from->of, x->p, x->mat * x->p->rows + row, n, ex->numbers));
+        else
+            TRY(ex->from->bias(ex->from->of, x->block, ex->numbers));
         TRY(put_numbers(ex, w, x, n));
+        carried_add(&ex->carried, (double)(n * x->cols) * (double)st_type_bytes(x->type));
     }
     return OK;
 }
@@ -287,14 +288,14 @@ static void remove_folder(const char *dir) {
 static Err write_all(Exporter *ex, const char *partial, const Params *p, const Config *c) {
     TRY(list_pieces(ex, p));
     TRY(make_buffers(ex));
+    ex->carried = carried_begin("exported", (double)ex->total);
     for (int i = 0; i < ex->nfiles; i++) TRY(write_file(ex, partial, i));
     TRY(write_index(ex, partial));
     return hf_write_config(partial, c, ex->s, ex->how);
 }
 
-Err hf_export(const char *dir, const Params *p, const Shape *s, const Config *c, const Cx *cx,
+Err hf_export(const char *dir, const Params *p, const Weights *from, const Shape *s, const Config *c, const Cx *cx,
               const HfExport *how) {
-    CHECK(cx->world->nranks == 1, E_INTERNAL, "export needs all parameters on one rank");
     char clean[PATH_MAX - 64], partial[PATH_MAX];
     CHECK(dir[0] && strlen(dir) < sizeof clean, E_USAGE, "cannot export to '%.100s'", dir);
     snprintf(clean, sizeof clean, "%s", dir);
@@ -310,7 +311,7 @@ Err hf_export(const char *dir, const Params *p, const Shape *s, const Config *c,
     }
     snprintf(partial, sizeof partial, "%s.partial-%ld", clean, (long)getpid());
     CHECK(mkdir(partial, 0777) == 0, E_OUTPUT, "cannot create %s: %s", partial, strerror(errno));
-    Exporter ex = {.s = s, .cx = cx, .how = how};
+    Exporter ex = {.from = from, .s = s, .cx = cx, .how = how};
     Err err = write_all(&ex, partial, p, c);
     if (err == OK && rename(partial, clean) != 0) {
         err = fail_at(E_OUTPUT, __FILE__, __LINE__, "cannot rename %s to %s: %s", partial, clean, strerror(errno));

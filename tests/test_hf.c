@@ -297,6 +297,18 @@ static void accepts_what_is_harmless(void **state) {
     MUST_OK(load(&l, at("in")));
     assert_true(l.solo.shape.has_bias && l.solo.shape.is_sigmoid);
     unload(&l);
+    copy_case("plain", (Change){0}, "\"routed_scaling_factor\": 1.0,", "");
+    MUST_OK(load(&l, at("in")));
+    assert_true(l.solo.shape.route_scale == 2.5f);
+    unload(&l);
+    copy_case("groups", (Change){0}, "\"n_group\": 4,\n \"topk_group\": 2,", "");
+    MUST_OK(load(&l, at("in")));
+    assert_true(l.solo.shape.ngroup == 8 && l.solo.shape.topk_group == 4);
+    unload(&l);
+    copy_case("v2_groups", (Change){0}, "\"routed_scaling_factor\": 16.0,", "");
+    MUST_OK(load(&l, at("in")));
+    assert_true(l.solo.shape.route_scale == 1.0f);
+    unload(&l);
 }
 
 static void refuses_other_settings(void **state) {
@@ -353,6 +365,34 @@ static void reads_new_rope_keys(void **state) {
     MUST_OK(load(&l, at("in")));
     assert_true(!l.c->model.has_rope_scaling && l.c->model.rope_theta == 700);
     unload(&l);
+}
+
+// export_warns: what the log says while the copy at in/ is exported, or NULL.
+static char *export_warns(void) {
+    Loaded l;
+    MUST_OK(load(&l, at("in")));
+    log_init(0, 1);
+    MUST_OK(log_open(at("log")));
+    MUST_OK(export(&l, at("out"), (HfExport){0}));
+    log_close();
+    log_init(1, 2);
+    unload(&l);
+    char *text = read_text(at("log"));
+    if (strstr(text, "warning")) return text;
+    free(text);
+    return NULL;
+}
+
+static void warns_of_other_rotations(void **state) {
+    (void)state;
+    copy_case("yarn_mscale", (Change){0}, NULL, NULL);
+    assert_null(export_warns());
+    copy_case("yarn_mscale", (Change){0}, "\"max_position_embeddings\": 128", "\"max_position_embeddings\": 163840");
+    char *text = export_warns();
+    assert_non_null(text);
+    assert_non_null(strstr(text, "max_position_embeddings (163840) is not"));
+    assert_non_null(strstr(text, "(8 * 16)"));
+    free(text);
 }
 
 static void json_is_taken_apart(void **state) {
@@ -444,8 +484,8 @@ int main(void) {
         cmocka_unit_test(decodes_fp8_blocks),       cmocka_unit_test(ranks_read_their_rows),
         cmocka_unit_test(overwrites_nothing),       cmocka_unit_test(refuses_other_weights),
         cmocka_unit_test(accepts_what_is_harmless), cmocka_unit_test(refuses_other_settings),
-        cmocka_unit_test(reads_new_rope_keys),      cmocka_unit_test(json_is_taken_apart),
-        cmocka_unit_test(takes_a_tokenizer_along),
+        cmocka_unit_test(reads_new_rope_keys),      cmocka_unit_test(warns_of_other_rotations),
+        cmocka_unit_test(json_is_taken_apart),      cmocka_unit_test(takes_a_tokenizer_along),
     };
     return cmocka_run_group_tests(tests, setup, scratch_teardown);
 }

@@ -5,6 +5,7 @@
 
 #include <errno.h>
 #include <limits.h>
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
@@ -117,15 +118,19 @@ static Err read_rope(Sets *sets, const JsonFlat *j, const char *path) {
     return OK;
 }
 
-// Router settings that DeepSeek's classes imply where the file is silent.
+// Router settings that DeepSeek's classes imply where the file is silent. Not all of them are our own defaults, and
+// none of them shows in the weights.
 static Err read_router(Sets *sets, const JsonFlat *j) {
     bool is_v2 = text_is(j, "model_type", "deepseek_v2");
+    if (!is_v2 && !given(j, "routed_scaling_factor")) TRY(sets_add(sets, "model.routed_scaling_factor=2.5"));
     if (!given(j, "topk_method")) TRY(sets_add(sets, "model.topk_method=%s", is_v2 ? "greedy" : "noaux_tc"));
     if (!given(j, "scoring_func")) TRY(sets_add(sets, "model.scoring_func=%s", is_v2 ? "softmax" : "sigmoid"));
     if (!given(j, "norm_topk_prob")) TRY(sets_add(sets, "model.norm_topk_prob=%s", is_v2 ? "false" : "true"));
     bool is_greedy = text_is(j, "topk_method", "greedy") || (is_v2 && !given(j, "topk_method"));
     if (is_greedy) TRY(sets_add(sets, "model.n_group=1"));
+    else if (!is_v2 && !given(j, "n_group")) TRY(sets_add(sets, "model.n_group=8"));
     if (is_greedy) TRY(sets_add(sets, "model.topk_group=1"));
+    else if (!is_v2 && !given(j, "topk_group")) TRY(sets_add(sets, "model.topk_group=4"));
     bool has_bias = text_is(j, "topk_method", "noaux_tc") || (!is_v2 && !given(j, "topk_method"));
     if (!has_bias) TRY(sets_add(sets, "balance.method=none"));
     return OK;
@@ -288,6 +293,31 @@ static void put_rope_scaling(Writer *w, const Config *c) {
     fprintf(w->f, "\n%*s}", 2 * w->depth, "");
 }
 
+// How the published FP8 weights of DeepSeek-V3 describe themselves.
+static void put_quantization(Writer *w) {
+    put(w, "quantization_config", "{");
+    w->depth++;
+    w->n = 0;
+    put(w, "activation_scheme", "\"dynamic\"");
+    put(w, "fmt", "\"e4m3\"");
+    put(w, "quant_method", "\"fp8\"");
+    put(w, "weight_block_size", "[%d, %d]", TILE, TILE);
+    w->depth--;
+    fprintf(w->f, "\n%*s}", 2 * w->depth, "");
+}
+
+// warn_rope: some versions of transformers stretch by the ratio of the two lengths, whatever the factor is; those
+// before and after them by the factor, as we do.
+static void warn_rope(const Config *c) {
+    double original = c->model.rope_scaling_original_max_position_embeddings, factor = c->model.rope_scaling_factor;
+    int64_t length = c->model.max_position_embeddings;
+    if (!c->model.has_rope_scaling || llround(original * factor) == length) return;
+    log_warn("model.max_position_embeddings (%lld) is not model.rope_scaling.factor * original_max_position_embeddings "
+             "(%.6g * %.9g): versions of transformers that take the ratio of the lengths for the factor make another "
+             "model of this export",
+             (long long)length, factor, original);
+}
+
 static void put_ids(Writer *w, SpecialIds ids) {
     put_int(w, "bos_token_id", ids.bos);
     put_int(w, "eos_token_id", ids.eos);
@@ -307,11 +337,12 @@ static Err write_config(const char *dir, const Config *c, const Shape *s, const 
                  "programs that read these keys",
                  s->is_sigmoid ? "sigmoid" : "softmax", methods[c->model.topk_method]);
     }
+    warn_rope(c);
     Writer writer, *w = &writer;
     TRY(writer_open(w, dir, "config.json", path, sizeof path));
     put(w, "architectures", "[\"%s\"]", is_v2 ? "DeepseekV2ForCausalLM" : "DeepseekV3ForCausalLM");
     put(w, "model_type", "\"%s\"", is_v2 ? "deepseek_v2" : "deepseek_v3");
-    put(w, "torch_dtype", "\"%s\"", how->is_f32 ? "float32" : "bfloat16");
+    put(w, "torch_dtype", "\"%s\"", how->dtype == HF_F32 ? "float32" : "bfloat16");
     put_int(w, "vocab_size", s->V);
     put_int(w, "hidden_size", s->D);
     put_int(w, "intermediate_size", s->Fd);
@@ -354,6 +385,7 @@ static Err write_config(const char *dir, const Config *c, const Shape *s, const 
     put_int(w, "ep_size", 1);
     put_real(w, "aux_loss_alpha", c->balance.seq_alpha);
     put_bool(w, "seq_aux", true);
+    if (how->dtype == HF_FP8) put_quantization(w);
     return writer_close(w);
 }
 

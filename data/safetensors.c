@@ -329,16 +329,16 @@ static float f32_from_f16(uint16_t h) {
     return f32_from_bits(f32_bits(v) | sign);
 }
 
-Err safetensors_read_f32(const Safetensors *st, const char *name, int64_t first, int64_t n,
-                         float *out) {
-    const StTensor *t;
-    TRY(safetensors_get(st, name, &t));
-    CHECK(first >= 0 && n >= 0 && first <= t->rows - n, E_INPUT,
-          "%s: tensor '%s': rows %lld to %lld wanted, it has %lld", t->file, name, (long long)first,
-          (long long)(first + n), (long long)t->rows);
-    int64_t count = n * t->cols;
-    const uint8_t *p = t->data;
-    if (count > 0) p += (size_t)(first * t->cols) * types[t->dtype].bytes;
+// What was read once is most often not read again: its whole pages no longer count as this process's memory (they stay
+// in the system's cache as long as there is room).
+static void give_back(const uint8_t *p, size_t bytes) {
+    size_t page = (size_t)sysconf(_SC_PAGESIZE);
+    uintptr_t from = ((uintptr_t)p + page - 1) / page * page, to = ((uintptr_t)p + bytes) / page * page;
+    if (from < to) madvise((void *)from, to - from, MADV_DONTNEED);
+}
+
+// n numbers at p as float.
+static Err decode(const StTensor *t, const uint8_t *p, int64_t count, float *out) {
     uint16_t h;
     double d;
     switch (t->dtype) {
@@ -361,7 +361,22 @@ Err safetensors_read_f32(const Safetensors *st, const char *name, int64_t first,
         for (int64_t i = 0; i < count; i++) out[i] = f32_from_f16((uint16_t)(p[i] << 8));
         return OK;
     default:
-        FAIL(E_INPUT, "%s: tensor '%s' is %s, expected a floating-point type", t->file, name,
+        FAIL(E_INPUT, "%s: tensor '%s' is %s, expected a floating-point type", t->file, t->name,
              types[t->dtype].name);
     }
+}
+
+Err safetensors_read_f32(const Safetensors *st, const char *name, int64_t first, int64_t n,
+                         float *out) {
+    const StTensor *t;
+    TRY(safetensors_get(st, name, &t));
+    CHECK(first >= 0 && n >= 0 && first <= t->rows - n, E_INPUT,
+          "%s: tensor '%s': rows %lld to %lld wanted, it has %lld", t->file, name, (long long)first,
+          (long long)(first + n), (long long)t->rows);
+    int64_t count = n * t->cols;
+    const uint8_t *p = t->data;
+    if (count > 0) p += (size_t)(first * t->cols) * types[t->dtype].bytes;
+    TRY(decode(t, p, count, out));
+    give_back(p, (size_t)count * types[t->dtype].bytes);
+    return OK;
 }

@@ -3,7 +3,8 @@
 // File: u64 little-endian N, N bytes of JSON
 // {"name":{"dtype","shape","data_offsets":[begin,end]},...}, then the data; row-major,
 // little-endian. A directory is read as one name -> tensor table: either its model.safetensors, or
-// all files named by its model.safetensors.index.json. Files are memory-mapped.
+// all files named by its model.safetensors.index.json. Files are memory-mapped; pages that
+// safetensors_read_f32 has read are given back, so a directory of any size is read in little memory.
 //
 // Local. Reading errors are E_INPUT and name the file and the reason; writing errors are E_OUTPUT.
 #pragma once
@@ -78,11 +79,12 @@ typedef struct SafetensorsWriter SafetensorsWriter;
 // falling element size, as the reference writer does, keep every tensor aligned.
 Err safetensors_create(SafetensorsWriter **w, const char *path, const StDecl *decl,
                        int64_t n) MUST_CHECK;
-// safetensors_put: the next `bytes` bytes of tensor `name`, which must be the one whose turn it is
-// (several calls per tensor are fine). Errors also E_INTERNAL: wrong turn, too many bytes.
+// safetensors_put: the next `bytes` bytes of tensor `name` (several calls per tensor are fine). Tensors may be written
+// side by side; into a pipe only one after the other, as declared. Errors also E_INTERNAL: no such tensor, too many
+// bytes.
 Err safetensors_put(SafetensorsWriter *w, const char *name, const void *data,
                     size_t bytes) MUST_CHECK;
-// safetensors_finish: check that all was written, flush, fsync if is_sync, close; *w = NULL always.
+// safetensors_finish: check that every byte was written, flush, fsync if is_sync, close; *w = NULL always.
 Err safetensors_finish(SafetensorsWriter **w, bool is_sync) MUST_CHECK;
 // safetensors_drop: give up on an error path: close and remove the file. Accepts NULL.
 void safetensors_drop(SafetensorsWriter **w);

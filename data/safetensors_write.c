@@ -1,4 +1,6 @@
 // safetensors_write.c - writing safetensors: the header first, then the data as it comes.
+//
+// The header says where every tensor lies, so tensors may also be written side by side.
 #include <errno.h>
 #include <jansson.h>
 #include <stdlib.h>
@@ -11,14 +13,18 @@ struct SafetensorsWriter {
     OutFile out;
     char *path;            // as the caller named it, for messages
     char **name;           // [n]
-    int64_t *bytes;        // [n] of each tensor
-    int64_t n, turn, done; // the tensor being written and its bytes so far
+    int64_t *bytes, *done; // [n] of each tensor: in all, written so far
+    int64_t *start;        // [n] where it begins in the file
+    int64_t n, last;       // tensors; the one that was written to last
+    int64_t at;            // where the file stands
 };
 
 static void writer_free(SafetensorsWriter *w) {
     for (int64_t i = 0; i < w->n && w->name; i++) free(w->name[i]);
     free(w->name);
     free(w->bytes);
+    free(w->done);
+    free(w->start);
     free(w->path);
     free(w);
 }
@@ -68,6 +74,8 @@ static Err header_write(SafetensorsWriter *w, const StDecl *decl) {
               fwrite("        ", 1, padded - n, w->out.f) == padded - n;
     free(text);
     CHECK(ok, E_OUTPUT, "%s: cannot write: %s", w->path, strerror(errno));
+    w->at = 8 + (int64_t)padded;
+    for (int64_t i = 0, start = w->at; i < w->n; start += w->bytes[i++]) w->start[i] = start;
     return OK;
 }
 
@@ -80,7 +88,9 @@ Err safetensors_create(SafetensorsWriter **out, const char *path, const StDecl *
     w->path = strdup(path);
     w->name = calloc((size_t)n + 1, sizeof *w->name);
     w->bytes = calloc((size_t)n + 1, sizeof *w->bytes);
-    CHECK_OR(w->path && w->name && w->bytes, failed, E_INTERNAL, "%s: out of memory", path);
+    w->done = calloc((size_t)n + 1, sizeof *w->done);
+    w->start = calloc((size_t)n + 1, sizeof *w->start);
+    CHECK_OR(w->path && w->name && w->bytes && w->done && w->start, failed, E_INTERNAL, "%s: out of memory", path);
     for (int64_t i = 0; i < n; i++) {
         TRY_OR(decl_bytes(path, &decl[i], &w->bytes[i]), failed);
         w->name[i] = strdup(decl[i].name);
@@ -95,25 +105,28 @@ failed:
     return err;
 }
 
-// Tensors without bytes have no turn.
-static void turn_skip_empty(SafetensorsWriter *w) {
-    while (w->turn < w->n && w->done == w->bytes[w->turn]) {
-        w->turn++;
-        w->done = 0;
+// The tensor of this name, looked for from the last one on; -1 if there is none.
+static int64_t find(const SafetensorsWriter *w, const char *name) {
+    for (int64_t i = 0; i < w->n; i++) {
+        int64_t k = (w->last + i) % w->n;
+        if (strcmp(w->name[k], name) == 0) return k;
     }
+    return -1;
 }
 
 Err safetensors_put(SafetensorsWriter *w, const char *name, const void *data, size_t bytes) {
     if (bytes == 0) return OK;
-    turn_skip_empty(w);
-    CHECK(w->turn < w->n && strcmp(w->name[w->turn], name) == 0, E_INTERNAL,
-          "%s: tensor '%s' written when it is the turn of '%s'", w->path, name,
-          w->turn < w->n ? w->name[w->turn] : "none");
-    CHECK(bytes <= (size_t)(w->bytes[w->turn] - w->done), E_INTERNAL,
-          "%s: tensor '%s': more than its %lld bytes", w->path, name, (long long)w->bytes[w->turn]);
-    CHECK(fwrite(data, 1, bytes, w->out.f) == bytes, E_OUTPUT, "%s: cannot write: %s", w->path,
-          strerror(errno));
-    w->done += (int64_t)bytes;
+    int64_t i = find(w, name);
+    CHECK(i >= 0, E_INTERNAL, "%s: tensor '%s' was not declared", w->path, name);
+    CHECK(bytes <= (size_t)(w->bytes[i] - w->done[i]), E_INTERNAL, "%s: tensor '%s': more than its %lld bytes",
+          w->path, name, (long long)w->bytes[i]);
+    int64_t to = w->start[i] + w->done[i];
+    bool ok = w->at == to || fseeko(w->out.f, (off_t)to, SEEK_SET) == 0; // a pipe only takes them in turn
+    ok = ok && fwrite(data, 1, bytes, w->out.f) == bytes;
+    CHECK(ok, E_OUTPUT, "%s: cannot write: %s", w->path, strerror(errno));
+    w->last = i;
+    w->done[i] += (int64_t)bytes;
+    w->at = to + (int64_t)bytes;
     return OK;
 }
 
@@ -121,9 +134,10 @@ Err safetensors_finish(SafetensorsWriter **out, bool is_sync) {
     SafetensorsWriter *w = *out;
     *out = NULL;
     Err err = OK;
-    turn_skip_empty(w);
-    CHECK_OR(w->turn == w->n, failed, E_INTERNAL, "%s: tensor '%s' has %lld of %lld bytes", w->path,
-             w->name[w->turn], (long long)w->done, (long long)w->bytes[w->turn]);
+    for (int64_t i = 0; i < w->n; i++) {
+        CHECK_OR(w->done[i] == w->bytes[i], failed, E_INTERNAL, "%s: tensor '%s' has %lld of %lld bytes", w->path,
+                 w->name[i], (long long)w->done[i], (long long)w->bytes[i]);
+    }
     TRY_OR(outfile_finish(&w->out, is_sync), failed);
     writer_free(w);
     return OK;

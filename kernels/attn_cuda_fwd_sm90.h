@@ -123,6 +123,8 @@ static __global__ void __launch_bounds__(384, 1)
         regs_take<232>();
         multiply_blocks(m, c, i0 + (int)threadIdx.x / 128 * 64, n0, n1, span.most);
     }
+#else
+    __trap(); // not compiled for sm_90a
 #endif
 }
 

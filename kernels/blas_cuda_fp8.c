@@ -10,6 +10,7 @@
 #include "device.h"
 
 #define WORKSPACE ((size_t)64 << 20)
+#define ALIGN 256 // of the workspace, and what the library takes for that of a matrix unless it is told
 
 struct BlasFp8Plan {
     cublasLtMatmulDesc_t product;
@@ -26,7 +27,13 @@ static cublasLtHandle_t handle; // made when first used, and kept
     } while (0)
 
 size_t blas_fp8_workspace_bytes(void) {
-    return WORKSPACE;
+    return WORKSPACE + ALIGN;
+}
+
+// The alignment of a matrix, up to ALIGN.
+static uint32_t align_of(const void *p) {
+    uintptr_t at = (uintptr_t)p | ALIGN;
+    return (uint32_t)(at & (~at + 1));
 }
 
 int64_t blas_fp8_scales(int64_t rows, int64_t k, bool is_block) {
@@ -57,12 +64,19 @@ static Err describe(const BlasFp8 *p, struct BlasFp8Plan *plan) {
     return OK;
 }
 
-static Err ask(struct BlasFp8Plan *plan, cublasLtMatmulPreference_t want, bool *is_there) {
+static Err ask(const BlasFp8 *p, cublasLtMatmulPreference_t want, bool *is_there) {
+    static const cublasLtMatmulPreferenceAttributes_t matrix[] = {
+        CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES,
+        CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES};
+    const uint32_t aligned[] = {align_of(p->b), align_of(p->a), align_of(p->y), align_of(p->y)};
+    struct BlasFp8Plan *plan = p->plan;
     size_t workspace = WORKSPACE;
     cublasLtMatmulHeuristicResult_t found = {0};
     int nfound = 0;
     TRY_BLAS(cublasLtMatmulPreferenceSetAttribute(want, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &workspace,
                                                   sizeof workspace));
+    for (int i = 0; i < 4; i++)
+        TRY_BLAS(cublasLtMatmulPreferenceSetAttribute(want, matrix[i], &aligned[i], sizeof aligned[i]));
     cublasStatus_t s = cublasLtMatmulAlgoGetHeuristic(handle, plan->product, plan->a, plan->b, plan->y, plan->y, want,
                                                       1, &found, &nfound);
     // Whatever the reason is, the library does not offer this product here.
@@ -83,7 +97,7 @@ Err blas_fp8_open(BlasFp8 *p, bool *is_there) {
     MEM_NEW(p->plan, 1);
     TRY_OR(describe(p, p->plan), done);
     if (cublasLtMatmulPreferenceCreate(&want) != CUBLAS_STATUS_SUCCESS) return OK;
-    TRY_OR(ask(p->plan, want, is_there), done);
+    TRY_OR(ask(p, want, is_there), done);
 done:
     if (want) cublasLtMatmulPreferenceDestroy(want);
     return err;
@@ -101,8 +115,9 @@ void blas_fp8_close(BlasFp8 *p) {
 
 Err blas_fp8_run(BlasFp8 *p) {
     const float one = 1.0f, old = p->form == BLAS_FP8_ROWS ? 1.0f : 0.0f;
+    void *room = (void *)(((uintptr_t)p->workspace + ALIGN - 1) / ALIGN * ALIGN);
     TRY_BLAS(cublasLtMatmul(handle, p->plan->product, &one, p->b, p->plan->a, p->a, p->plan->b, &old, p->y, p->plan->y,
-                            p->y, p->plan->y, &p->plan->algo, p->workspace, WORKSPACE,
+                            p->y, p->plan->y, &p->plan->algo, room, WORKSPACE,
                             (cudaStream_t)device_cuda_stream()));
     return OK;
 }

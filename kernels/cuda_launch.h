@@ -30,6 +30,17 @@ extern "C" {
 #include "ops.h"
 }
 
+// is_hopper: a device of this compute capability (its first number) runs Hopper's own instructions, and this program
+// has them: only code of sm_90a does (meson.build); kernels that use them trap in any other.
+static inline bool is_hopper(int major) {
+#if !defined(__CUDACC__) || defined(WITH_SM90A)
+    return major == 9;
+#else
+    (void)major;
+    return false;
+#endif
+}
+
 // The stream all operations run on: held by the device (device_cuda.c).
 extern "C" void *device_cuda_stream(void);
 #define STREAM ((cudaStream_t)device_cuda_stream())

@@ -2,8 +2,8 @@
 //
 // One kernel each, with the arithmetic of the single operations (norm_cuda.h, swiglu_cuda.h, quant_cuda.h), so that the
 // bits are theirs. Bytes per element: norm 2 read, 1 written (3 with y); unit forward 4 read, 3 written; unit backward
-// 4 read, 5 written; and scales. Of the backward only the parts of the gates' gradients, one number per row and 128
-// columns, go through memory.
+// 4 read, or 6 where blocks have little shared memory, 5 written; and scales. Of the backward only the parts of the
+// gates' gradients, one number per row and 128 columns, go through memory.
 #include "norm_cuda.h"
 #include "quant_cuda_turn.h"
 #include "swiglu_cuda.h"
@@ -76,11 +76,12 @@ extern "C" Err swiglu_quant_fwd_cuda(OpCx *cx, QuantOut h, QuantOut g_kept, Quan
     return OK;
 }
 
-// What a block of the backward keeps in shared memory: its tiles of dg, du and h, and counters.
+// What a block of the backward keeps in shared memory: counters, and its tiles of dg, du and h. Where a block cannot
+// have so much, there are two kernels: for the gradients, and for h, whose tile is then in dg's place.
 typedef struct GatedRoom {
-    TurnTile dg, du, h;
     TurnMost most;
     QuantTally tally[5];
+    TurnTile dg, du, h;
 } GatedRoom;
 
 // 16 values of row r from c on: rounded, into the tile and, if they exist, into codes.
@@ -102,10 +103,12 @@ DEV void through_codes(MatQ q, float *v) {
     for (int k = 0; k < PER_LANE; k++) v[k] = quant_round(v[k]);
 }
 
+template <bool WITH_GRADS, bool WITH_H>
 static __global__ void __launch_bounds__(QUANT_THREADS, 2)
     swiglu_quant_bwd_kernel(SwigluQuantBwd out, float *dgate_part, Mat dh, MatQ g, MatQ u, const float *gate,
                             Groups groups, DeviceFault *fault) {
     DYN_SMEM(GatedRoom, room);
+    TurnTile *h = WITH_GRADS ? &room->h : &room->dg;
     GroupTile at = group_tile(groups, dh.rows, TILE, blockIdx.x, fault);
     if (at.rows == 0) return;
     for (int i = 0; i < 5; i++) tally_clear(&room->tally[i]);
@@ -122,26 +125,45 @@ static __global__ void __launch_bounds__(QUANT_THREADS, 2)
         decode16(b, load16(u.q + r * u.ld + c0 + c, mine), load_scale(u, r, c0));
         UNROLL
         for (int k = 0; k < PER_LANE; k++) a[k] = quant_round(a[k]), b[k] = quant_round(b[k]);
-        gated16(v, a, b, weight);
-        UNROLL
-        for (int k = 0; k < PER_LANE; k++) v[k] = k < mine ? quant_round(v[k]) : 0.0f;
-        through_codes(out.h_t.q, v);
-        turn_put(&room->h, i, c, v);
-        rows16(v, dh, r, c0 + c, mine);
-        float sum = octet_sum(gated16_grad(a, b, v, weight));
-        if (dgate_part && is_there && c == 0) dgate_part[r * gridDim.y + blockIdx.y] = sum;
-        emit(out.dg, &room->dg, i, r, c0, c, mine, a, is_there, &room->tally[0], &part[0], width);
-        emit(out.du, &room->du, i, r, c0, c, mine, b, is_there, &room->tally[1], &part[1], width);
+        if constexpr (WITH_H) {
+            gated16(v, a, b, weight);
+            UNROLL
+            for (int k = 0; k < PER_LANE; k++) v[k] = k < mine ? quant_round(v[k]) : 0.0f;
+            through_codes(out.h_t.q, v);
+            turn_put(h, i, c, v);
+        }
+        if constexpr (WITH_GRADS) {
+            rows16(v, dh, r, c0 + c, mine);
+            float sum = octet_sum(gated16_grad(a, b, v, weight));
+            if (dgate_part && is_there && c == 0) dgate_part[r * gridDim.y + blockIdx.y] = sum;
+            emit(out.dg, &room->dg, i, r, c0, c, mine, a, is_there, &room->tally[0], &part[0], width);
+            emit(out.du, &room->du, i, r, c0, c, mine, b, is_there, &room->tally[1], &part[1], width);
+        }
     }
     __syncthreads();
-    turn_tile(out.dg_t.q, c0, width, at, blockIdx.x, &room->dg, &room->most, &room->tally[2], &part[2]);
-    turn_tile(out.du_t.q, c0, width, at, blockIdx.x, &room->du, &room->most, &room->tally[3], &part[3]);
-    turn_tile(out.h_t.q, c0, width, at, blockIdx.x, &room->h, &room->most, &room->tally[4], &part[4]);
-    tally_add(out.dg.n, &room->tally[0], part[0]);
-    tally_add(out.du.n, &room->tally[1], part[1]);
-    tally_add(out.dg_t.n, &room->tally[2], part[2]);
-    tally_add(out.du_t.n, &room->tally[3], part[3]);
-    tally_add(out.h_t.n, &room->tally[4], part[4]);
+    if constexpr (WITH_GRADS) {
+        turn_tile(out.dg_t.q, c0, width, at, blockIdx.x, &room->dg, &room->most, &room->tally[2], &part[2]);
+        turn_tile(out.du_t.q, c0, width, at, blockIdx.x, &room->du, &room->most, &room->tally[3], &part[3]);
+    }
+    if constexpr (WITH_H) turn_tile(out.h_t.q, c0, width, at, blockIdx.x, h, &room->most, &room->tally[4], &part[4]);
+    if constexpr (WITH_GRADS) {
+        tally_add(out.dg.n, &room->tally[0], part[0]);
+        tally_add(out.du.n, &room->tally[1], part[1]);
+        tally_add(out.dg_t.n, &room->tally[2], part[2]);
+        tally_add(out.du_t.n, &room->tally[3], part[3]);
+    }
+    if constexpr (WITH_H) tally_add(out.h_t.n, &room->tally[4], part[4]);
+}
+// One pass, with so many bytes of GatedRoom.
+template <bool WITH_GRADS, bool WITH_H>
+static Err start_bwd(dim3 grid, size_t bytes, SwigluQuantBwd out, float *part, Mat dh, MatQ g, MatQ u,
+                     const float *gate, Groups groups) {
+    TRY_CUDA(cudaFuncSetAttribute((const void *)swiglu_quant_bwd_kernel<WITH_GRADS, WITH_H>,
+                                  cudaFuncAttributeMaxDynamicSharedMemorySize, (int)bytes));
+    LAUNCH((swiglu_quant_bwd_kernel<WITH_GRADS, WITH_H>), grid, dim3(QUANT_THREADS), bytes, STREAM, out, part, dh, g, u,
+           gate, groups, device_cuda_fault());
+    CHECK_LAUNCH("swiglu_quant_bwd");
+    return OK;
 }
 
 // The gates' gradients from their parts, one thread per row of a group, tiles in order.
@@ -174,10 +196,12 @@ extern "C" Err swiglu_quant_bwd_cuda(OpCx *cx, SwigluQuantBwd out, float *dgate,
     size_t mark = arena_mark(cx->scratch);
     float *part = NULL;
     if (dgate) ARENA_NEW(cx->scratch, part, M * ntiles);
-    TRY_CUDA(cudaFuncSetAttribute((const void *)swiglu_quant_bwd_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                  (int)sizeof(GatedRoom)));
-    LAUNCH(swiglu_quant_bwd_kernel, grid, dim3(QUANT_THREADS), sizeof(GatedRoom), STREAM, out, part, dh, g, u, gate,
-           groups, device_cuda_fault());
+    if (sizeof(GatedRoom) <= shared_most()) {
+        TRY((start_bwd<true, true>(grid, sizeof(GatedRoom), out, part, dh, g, u, gate, groups)));
+    } else {
+        TRY((start_bwd<true, false>(grid, offsetof(GatedRoom, h), out, part, dh, g, u, gate, groups)));
+        TRY((start_bwd<false, true>(grid, offsetof(GatedRoom, du), out, part, dh, g, u, gate, groups)));
+    }
     if (dgate)
         LAUNCH(gate_sum_kernel, dim3(grid.x), dim3(TILE), 0, STREAM, dgate, part, ntiles, M, groups,
                device_cuda_fault());

@@ -61,7 +61,7 @@ bool gemm_sm90_takes(const OpCx *cx, MatQ a, MatQ b, bool is_turned) {
         int device = 0, major = 0;
         bool is_known = cudaGetDevice(&device) == cudaSuccess &&
                         cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device) == cudaSuccess;
-        chosen = is_known && major == 9;
+        chosen = is_known && is_hopper(major);
     }
     bool is_sum = (cx->accumulate == GEMM_PROMOTE128 || cx->accumulate == GEMM_PROMOTE128_HOPPER14) &&
                   (cx->promote_every == 0 || cx->promote_every == TILE);

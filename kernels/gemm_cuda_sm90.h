@@ -30,7 +30,7 @@ Err gemm_sm90_turn(uint8_t *wt, MatQ w) MUST_CHECK;
 Err gemm_sm90_dgrad_turned(OpCx *cx, Mat y, MatQ a, MatQ w, const uint8_t *wt, Groups g, bool acc) MUST_CHECK;
 
 // gemm_sm90_takes: whether these kernels should compute a product of a and b (of the latter transposed, is_turned): the
-// device has compute capability 9 or gemm_sm90_choose said so (1 yes, 0 no, -1 by the device), cx wants their sum, and
+// device is Hopper's (is_hopper) or gemm_sm90_choose said so (1 yes, 0 no, -1 by the device), cx wants their sum, and
 // scratch has room for what must be copied. Else the plain kernels of gemm_cuda.h compute it.
 bool gemm_sm90_takes(const OpCx *cx, MatQ a, MatQ b, bool is_turned);
 void gemm_sm90_choose(int is_on);

@@ -111,10 +111,11 @@ extern "C" Err norm_rms_bwd_cuda(OpCx *cx, Mat dx, float *dw, Mat dy, Mat x, con
     if (T == 0 || D == 0) return OK;
     int threads = norm_threads(D) < NORM_BWD_THREADS ? norm_threads(D) : NORM_BWD_THREADS;
     size_t shared = (size_t)(ceil_div(D, (int64_t)threads * NORM_PER_LANE) * threads) * NORM_PER_LANE * sizeof(float);
-    CHECK(shared <= 200 << 10, E_INTERNAL, "norm_rms_bwd: rows of %lld elements; the CUDA backend takes up to %d",
-          (long long)D, (200 << 10) / 4);
+    size_t most = shared_most() - 1024; // the rest is the kernel's own
+    CHECK(shared <= most, E_INTERNAL, "norm_rms_bwd: rows of %lld elements; this device takes up to %lld", (long long)D,
+          (long long)(most / sizeof(float)));
     TRY_CUDA(cudaFuncSetAttribute((const void *)norm_bwd_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                  200 << 10));
+                                  (int)shared));
     size_t mark = arena_mark(cx->scratch);
     float *part = NULL;
     ARENA_NEW(cx->scratch, part, nparts * D);

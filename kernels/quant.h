@@ -73,7 +73,7 @@ double quant_count_scale_quantile(const QuantCount *count, double q);
 //   y [M,K] f32 or bf16  out
 //
 // weight_prepare: quantise nmat stacked weights in 128x128 blocks, each matrix with its own block grid.
-//   w nmat x [N,K] MatQ tile_rows 128  out. Memory from weight_bytes/weight_view; nobody else looks inside.
+//   w nmat x [N,K] MatQ tile_rows 128  out. Memory from weight_bytes/weight_view; read by products and by exports.
 //   x [nmat*N, K] bf16 or f32 (rounded to BF16 first)
 //   rule     TILE and BLOCK are 128x128; ROW and TENSOR each matrix: the same codes serve Fprop and Dgrad,
 //            so that no scale per output channel could be taken out of both sums

@@ -2,7 +2,7 @@
 //
 // The one C file that reads environment variables, and only the launchers': a process that no
 // launcher started must not call MPI_Init, which would look for daemons, devices and temporary
-// directories it does not need.
+// directories it does not need. It sets one, NCCL's, for which NCCL has no other way.
 #include "boot.h"
 
 #include <errno.h>
@@ -122,7 +122,17 @@ static Err start_mpi(Boot *b) {
     return OK;
 }
 
+// order_groups: NCCL lets the operations of all groups begin in the order in which they were issued, which is the same
+// on all ranks. Of itself it does not (NCCL's guide, "Using multiple NCCL communicators concurrently"): on one rank the
+// kernel of one group could hold the multiprocessors that another's needs, on the next rank the other way round. What
+// the user has set stays. Before there are threads, who may read the environment.
+static void order_groups(void) {
+    setenv("NCCL_LAUNCH_ORDER_IMPLICIT", "1", 0);
+}
+enum { NCCL_WITH_ORDER = 22600 }; // the first version that knows it
+
 Err boot_init(Boot *b) {
+    order_groups();
     memset(b, 0, sizeof *b);
     b->nranks = b->local_nranks = 1;
     b->cores = boot_cores();
@@ -196,6 +206,9 @@ static void find_obstacle(char *why, size_t n, const Seat *seat, int nranks) {
         else if (!seat[r].nccl) snprintf(why, n, "this program was built without NCCL");
         else if (seat[r].nccl != seat[0].nccl)
             snprintf(why, n, "rank 0 has NCCL %d, rank %d has %d", seat[0].nccl, r, seat[r].nccl);
+        else if (seat[r].nccl < NCCL_WITH_ORDER)
+            snprintf(why, n, "NCCL is %d: before 2.26 messages of several groups could wait for each other for ever",
+                     seat[r].nccl);
         for (int q = 0; q < r && !why[0]; q++) {
             if (strcmp(seat[q].host, seat[r].host) == 0 && strcmp(seat[q].gpu, seat[r].gpu) == 0)
                 snprintf(why, n, "ranks %d and %d share one GPU (%s on %s)", q, r, seat[r].gpu, seat[r].host);

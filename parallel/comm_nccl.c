@@ -8,8 +8,8 @@
 //
 // Each group has a stream. A call first makes it wait for the device's stream as it is now, and comm_wait makes the
 // device's stream wait for the call, so that what is computed in between runs beside the transfer. Every rank issues
-// the operations of all groups in one order, that of the program, because nothing here depends on what has arrived:
-// that is what NCCL asks of several communicators over the same ranks.
+// the operations of all groups in one order, that of the program, because nothing here depends on what has arrived, and
+// NCCL begins them in that order (boot.c): both are what it asks of several communicators on one device.
 //
 // No call hangs. Communicators are non-blocking: whatever NCCL has to do on the host is polled for, with a time limit.
 // What the host waits for later (device_cuda.c) is looked after from there: an error that NCCL found, or a wait beyond

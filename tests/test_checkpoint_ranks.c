@@ -11,6 +11,7 @@
 #include "checkpoint_fixture.h"
 #include "log.h"
 #include "rank_tests.h"
+#include "solo.h"
 
 // Wide enough that one rank's largest tensors have several blocks, which readers of other layouts share.
 #define HIDDEN 512
@@ -88,6 +89,47 @@ static void alone(bool is_save, int64_t step) {
     expect(err == OK && wrong == 0, is_save ? "save alone" : "load alone", (int)step, (int)wrong);
 }
 
+// Rows of an entry in strips of `step`, which end where no piece and no block ends; returns the wrong elements.
+static int64_t check_strips(const Weights *from, const Param *p, int64_t step) {
+    int64_t wrong = 0, rows = p->nmat_all * p->rows;
+    float *x = malloc((size_t)(step * p->cols) * sizeof *x);
+    for (int64_t row = 0; row < rows; row += step) {
+        int64_t n = min_i64(step, rows - row);
+        if (from->rows(from->of, p, row, n, x) != OK) wrong++;
+        for (int64_t i = 0; i < n * p->cols; i++) wrong += x[i] != fixture_value(p->name, 0, row * p->cols + i);
+    }
+    free(x);
+    return wrong;
+}
+
+// One process reads the weights of all ranks strip by strip, with no memory for the model.
+static void strips_of_all(int64_t step) {
+    Err err = OK;
+    int64_t wrong = 0;
+    if (boot.rank == 0) {
+        Config *c = NULL;
+        Solo solo = {0};
+        CkReader *r = NULL;
+        char path[512];
+        float bias[8];
+        snprintf(path, sizeof path, "%s/step_%08lld", dir, (long long)step);
+        err = fixture_config(&c, "fp8", HIDDEN, "");
+        if (err == OK) err = solo_table(&solo, c, 1);
+        if (err == OK) err = checkpoint_open(&r, path, solo.table, &solo.cx);
+        Weights from = checkpoint_weights(r);
+        for (int i = 0; err == OK && i < solo.table->n; i++) wrong += check_strips(&from, &solo.table->p[i], 37 + i);
+        for (int64_t b = 0; err == OK && b < solo.table->nblocks; b++) {
+            if (!solo.table->bias[b]) continue;
+            err = from.bias(from.of, b, bias);
+            for (int64_t e = 0; e < solo.table->E; e++) wrong += bias[e] != fixture_value("bias", (int)b, e);
+        }
+        checkpoint_close(&r);
+        solo_close(&solo);
+        config_free(c);
+    }
+    expect(err == OK && wrong == 0, "strips", (int)step, (int)wrong);
+}
+
 // The last rank has no room: every rank gets the same code, nothing of the save stays, the older
 // one is valid.
 static void no_room_on_last(int ep) {
@@ -150,6 +192,7 @@ static void test_every_layout(void) {
         save_layout(sizes[i], 200 + i);
         for (int j = 0; j < nsizes; j++) load_layout(sizes[j], 200 + i);
         alone(false, 200 + i);
+        strips_of_all(200 + i);
     }
 }
 

@@ -17,7 +17,7 @@
 
 #include "checkpoint.h"
 #include "dump.h"
-#include "hf.h"
+#include "hf_masters.h"
 #include "log.h"
 #include "must.h"
 #include "scratch_dir.h"
@@ -74,7 +74,7 @@ static void case_open(Case *c, const char *name, const char *dir, const char *mo
     dump_settings(c, imported, mode);
     config_free(imported);
     MUST_OK(solo_open(&c->solo, c->config, with_grad, nthreads));
-    MUST_OK(hf_import_weights(c->weights, c->dir, model_params(c->solo.model), &c->solo.shape, &c->solo.cx));
+    MUST_OK(import_weights(c->weights, c->dir, model_params(c->solo.model), &c->solo.shape));
     MUST_OK(solo_publish(&c->solo));
 }
 

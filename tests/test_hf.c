@@ -14,24 +14,13 @@
 
 #include <cmocka.h>
 
-#include "hf.h"
+#include "hf_loaded.h"
 #include "json_flat.h"
 #include "log.h"
-#include "must.h"
-#include "scratch_dir.h"
-#include "solo.h"
-
-#define GOLDEN "tests/golden/"
 
 static int setup(void **state) {
     log_init(1, 2); // no lines
     return scratch_setup(state);
-}
-
-static void clean(void) {
-    char command[128];
-    snprintf(command, sizeof command, "rm -rf %s/*", scratch_dir);
-    assert_int_equal(system(command), 0);
 }
 
 static char *read_text(const char *path) {
@@ -43,50 +32,6 @@ static char *read_text(const char *path) {
     text[n] = '\0';
     fclose(f);
     return text;
-}
-
-// An imported directory.
-typedef struct Loaded {
-    Safetensors *st;
-    Config *c;
-    Solo solo;
-} Loaded;
-
-static Err load(Loaded *l, const char *dir) {
-    memset(l, 0, sizeof *l);
-    TRY(safetensors_open(&l->st, dir));
-    TRY(hf_import_config(&l->c, dir, l->st));
-    l->c->train.seq_len = 16;
-    TRY(solo_open(&l->solo, l->c, false, 1));
-    return hf_import_weights(l->st, dir, model_params(l->solo.model), &l->solo.shape, &l->solo.cx);
-}
-
-static void unload(Loaded *l) {
-    solo_close(&l->solo);
-    config_free(l->c);
-    safetensors_close(&l->st);
-}
-
-static Err export(Loaded *l, const char *dir, HfExport how) {
-    return hf_export(dir, model_params(l->solo.model), &l->solo.shape, l->c, &l->solo.cx, &how);
-}
-
-// Same names, types, shapes and bytes.
-static void same_tensors(const char *a, const char *b) {
-    Safetensors *x = NULL, *y = NULL;
-    MUST_OK(safetensors_open(&x, a));
-    MUST_OK(safetensors_open(&y, b));
-    assert_int_equal(safetensors_count(x), safetensors_count(y));
-    for (int64_t i = 0; i < safetensors_count(x); i++) {
-        const StTensor *p = safetensors_at(x, i), *q = safetensors_at(y, i);
-        assert_string_equal(p->name, q->name);
-        assert_int_equal(p->dtype, q->dtype);
-        assert_int_equal(p->ndim, q->ndim);
-        assert_memory_equal(p->shape, q->shape, sizeof p->shape[0] * (size_t)p->ndim);
-        assert_memory_equal(p->data, q->data, p->bytes);
-    }
-    safetensors_close(&x);
-    safetensors_close(&y);
 }
 
 static void same_model_settings(const Config *a, const Config *b) {
@@ -115,9 +60,9 @@ static void round_trip(const char *name, HfExport how, bool is_sharded) {
 
 static void exports_what_it_imported(void **state) {
     (void)state;
-    round_trip("plain", (HfExport){.is_f32 = true}, false);
-    round_trip("groups", (HfExport){.is_f32 = true, .shard_bytes = 30000}, true);
-    round_trip("mtp1", (HfExport){.is_f32 = true, .shard_bytes = 200000}, true);
+    round_trip("plain", (HfExport){.dtype = HF_F32}, false);
+    round_trip("groups", (HfExport){.dtype = HF_F32, .shard_bytes = 30000}, true);
+    round_trip("mtp1", (HfExport){.dtype = HF_F32, .shard_bytes = 200000}, true);
     round_trip("shared2", (HfExport){0}, false);
     round_trip("dense2", (HfExport){.shard_bytes = 1}, true); // one tensor per file
     round_trip("yarn_mscale", (HfExport){0}, false);
@@ -132,7 +77,7 @@ static void leaves_out_what_was_asked(void **state) {
     Config *c = NULL;
     clean();
     MUST_OK(load(&l, GOLDEN "mtp1"));
-    MUST_OK(export(&l, at("out"), (HfExport){.is_f32 = true, .without_mtp = true}));
+    MUST_OK(export(&l, at("out"), (HfExport){.dtype = HF_F32, .without_mtp = true}));
     MUST_OK(safetensors_open(&st, at("out")));
     assert_null(safetensors_find(st, "model.layers.2.eh_proj.weight"));
     assert_null(safetensors_find(st, "model.layers.2.embed_tokens.weight"));
@@ -144,7 +89,7 @@ static void leaves_out_what_was_asked(void **state) {
     unload(&l);
 
     MUST_OK(load(&l, GOLDEN "tied"));
-    MUST_OK(export(&l, at("tied"), (HfExport){.is_f32 = true}));
+    MUST_OK(export(&l, at("tied"), (HfExport){.dtype = HF_F32}));
     MUST_OK(safetensors_open(&st, at("tied")));
     assert_null(safetensors_find(st, "lm_head.weight"));
     safetensors_close(&st);
@@ -194,7 +139,7 @@ static void ranks_read_their_rows(void **state) {
         MUST_OK(arena_create(&cx.state, "state", 64 << 20, false));
         MUST_OK(shape_from_config(&s, whole.c, &cx.mesh));
         MUST_OK(params_create(&p, &s, &cx, false, false));
-        MUST_OK(hf_import_weights(whole.st, GOLDEN "groups", p, &s, &cx));
+        MUST_OK(import_weights(whole.st, GOLDEN "groups", p, &s));
         for (int i = 0; i < p->n; i++) {
             const Param *e = &p->p[i], *w = params_find(model_params(whole.solo.model), e->family, e->layer);
             if (e->own.nrows == 0) continue;

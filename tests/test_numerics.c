@@ -12,6 +12,7 @@
 #include "numerics.h"
 #include "plot_svg.h"
 #include "scratch_dir.h"
+#include "xml_check.h"
 
 // ---- measures ----------------------------------------------------------------------------------
 
@@ -143,28 +144,6 @@ static int times(const char *text, const char *what) {
     return n;
 }
 
-// Every tag that opens is closed, in order.
-static void assert_well_formed(const char *text) {
-    char open[32][16];
-    int depth = 0;
-    for (const char *p = strchr(text, '<'); p; p = strchr(p, '<')) {
-        const char *end = strchr(p, '>');
-        assert_non_null(end);
-        size_t n = strcspn(p + 1 + (p[1] == '/'), " >/");
-        assert_true(n > 0 && n < 16);
-        if (p[1] == '/') {
-            assert_true(depth-- > 0);
-            assert_true(strlen(open[depth]) == n && strncmp(open[depth], p + 2, n) == 0);
-        } else if (end[-1] != '/') {
-            assert_true(depth < 32);
-            memcpy(open[depth], p + 1, n);
-            open[depth++][n] = '\0';
-        }
-        p = end;
-    }
-    assert_int_equal(depth, 0);
-}
-
 static void test_plot(void **state) {
     (void)state;
     double x[5] = {1, 10, 100, 1000, 10000}, y[5] = {1e-5, 1e-3, 0, 1e-2, 1e-1};
@@ -182,7 +161,7 @@ static void test_plot(void **state) {
     };
     MUST_OK(plot_svg(at("p.svg"), "A <title>", panels, 4));
     char *svg = text_of(at("p.svg"));
-    assert_well_formed(svg);
+    assert_xml(svg);
     assert_non_null(strstr(svg, "A &lt;title&gt;"));
     assert_non_null(strstr(svg, "a &lt; b &amp; "));
     assert_non_null(strstr(svg, ">256</text>"));
@@ -194,6 +173,28 @@ static void test_plot(void **state) {
     assert_non_null(line);
     *strchr(line + 22, '"') = '\0';
     assert_string_equal(line + 22, "M82.0 414.0L189.5 249.0M404.5 166.5L512.0 84.0");
+    // A band with a gap is two polygons; what an axis does not span is cut off; marks; text that is no UTF-8.
+    double high[5] = {2, 3, NAN, 30, 4}, base[5] = {1, 1, 1, 1, 1}, steps[5] = {1, 2, 3, 4, 5};
+    const PlotSeries band[] = {{"c\x01 \xff\xc3\xa9", steps, base, 5, PLOT_BAND, .high = high, .colour = 3}};
+    const PlotMark marks[] = {{2, MARK_SAVE, 0}, {3, MARK_BAD, 0}, {4, MARK_RESTART, 2}, {9, MARK_EVAL, 0}};
+    const PlotPanel more[] = {{"band", {"x", PLOT_WHOLE}, {"y", PLOT_LINEAR, 0, 10}, band, 1, marks, 4}};
+    MUST_OK(plot_svg(at("q.svg"), "t", more, 1));
+    svg = text_of(at("q.svg"));
+    assert_xml(svg);
+    char *path = strstr(svg, "<path class=\"band\" d=\"");
+    assert_non_null(path);
+    *strchr(path + 22, '"') = '\0';
+    assert_int_equal(times(path, "M"), 2);
+    assert_int_equal(times(path, "z"), 2);
+    assert_int_equal(times(path, "L"), 6);
+    path += strlen(path) + 1;
+    assert_non_null(strstr(path, "c? ?\xc3\xa9</text>"));
+    svg = text_of(at("q.svg"));
+    assert_int_equal(times(svg, "<svg "), 2);
+    assert_int_equal(times(svg, "\"m0\""), 1);
+    assert_int_equal(times(svg, "\"cross m3\""), 1);
+    assert_int_equal(times(svg, "\"cross s1\""), 1);
+    assert_int_equal(times(svg, "m1\""), 0); // outside
     MUST_FAIL(plot_svg(at("no/p.svg"), "t", panels, 1), E_OUTPUT, "p.svg");
 }
 
@@ -337,7 +338,7 @@ static void test_command(void **state) {
     static const char *const plots[] = {"lab/quantisation.svg", "lab/accumulation.svg",
                                         "lab/promotion.svg"};
     for (int i = 0; i < 3; i++) {
-        assert_well_formed(text_of(at(plots[i])));
+        assert_xml(text_of(at(plots[i])));
         assert_true(times(text_of(at(plots[i])), "class=\"mark\"") > 10);
     }
     // Again, over the old files, with another number of threads and one file for both: the same.

@@ -47,7 +47,7 @@ static void round_trip(void **state) {
     MUST_OK(safetensors_create(&w, at("a.safetensors"), decl, 7));
     MUST_OK(safetensors_put(w, "long", l, 8));
     MUST_OK(safetensors_put(w, "long", l + 1, 16));
-    assert_int_equal(safetensors_put(w, "scalar", &s, 4), E_INTERNAL); // not its turn
+    assert_int_equal(safetensors_put(w, "short", &s, 4), E_INTERNAL); // there is no such tensor
     MUST_OK(safetensors_put(w, "b \"quoted\"", b, sizeof b));
     MUST_OK(safetensors_put(w, "scalar", &s, 4));
     assert_int_equal(safetensors_put(w, "h", h, 17), E_INTERNAL);
@@ -95,6 +95,43 @@ static void round_trip(void **state) {
     assert_int_not_equal(access(at("b.safetensors"), F_OK), 0);
     const StDecl twice[] = {{"x", ST_U8, 1, {1}}, {"x", ST_U8, 1, {1}}};
     assert_int_equal(safetensors_create(&w, at("b.safetensors"), twice, 2), E_INTERNAL);
+}
+
+// Parts of tensors in any order are the file that whole tensors in turn make.
+static void side_by_side(void **state) {
+    (void)state;
+    const StDecl decl[] = {{"s", ST_F32, 1, {2}}, {"h", ST_U16, 1, {2}}, {"q", ST_U8, 1, {5}}};
+    const float s[] = {1, 2};
+    const uint16_t h[] = {3, 4};
+    const uint8_t q[] = {5, 6, 7, 8, 9};
+    char a[1000], b[1000];
+    SafetensorsWriter *w;
+    MUST_OK(safetensors_create(&w, at("turn.safetensors"), decl, 3));
+    MUST_OK(safetensors_put(w, "s", s, sizeof s));
+    MUST_OK(safetensors_put(w, "h", h, sizeof h));
+    MUST_OK(safetensors_put(w, "q", q, sizeof q));
+    MUST_OK(safetensors_finish(&w, false));
+    MUST_OK(safetensors_create(&w, at("side.safetensors"), decl, 3));
+    MUST_OK(safetensors_put(w, "q", q, 3));
+    MUST_OK(safetensors_put(w, "s", s, 4));
+    MUST_OK(safetensors_put(w, "q", q + 3, 2));
+    MUST_OK(safetensors_put(w, "h", h, sizeof h));
+    assert_int_equal(safetensors_put(w, "q", q, 1), E_INTERNAL); // it is full
+    MUST_OK(safetensors_put(w, "s", s + 1, 4));
+    MUST_OK(safetensors_finish(&w, false));
+    FILE *f = fopen(at("turn.safetensors"), "rb"), *g = fopen(at("side.safetensors"), "rb");
+    size_t n = fread(a, 1, sizeof a, f);
+    assert_true(n > 17 && n < sizeof a);
+    assert_int_equal(fread(b, 1, sizeof b, g), n);
+    assert_memory_equal(a, b, n);
+    fclose(f);
+    fclose(g);
+    // A part that is missing in the middle is missed, though the file has its full length.
+    MUST_OK(safetensors_create(&w, at("hole.safetensors"), decl, 3));
+    MUST_OK(safetensors_put(w, "s", s, sizeof s));
+    MUST_OK(safetensors_put(w, "q", q, sizeof q));
+    assert_int_equal(safetensors_finish(&w, false), E_INTERNAL);
+    assert_non_null(strstr(fail_message(), "'h' has 0 of 4 bytes"));
 }
 
 // A decoder by the definition: sign * 2^(e-bias) * (1 + m/2^bits), for all codes.
@@ -369,9 +406,9 @@ static void replaces(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(round_trip), cmocka_unit_test(conversions), cmocka_unit_test(bad_headers),
-        cmocka_unit_test(shards),     cmocka_unit_test(fuzz),        cmocka_unit_test(disk_full),
-        cmocka_unit_test(replaces),
+        cmocka_unit_test(round_trip),  cmocka_unit_test(side_by_side), cmocka_unit_test(conversions),
+        cmocka_unit_test(bad_headers), cmocka_unit_test(shards),       cmocka_unit_test(fuzz),
+        cmocka_unit_test(disk_full),   cmocka_unit_test(replaces),
     };
     return cmocka_run_group_tests(tests, scratch_setup, scratch_teardown);
 }

@@ -125,6 +125,35 @@ static void test_loss_falls(void **state) {
     free(text);
 }
 
+// Held-out loss of the run of test_loss_falls after it went through a Hugging Face folder of this type.
+static double loss_through(const char *dtype, const char *mode) {
+    const char *hf = path_of("hf-%s", dtype), *again = path_of("again-%s", dtype), *json = path_of("through.json");
+    if (!has_file(hf)) {
+        run_ok(1, "export --checkpoint %s --to %s --dtype %s", path_of("falls"), hf, dtype);
+        run_ok(1, "import --from %s --out %s", hf, again);
+    }
+    run_ok(1, "eval --checkpoint %s --data %s/data/samples/tiny.heldout.h5 --json %s --set train.seq_len=128 "
+              "--set precision.mode=%s",
+           again, drive_source(), json, mode);
+    size_t n = 0;
+    char *text = read_file(json, &n);
+    double loss = json_number(text, "loss");
+    free(text);
+    return loss;
+}
+
+// An export in FP8 is the model that FP8 training computes with, and near to what BF16 makes of it.
+static void test_exports(void **state) {
+    (void)state;
+    double fp8 = loss_through("fp8", "fp8"), bf16 = loss_through("bf16", "fp8"), plain = loss_through("bf16", "bf16");
+    double coded = loss_through("fp8", "bf16");
+    print_message("held-out loss of exports: with FP8 linears %.6f (BF16) and %.6f (FP8), with BF16 linears %.6f and "
+                  "%.6f\n",
+                  bf16, fp8, plain, coded);
+    assert_true(fp8 == bf16);
+    assert_true(fabs(coded - plain) < 5e-3 && coded != plain);
+}
+
 // bytes_of: dispatched by two ranks in two steps of a model 1024 wide.
 static double bytes_of(const char *mode, const char *key) {
     const char *dir = path_of("bytes-%s", mode);
@@ -249,6 +278,7 @@ static void test_static(void **state) {
 int main(int argc, char **argv) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_loss_falls),
+        cmocka_unit_test(test_exports), // of its run
         cmocka_unit_test(test_copy),
         cmocka_unit_test(test_copy_untrained),
         cmocka_unit_test(test_bytes),

@@ -12,16 +12,19 @@ static Err export(const char *path, const char *to, const HfExport *wanted) {
     char dir[4096], tokenizer[4200];
     Config *c = NULL;
     Solo solo = {0};
+    CkReader *reader = NULL;
     HfExport how = *wanted;
     Err err = OK;
     TRY_OR(solo_find(dir, sizeof dir, path), done);
     TRY_OR(checkpoint_read_config(dir, &c), done);
     snprintf(tokenizer, sizeof tokenizer, "%s/tokenizer.json", dir);
     if (access(tokenizer, F_OK) == 0) how.tokenizer = tokenizer;
-    TRY_OR(solo_open(&solo, c, false, solo_threads(0)), done);
-    TRY_OR(checkpoint_load(dir, model_params(solo.model), &solo.cx, false), done);
-    TRY_OR(hf_export(to, model_params(solo.model), &solo.shape, c, &solo.cx, &how), done);
+    TRY_OR(solo_table(&solo, c, solo_threads(0)), done);
+    TRY_OR(checkpoint_open(&reader, dir, solo.table, &solo.cx), done);
+    Weights from = checkpoint_weights(reader);
+    TRY_OR(hf_export(to, solo.table, &from, &solo.shape, c, &solo.cx, &how), done);
 done:
+    checkpoint_close(&reader);
     solo_close(&solo);
     config_free(c);
     return err;
@@ -32,7 +35,9 @@ Err cmd_export(int argc, char **argv) {
         {"checkpoint", "PATH", NULL, FLAG_REQUIRED,
          "run directory (its newest checkpoint), PATH@STEP, or a checkpoint"},
         {"to", "HF_DIR", NULL, FLAG_REQUIRED, "folder to write, new or empty"},
-        {"dtype", "bf16|f32", "bf16", 0, "type of the weights; e_score_correction_bias is always F32"},
+        {"dtype", "bf16|fp8|f32", "bf16", 0,
+         "type of the weights; fp8: linears in F8_E4M3 with F32 scales of 128x128 blocks, the rest BF16; "
+         "e_score_correction_bias is always F32"},
         {"no-mtp", NULL, NULL, 0, "leave out the multi-token prediction modules, which transformers ignores"},
     };
     static const Command command = {
@@ -49,7 +54,9 @@ Err cmd_export(int argc, char **argv) {
     Args a;
     TRY(args_parse(&a, &command, argc, argv));
     if (a.is_help) return OK;
-    HfExport how = {.is_f32 = !strcmp(args_get(&a, "dtype"), "f32"), .without_mtp = args_has(&a, "no-mtp")};
+    const char *dtype = args_get(&a, "dtype");
+    HfExport how = {.dtype = !strcmp(dtype, "f32") ? HF_F32 : !strcmp(dtype, "fp8") ? HF_FP8 : HF_BF16,
+                    .without_mtp = args_has(&a, "no-mtp")};
     Err err = export(args_get(&a, "checkpoint"), args_get(&a, "to"), &how);
     args_free(&a);
     return err;

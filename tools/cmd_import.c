@@ -24,7 +24,7 @@ static Err check_free(const char *out) {
     return OK;
 }
 
-static Err save(Solo *solo, const Config *c, const char *out) {
+static Err save(Solo *solo, const Weights *from, const Config *c, const char *out) {
     CheckpointInfo info = {.world = 1, .ep = 1};
     char dir[4096];
     if (c->data.tokenizer) {
@@ -34,7 +34,7 @@ static Err save(Solo *solo, const Config *c, const char *out) {
         tokenizer_free(&t);
     }
     CHECK(snprintf(dir, sizeof dir, "%s/checkpoints", out) < (int)sizeof dir, E_USAGE, "--out is too long");
-    Err err = checkpoint_save(dir, model_params(solo->model), &solo->cx, &info, c, 1, 0);
+    Err err = checkpoint_save_from(dir, solo->table, from, &solo->cx, &info, c);
     if (err != OK) rmdir(dir); // empty: the next try may use the same folder
     return err;
 }
@@ -43,13 +43,15 @@ static Err import(const char *from, const char *out) {
     Safetensors *st = NULL;
     Config *c = NULL;
     Solo solo = {0};
+    HfReader *reader = NULL;
     Err err = OK;
     TRY_OR(check_free(out), done);
     TRY_OR(safetensors_open(&st, from), done);
     TRY_OR(hf_import_config(&c, from, st), done);
-    TRY_OR(solo_open(&solo, c, false, solo_threads(0)), done);
-    TRY_OR(hf_import_weights(st, from, model_params(solo.model), &solo.shape, &solo.cx), done);
-    TRY_OR(save(&solo, c, out), done);
+    TRY_OR(solo_table(&solo, c, 1), done);
+    TRY_OR(hf_open(&reader, st, from, solo.table, &solo.shape), done);
+    Weights weights = hf_weights(reader);
+    TRY_OR(save(&solo, &weights, c, out), done);
     ParamCount n = params_count(&solo.shape);
     log_line("imported %s: %s parameters, %s active per token, %s in %lld MTP modules%s", from,
              text_count((double)n.total).s, text_count((double)n.active).s, text_count((double)n.mtp).s,
@@ -59,6 +61,7 @@ static Err import(const char *from, const char *out) {
              "with 'tessera inspect %s'",
              out, out, out);
 done:
+    hf_close(&reader);
     solo_close(&solo);
     config_free(c);
     safetensors_close(&st);

@@ -15,6 +15,7 @@ Err cmd_import(int argc, char **argv) MUST_CHECK;
 Err cmd_inspect(int argc, char **argv) MUST_CHECK;
 Err cmd_numerics(int argc, char **argv) MUST_CHECK;
 Err cmd_prepare(int argc, char **argv) MUST_CHECK;
+Err cmd_report(int argc, char **argv) MUST_CHECK;
 Err cmd_tokenizer(int argc, char **argv) MUST_CHECK;
 Err cmd_train(int argc, char **argv) MUST_CHECK;
 

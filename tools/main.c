@@ -29,6 +29,7 @@ static const Subcommand commands[] = {
     {"import", "read a Hugging Face DeepSeek checkpoint", cmd_import},
     {"export", "write a checkpoint as a Hugging Face DeepSeek model", cmd_export},
     {"inspect", "show and verify a run, checkpoint, token shard or tensor file", cmd_inspect},
+    {"report", "draw a run, or several, as one page of plots", cmd_report},
     {"bench", "speed of operations and steps, as a fraction of the machine's peak", cmd_bench},
     {"numerics", "the FP8 laboratory: error by granularity, accumulation and K", cmd_numerics},
     {"doctor", "describe this machine, its ranks and the libraries", cmd_doctor},

@@ -1,11 +1,13 @@
-// plot_svg.c - see plot_svg.h. Coordinates are pixels; an axis maps values, or their logarithms,
-// linearly to them.
+// plot_svg.c - see plot_svg.h: series, marks, panels, and the figure as a file. Coordinates are
+// pixels.
 #include "plot_svg.h"
 
 #include <math.h>
 #include <string.h>
 
+#include "bytelevel.h"
 #include "outfile.h"
+#include "plot_axis.h"
 
 enum {
     LEFT = 82, // room for labels around a panel
@@ -13,7 +15,6 @@ enum {
     TOP = 84,
     BOTTOM = 64,
     LEGEND_LINE = 24,
-    MAX_TICKS = 64,
     MAX_BOXES = 512,
 };
 
@@ -35,121 +36,35 @@ typedef struct Boxes {
 } Boxes;
 
 // Told apart by people who see colours differently (Okabe and Ito), and by their markers.
-static const char *const colours[] = {"#0072b2", "#d55e00", "#009e73", "#cc79a7",
-                                      "#e69f00", "#56b4e9", "#555555"};
-enum { COLOURS = sizeof colours / sizeof *colours, MARKERS = 5 };
+static const char *const colours[PLOT_COLOURS] = {"#0072b2", "#d55e00", "#009e73", "#cc79a7",
+                                                  "#e69f00", "#56b4e9", "#555555"};
+enum { MARKERS = 5 };
 
-typedef struct Axis {
-    PlotScale scale;
-    double lo, hi;     // in the unit of the axis: the value or its logarithm
-    double start, len; // pixels; len < 0: upwards
-} Axis;
-
-// unit: a value in the unit of its axis; NaN if it has no place there.
-static double unit(PlotScale scale, double v) {
-    if (!isfinite(v)) return NAN;
-    if (scale == PLOT_LINEAR) return v;
-    if (v <= 0) return NAN;
-    return scale == PLOT_LOG10 ? log10(v) : log2(v);
-}
-
-static double place(const Axis *a, double v) {
-    return a->start + (unit(a->scale, v) - a->lo) / (a->hi - a->lo) * a->len;
-}
-
-// linear_step: 1, 2 or 5 times a power of ten, so that there are 4 to 10 steps.
-static double linear_step(double span) {
-    double ten = pow(10, floor(log10(span / 4)));
-    double wish = span / 4 / ten;
-    return (wish >= 5 ? 5 : wish >= 2 ? 2 : 1) * ten;
-}
-
-// fit: limits that hold all values of one direction: whole decades, octaves with a margin, whole
-// linear steps.
-static void fit(Axis *a, const PlotPanel *p, bool is_x) {
-    a->scale = is_x ? p->x.scale : p->y.scale;
-    a->lo = INFINITY;
-    a->hi = -INFINITY;
-    for (int s = 0; s < p->nseries; s++)
-        for (int i = 0; i < p->series[s].n; i++) {
-            double x = unit(p->x.scale, p->series[s].x[i]);
-            double y = unit(p->y.scale, p->series[s].y[i]);
-            if (isnan(x) || isnan(y)) continue;
-            a->lo = fmin(a->lo, is_x ? x : y);
-            a->hi = fmax(a->hi, is_x ? x : y);
-        }
-    if (a->lo > a->hi) a->lo = 0, a->hi = 1; // nothing to show
-    if (a->scale == PLOT_LOG10) {
-        a->lo = floor(a->lo + 1e-9);
-        a->hi = ceil(a->hi - 1e-9);
-        if (a->hi <= a->lo) a->hi = a->lo + 1;
-    } else if (a->scale == PLOT_LOG2) {
-        a->lo -= 0.25;
-        a->hi += 0.25;
-    } else {
-        if (a->hi <= a->lo) a->lo -= 0.5, a->hi += 0.5;
-        double step = linear_step(a->hi - a->lo);
-        a->lo = floor(a->lo / step + 1e-9) * step;
-        a->hi = ceil(a->hi / step - 1e-9) * step;
-    }
-}
-
-// ticks: places in the unit of the axis; *step is their distance.
-static int ticks(const Axis *a, double *at, double *step) {
-    *step = a->scale == PLOT_LINEAR ? linear_step(a->hi - a->lo) : 1;
-    if (a->scale != PLOT_LINEAR) *step = ceil((a->hi - a->lo) / 12);
-    int n = 0;
-    for (double v = ceil(a->lo / *step - 1e-9) * *step; v <= a->hi + 1e-9 * *step && n < MAX_TICKS;
-         v += *step)
-        at[n++] = fabs(v) < 1e-9 * *step ? 0 : v;
-    return n;
-}
-
-static void text(FILE *f, const char *s) {
-    for (; *s; s++) {
-        if (*s == '<')
+void plot_text(FILE *f, const char *s) {
+    size_t n = strlen(s), valid = utf8_valid_bytes(s, n);
+    for (size_t i = 0; i < n; i++) {
+        unsigned char c = (unsigned char)s[i];
+        if (i >= valid) {
+            fputc('?', f);
+            valid = i + 1 + utf8_valid_bytes(s + i + 1, n - i - 1);
+        } else if (c == '<') {
             fputs("&lt;", f);
-        else if (*s == '>')
+        } else if (c == '>') {
             fputs("&gt;", f);
-        else if (*s == '&')
+        } else if (c == '&') {
             fputs("&amp;", f);
-        else
-            fputc(*s, f);
+        } else if (c == '"') {
+            fputs("&quot;", f);
+        } else if ((c < 0x20 && c != '\n' && c != '\t') || c == 0x7f) {
+            fputc('?', f);
+        } else if (c == 0xef && (unsigned char)s[i + 1] == 0xbf &&
+                   (unsigned char)s[i + 2] >= 0xbe) {
+            fputc('?', f); // U+FFFE, U+FFFF
+            i += 2;
+        } else {
+            fputc(c, f);
+        }
     }
-}
-
-// tick_label: powers of ten with an exponent unless all of the axis reads well without.
-static void tick_label(FILE *f, const Axis *a, double v) {
-    if (a->scale == PLOT_LINEAR)
-        fprintf(f, "%g", v);
-    else if (a->scale == PLOT_LOG2)
-        fprintf(f, "%g", exp2(v));
-    else if (a->lo >= -3 && a->hi <= 3)
-        fprintf(f, "%g", pow(10, v));
-    else
-        fprintf(f, "10<tspan dy=\"-6\" font-size=\"10\">%g</tspan>", v);
-}
-
-static void draw_grid(FILE *f, const Axis *x, const Axis *y) {
-    double at[MAX_TICKS], step;
-    int n = ticks(x, at, &step);
-    for (int i = 0; i < n; i++) {
-        double px = x->start + (at[i] - x->lo) / (x->hi - x->lo) * x->len;
-        fprintf(f, "<path class=\"grid\" d=\"M%.1f %.1fv%.1f\"/>", px, y->start, y->len);
-        fprintf(f, "<text x=\"%.1f\" y=\"%.1f\" text-anchor=\"middle\">", px, y->start + 20);
-        tick_label(f, x, at[i]);
-        fputs("</text>\n", f);
-    }
-    n = ticks(y, at, &step);
-    for (int i = 0; i < n; i++) {
-        double py = y->start + (at[i] - y->lo) / (y->hi - y->lo) * y->len;
-        fprintf(f, "<path class=\"grid\" d=\"M%.1f %.1fh%.1f\"/>", x->start, py, x->len);
-        fprintf(f, "<text x=\"%.1f\" y=\"%.1f\" text-anchor=\"end\">", x->start - 8, py + 4);
-        tick_label(f, y, at[i]);
-        fputs("</text>\n", f);
-    }
-    fprintf(f, "<path class=\"frame\" d=\"M%.1f %.1fh%.1fv%.1fh%.1fz\"/>\n", x->start, y->start,
-            x->len, y->len, -x->len);
 }
 
 static void draw_marker(FILE *f, int which, double x, double y) {
@@ -169,10 +84,16 @@ static bool has_markers(const PlotSeries *s) {
     return s->style == PLOT_LINE || s->style == PLOT_POINTS;
 }
 
-static void open_series(FILE *f, int which, PlotStyle style) {
-    const char *c = style == PLOT_REFERENCE ? "#888888" : colours[which % COLOURS];
-    fprintf(f, "<g stroke=\"%s\" fill=\"%s\"%s>", c, c,
-            style == PLOT_DASHED ? " stroke-dasharray=\"7 5\"" : "");
+// open_series: `position` in the list decides about the colour where the series does not.
+static void open_series(FILE *f, const PlotSeries *s, int position) {
+    static const char *const dashes[] = {"", " stroke-dasharray=\"7 5\"",
+                                         " stroke-dasharray=\"2 3\""};
+    const char *dash = dashes[s->style == PLOT_DASHED ? 1 : s->dash];
+    if (s->style == PLOT_REFERENCE)
+        fprintf(f, "<g class=\"ref\"%s>", dash);
+    else
+        fprintf(f, "<g class=\"s%d\"%s>", (s->colour > 0 ? s->colour - 1 : position) % PLOT_COLOURS,
+                dash);
 }
 
 static void box_add(Boxes *b, double x0, double y0, double x1, double y1) {
@@ -208,15 +129,15 @@ static void draw_label(FILE *f, const char *label, const PlotSeries *s, int i, c
     }
     box_add(boxes, at.x0, at.y0, at.x1, at.y1);
     fprintf(f, "<text stroke=\"none\" font-size=\"11\" x=\"%.1f\" y=\"%.1f\">", at.x0, at.y1 - 2);
-    text(f, label);
+    plot_text(f, label);
     fputs("</text>\n", f);
 }
 
 static void draw_line(FILE *f, const PlotSeries *s, const Axis *x, const Axis *y) {
-    fputs("<path class=\"line\" d=\"", f);
+    fprintf(f, "<path class=\"%s\" d=\"", s->style == PLOT_THIN ? "thin" : "line");
     bool is_down = false; // the pen
     for (int i = 0; i < s->n; i++) {
-        double px = place(x, s->x[i]), py = place(y, s->y[i]);
+        double px = axis_place(x, s->x[i]), py = axis_place(y, s->y[i]);
         bool is_there = isfinite(px) && isfinite(py);
         if (is_there) fprintf(f, "%c%.1f %.1f", is_down ? 'L' : 'M', px, py);
         is_down = is_there;
@@ -224,53 +145,131 @@ static void draw_line(FILE *f, const PlotSeries *s, const Axis *x, const Axis *y
     fputs("\"/>", f);
 }
 
+// draw_band: a polygon for each stretch without a gap: forth along the lower edge, back along the
+// upper one.
+static void draw_band(FILE *f, const PlotSeries *s, const Axis *x, const Axis *y) {
+    fputs("<path class=\"band\" d=\"", f);
+    for (int i = 0, end = 0; i < s->n; i = end + 1) {
+        for (end = i; end < s->n; end++) {
+            double px = axis_place(x, s->x[end]), py = axis_place(y, s->y[end]);
+            if (!isfinite(px) || !isfinite(py) || !isfinite(axis_place(y, s->high[end]))) break;
+            fprintf(f, "%c%.1f %.1f", end == i ? 'M' : 'L', px, py);
+        }
+        for (int k = end - 1; k >= i; k--)
+            fprintf(f, "L%.1f %.1f%s", axis_place(x, s->x[k]), axis_place(y, s->high[k]),
+                    k == i ? "z" : "");
+    }
+    fputs("\"/>", f);
+}
+
 static void draw_series(FILE *f, const PlotSeries *s, int which, const Axis *x, const Axis *y,
                         Boxes *boxes) {
-    open_series(f, which, s->style);
-    if (s->style != PLOT_POINTS) draw_line(f, s, x, y);
+    open_series(f, s, which);
+    if (s->style == PLOT_BAND)
+        draw_band(f, s, x, y);
+    else if (s->style != PLOT_POINTS)
+        draw_line(f, s, x, y);
     for (int i = 0; i < s->n && has_markers(s); i++) {
-        double px = place(x, s->x[i]), py = place(y, s->y[i]);
+        double px = axis_place(x, s->x[i]), py = axis_place(y, s->y[i]);
         if (!isfinite(px) || !isfinite(py)) continue;
-        draw_marker(f, which, px, py);
+        draw_marker(f, s->colour > 0 ? s->colour - 1 : which, px, py);
         box_add(boxes, px - 5, py - 5, px + 5, py + 5);
     }
     fputs("</g>\n", f);
 }
 
+// draw_mark: at pixel x, from the lower edge, y, to the upper one, `height` above.
+static void draw_mark(FILE *f, const PlotMark *m, double x, double y, double height) {
+    if (m->colour > 0)
+        fprintf(f, "<path class=\"cross s%d\"", (m->colour - 1) % PLOT_COLOURS);
+    else
+        fprintf(f, "<path class=\"%sm%d\"", m->kind == MARK_SAVE ? "" : "cross ", m->kind);
+    if (m->kind == MARK_SAVE)
+        fprintf(f, " d=\"M%.1f %.1fm-3.5 0h7l-3.5 -6z\"/>", x, y);
+    else
+        fprintf(f, "%s d=\"M%.1f %.1fv%.1f\"/>",
+                m->kind == MARK_RESTART ? " stroke-dasharray=\"5 3\"" : "", x, y,
+                m->kind == MARK_EVAL ? -10 : -height);
+}
+
+void plot_mark_sample(FILE *f, const PlotMark *m, double y) {
+    draw_mark(f, m, m->x, y, 12);
+}
+
+static void draw_marks(FILE *f, const PlotPanel *p, const Axis *x, const Axis *y) {
+    for (int i = 0; i < p->nmarks; i++) {
+        double px = axis_place(x, p->marks[i].x);
+        if (px >= x->start && px <= x->start + x->len)
+            draw_mark(f, &p->marks[i], px, y->start, -y->len);
+    }
+    if (p->nmarks > 0) fputc('\n', f);
+}
+
 static void draw_labels(FILE *f, const PlotSeries *s, int which, const Axis *x, const Axis *y,
                         Boxes *boxes) {
     if (!s->labels) return;
-    open_series(f, which, s->style);
+    open_series(f, s, which);
     for (int i = 0; i < s->n; i++) {
-        double px = place(x, s->x[i]), py = place(y, s->y[i]);
+        double px = axis_place(x, s->x[i]), py = axis_place(y, s->y[i]);
         if (s->labels[i] && isfinite(px) && isfinite(py))
             draw_label(f, s->labels[i], s, i, x, px, py, boxes);
     }
     fputs("</g>\n", f);
 }
 
-static void draw_panel(FILE *f, const PlotPanel *p, double left, PanelSize size) {
-    Axis x = {.start = left, .len = size.width},
-         y = {.start = TOP + size.height, .len = -size.height};
-    Boxes boxes = {.n = 0};
-    fit(&x, p, true);
-    fit(&y, p, false);
-    draw_grid(f, &x, &y);
-    for (int s = p->nseries - 1; s >= 0; s--) draw_series(f, &p->series[s], s, &x, &y, &boxes);
-    for (int s = p->nseries - 1; s >= 0; s--) draw_labels(f, &p->series[s], s, &x, &y, &boxes);
-    fprintf(f, "<text class=\"panel\" x=\"%.1f\" y=\"%d\" text-anchor=\"middle\">",
-            left + size.width / 2.0, TOP - 14);
-    text(f, p->title);
-    fprintf(f, "</text>\n<text class=\"label\" x=\"%.1f\" y=\"%d\" text-anchor=\"middle\">",
-            left + size.width / 2.0, TOP + size.height + 46);
-    text(f, p->x.label);
-    double mid = TOP + size.height / 2.0;
+static void draw_names(FILE *f, const PlotPanel *p, PlotBox box) {
+    double centre = box.left + box.width / 2, mid = box.top + box.height / 2, left = box.left - 58;
+    if (p->title) {
+        fprintf(f, "<text class=\"panel\" x=\"%.1f\" y=\"%.1f\" text-anchor=\"middle\">", centre,
+                box.top - 14);
+        plot_text(f, p->title);
+        fputs("</text>\n", f);
+    }
+    if (p->x.label) {
+        fprintf(f, "<text class=\"label\" x=\"%.1f\" y=\"%.1f\" text-anchor=\"middle\">", centre,
+                box.top + box.height + 46);
+        plot_text(f, p->x.label);
+        fputs("</text>\n", f);
+    }
+    if (!p->y.label) return;
     fprintf(f,
-            "</text>\n<text class=\"label\" x=\"%.1f\" y=\"%.1f\" text-anchor=\"middle\" "
+            "<text class=\"label\" x=\"%.1f\" y=\"%.1f\" text-anchor=\"middle\" "
             "transform=\"rotate(-90 %.1f %.1f)\">",
-            left - 58, mid, left - 58, mid);
-    text(f, p->y.label);
+            left, mid, left, mid);
+    plot_text(f, p->y.label);
     fputs("</text>\n", f);
+}
+
+void plot_panel(FILE *f, const PlotPanel *p, PlotBox box) {
+    enum { OVER = 6 }; // what a marker may stand out on the left and right
+    Axis x = {.start = box.left, .len = box.width},
+         y = {.start = box.top + box.height, .len = -box.height};
+    Boxes boxes = {.n = 0};
+    bool is_cut = p->y.hi > p->y.lo;
+    axis_fit(&x, p, true);
+    axis_fit(&y, p, false);
+    axis_draw(f, &x, &y);
+    draw_marks(f, p, &x, &y);
+    // An svg inside of an svg cuts off what stands out, without a name that must be unique in a
+    // page.
+    if (is_cut)
+        fprintf(f,
+                "<svg x=\"%.1f\" y=\"%.1f\" width=\"%.1f\" height=\"%.1f\" viewBox=\"%.1f %.1f "
+                "%.1f %.1f\">\n",
+                box.left - OVER, box.top, box.width + 2 * OVER, box.height, box.left - OVER,
+                box.top, box.width + 2 * OVER, box.height);
+    for (int s = p->nseries - 1; s >= 0; s--) draw_series(f, &p->series[s], s, &x, &y, &boxes);
+    if (is_cut) fputs("</svg>\n", f);
+    for (int s = p->nseries - 1; s >= 0; s--) draw_labels(f, &p->series[s], s, &x, &y, &boxes);
+    draw_names(f, p, box);
+}
+
+void plot_sample(FILE *f, const PlotSeries *s, int position, double left, double y) {
+    open_series(f, s, position);
+    if (s->n > 1 && s->style != PLOT_POINTS)
+        fprintf(f, "<path class=\"line\" d=\"M%.1f %.1fh34\"/>", left, y);
+    if (has_markers(s)) draw_marker(f, s->colour > 0 ? s->colour - 1 : position, left + 17, y);
+    fputs("</g>", f);
 }
 
 static void draw_legend(FILE *f, const PlotPanel *p, double left) {
@@ -278,12 +277,9 @@ static void draw_legend(FILE *f, const PlotPanel *p, double left) {
     for (int s = 0; s < p->nseries; s++) {
         const PlotSeries *q = &p->series[s];
         if (q->style == PLOT_REFERENCE || (q->style == PLOT_POINTS && q->n == 0)) continue;
-        open_series(f, s, q->style);
-        if (q->n > 1 && q->style != PLOT_POINTS)
-            fprintf(f, "<path class=\"line\" d=\"M%.1f %.1fh34\"/>", left, y);
-        if (has_markers(q)) draw_marker(f, s, left + 17, y);
-        fprintf(f, "</g><text class=\"label\" x=\"%.1f\" y=\"%.1f\">", left + 44, y + 5);
-        text(f, q->name);
+        plot_sample(f, q, s, left, y);
+        fprintf(f, "<text class=\"label\" x=\"%.1f\" y=\"%.1f\">", left + 44, y + 5);
+        plot_text(f, q->name);
         fputs("</text>\n", f);
         y += LEGEND_LINE;
     }
@@ -296,6 +292,19 @@ static double legend_width(const PlotPanel *p) {
         if (p->series[s].style != PLOT_REFERENCE && strlen(p->series[s].name) > most)
             most = strlen(p->series[s].name);
     return 44 + 7.4 * (double)most;
+}
+
+// What a white page needs.
+static void write_sheet(FILE *f) {
+    fputs("<style>.grid{stroke:#dddddd;fill:none}.frame{stroke:#666666;fill:none}"
+          ".ref{stroke:#888888;fill:#888888}"
+          ".line,.thin,path.cross{fill:none;stroke-width:2}.mark{stroke:#ffffff;stroke-width:1}"
+          ".thin{stroke-width:1;opacity:.4}.band{stroke:none;opacity:.25}"
+          ".label{font-size:13px}.panel{font-size:14px}.title{font-size:17px;font-weight:bold}",
+          f);
+    for (int i = 0; i < PLOT_COLOURS; i++)
+        fprintf(f, ".s%d{stroke:%s;fill:%s}", i, colours[i], colours[i]);
+    fputs("</style>\n", f);
 }
 
 Err plot_svg(const char *path, const char *title, const PlotPanel *panels, int npanels) {
@@ -312,16 +321,15 @@ Err plot_svg(const char *path, const char *title, const PlotPanel *panels, int n
             "%.0f %d\" font-family=\"DejaVu Sans, Verdana, Helvetica, Arial, sans-serif\" "
             "font-size=\"12\" fill=\"#222\">\n",
             width, height, width, height);
-    fputs("<style>.grid{stroke:#dddddd;fill:none}.frame{stroke:#666666;fill:none}"
-          ".line{fill:none;stroke-width:2}.mark{stroke:#ffffff;stroke-width:1}"
-          ".label{font-size:13px}.panel{font-size:14px}.title{font-size:17px;font-weight:bold}"
-          "</style>\n<rect width=\"100%\" height=\"100%\" fill=\"#ffffff\"/>\n",
-          f);
+    write_sheet(f);
+    fputs("<rect width=\"100%\" height=\"100%\" fill=\"#ffffff\"/>\n", f);
     fprintf(f, "<text class=\"title\" x=\"%d\" y=\"32\">", LEFT);
-    text(f, title);
+    plot_text(f, title);
     fputs("</text>\n", f);
     for (int i = 0; i < npanels; i++)
-        draw_panel(f, &panels[i], LEFT + (double)i * (LEFT + size.width + RIGHT), size);
+        plot_panel(f, &panels[i],
+                   (PlotBox){LEFT + (double)i * (LEFT + size.width + RIGHT), TOP, size.width,
+                             size.height});
     draw_legend(f, &panels[0], (double)npanels * (LEFT + size.width + RIGHT));
     fputs("</svg>\n", f);
     TRY(outfile_finish(&o, false));

@@ -65,6 +65,8 @@ struct Move { // one message at one of its ends
 };
 
 int64_t mistakes, operations;
+int version = NCCL_VERSION_CODE;
+int communicators; // of this process, that have not left
 int late_us = 300;
 bool is_blind, is_failing_silently, is_refusing;
 int64_t fail_at = -1; // operations until then; -1: none fails
@@ -266,6 +268,13 @@ ncclResult_t close_group() {
         fprintf(stderr, "nccl on cpu, rank %d: an operation is not ordered behind the device's stream\n", c->rank);
         abort();
     }
+    // NCCL's guide, "Using multiple NCCL communicators concurrently": else their kernels may wait for each other.
+    const char *order = getenv("NCCL_LAUNCH_ORDER_IMPLICIT");
+    if (communicators > 1 && !(order && atoi(order) == 1)) {
+        fprintf(stderr, "nccl on cpu, rank %d: %d communicators, and no order of their operations\n", c->rank,
+                communicators);
+        abort();
+    }
     operations++;
     c->waiting = o;
     c->waiting_on = group_stream;
@@ -319,9 +328,12 @@ void nccl_on_cpu_is_blind(int blind) {
 void nccl_on_cpu_refuse(int refusing) {
     is_refusing = refusing != 0;
 }
+void nccl_on_cpu_version(int code) {
+    version = code ? code : NCCL_VERSION_CODE;
+}
 
-ncclResult_t ncclGetVersion(int *version) {
-    *version = NCCL_VERSION_CODE;
+ncclResult_t ncclGetVersion(int *out) {
+    *out = version;
     return ncclSuccess;
 }
 
@@ -353,6 +365,7 @@ ncclResult_t ncclCommInitRankConfig(ncclComm_t *comm, int n, ncclUniqueId id, in
     c->state = ncclInProgress;
     c->shared->member[rank].pid = (int)getpid();
     if (!is_refusing) c->shared->attached++;
+    communicators++;
     *comm = c;
     return ncclInProgress;
 }
@@ -382,6 +395,7 @@ ncclResult_t ncclCommFinalize(ncclComm_t c) {
 }
 
 static ncclResult_t leave(ncclComm_t c) {
+    communicators--;
     c->shared->member[c->rank].is_gone = 1;
     if (c->fd >= 0) close(c->fd);
     return ncclSuccess; // its memory stays: tasks may still look at it

@@ -6,7 +6,8 @@ extern "C" {
 #endif
 
 // nccl_on_cpu_mistakes: how often this process has used NCCL wrongly so far: sizes that differ, messages that nobody
-// fetched, memory that is not the device's, work that is not ordered behind the device's stream. Each is also an error
+// fetched, memory that is not the device's, work that is not ordered behind the device's stream, several communicators
+// without an order. Each is also an error
 // of the communicator, or ends the program.
 int64_t nccl_on_cpu_mistakes(void);
 // nccl_on_cpu_late: from now on every operation begins up to so many microseconds after it could.
@@ -19,6 +20,8 @@ void nccl_on_cpu_fail(int64_t after, int is_silent);
 void nccl_on_cpu_is_blind(int is_blind);
 // nccl_on_cpu_refuse: true: this process never gets through the making of a communicator.
 void nccl_on_cpu_refuse(int is_refusing);
+// nccl_on_cpu_version: what ncclGetVersion says; 0: what it said at the start.
+void nccl_on_cpu_version(int code);
 // nccl_on_cpu_operations: groups of sends and receives, and collectives, issued so far by this process.
 int64_t nccl_on_cpu_operations(void);
 

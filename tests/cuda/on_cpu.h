@@ -17,6 +17,7 @@
 void simt_schedule(int order, uint64_t seed);
 uint64_t simt_launches(void);
 void runtime_on_cpu_devices(int n);
+void runtime_on_cpu_shared(size_t bytes);
 
 // On a device (ON_DEVICE, on_device.c) threads run as they will: everything twice, with the same bits.
 #ifdef ON_DEVICE

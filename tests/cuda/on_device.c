@@ -12,6 +12,9 @@ void simt_schedule(int order, uint64_t seed) {
 void tc_multiprocessors(int n) {
     (void)n;
 }
+void runtime_on_cpu_shared(size_t bytes) {
+    (void)bytes;
+}
 void tc_finish(void) {}
 void tc_sum_bits(int bits) {
     (void)bits;

@@ -1,7 +1,8 @@
 #!/bin/sh
 # tests/cuda/ptxas_gate.sh NVCC: compiles each file of ptxas_budget.txt for sm_90a, or for the architectures of its
 # lines, and reads what ptxas says of its kernels: no register above the budget, no spills, no stack, no C75xx advisory (wgmma serialised, fence injected,
-# setmaxnreg ignored), no kernel without a line in the budget. Exit 77 (skipped) where there is no nvcc.
+# setmaxnreg ignored), no kernel without a line in the budget. And kernels with Hopper's own instructions, in code that
+# cannot have them (compute_90), trap: they never end as if they had done their work. Exit 77 (skipped): no nvcc.
 set -eu
 cd "$(dirname "$0")/../.."
 nvcc=${1:-nvcc}
@@ -43,6 +44,14 @@ for pair in $pairs; do
             for (k in budget) if (!seen[k]) { print file ": no kernel is called " k; bad = 1 }
             exit bad
         }' tests/cuda/ptxas_budget.txt "$out/log" || bad=1
+done
+for f in gemm attn; do
+    "$nvcc" -arch=compute_90 -std=c++17 -Ibase -Ikernels -ptx "kernels/${f}_cuda_sm90.cu" -o "$out/kernel.ptx"
+    awk -v file="$f" '
+        /\.entry/ { is_hopper = /gemm_sm90IL|attn_fwd_sm90IL/; n += is_hopper }
+        /trap;/ && is_hopper { ends++; is_hopper = 0 }
+        END { printf "%s_cuda_sm90.cu for compute_90: %d of %d kernels trap\n", file, ends, n; exit !(n && ends == n) }
+    ' "$out/kernel.ptx" || bad=1
 done
 [ "$bad" -eq 0 ] && echo "ptxas_gate: all within budget"
 exit "$bad"

@@ -251,7 +251,14 @@ cudaError_t cudaMemsetAsync(void *p, int value, size_t bytes, cudaStream_t strea
     });
     return cudaSuccess;
 }
-cudaError_t cudaFuncSetAttribute(const void *, enum cudaFuncAttribute, int) {
+// runtime_on_cpu_shared: the most shared memory that a block of this device can have; 0: Hopper's, as at the start.
+void runtime_on_cpu_shared(size_t bytes) {
+    simt::most_shared = bytes ? bytes : simt::DYN_LIMIT;
+}
+cudaError_t cudaFuncSetAttribute(const void *kernel, enum cudaFuncAttribute what, int bytes) {
+    if (what != cudaFuncAttributeMaxDynamicSharedMemorySize || bytes < 0 || (size_t)bytes > simt::most_shared)
+        return last_error = cudaErrorInvalidValue;
+    simt::asked[kernel] = (size_t)bytes;
     return cudaSuccess;
 }
 cudaError_t cudaGetLastError(void) {

@@ -7,13 +7,15 @@
 // What it catches: a missing barrier (results differ between the thread orders), a divergent barrier (a report that
 // names kernel, block, threads and the primitive they wait in), out of bounds shared memory (with ASan), reads of
 // shared memory that nobody wrote (it is filled with 0xFF, which is NaN, before every block), lanes missing from a
-// warp mask. What it cannot show: weak memory order, bank conflicts, register limits, real PTX.
+// warp mask, a launch with more shared memory than was asked for. What it cannot show: weak memory order, bank
+// conflicts, register limits, real PTX.
 //
 // Thread orders (simt::schedule): 0 forward, 1 reverse, 2 shuffled anew in every round, 3 random priorities of the
 // warps, so that some starve until the others wait. Run every kernel test under all four and several seeds.
 #pragma once
 #include <cuda_runtime_api.h>
 #include <functional>
+#include <map>
 #include <math.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -46,6 +48,7 @@
 #define LAUNCH(k, grid, block, smem, stream, ...)                                                  \
     do {                                                                                           \
         auto kernel_ = [=](const auto &...a) { k(a...); };                                         \
+        simt::check_shared(#k, (const void *)(k), (size_t)(smem));                                 \
         simt::issue((void *)(stream),                                                              \
                     [kernel_, args = std::make_tuple(__VA_ARGS__), grid_ = dim3(grid),             \
                      block_ = dim3(block), smem_ = (size_t)(smem)] {                               \
@@ -67,6 +70,7 @@ constexpr int MAX_THREADS = 1024;     // of a block
 constexpr int MASKS = 8;              // different warp masks in use at once in one warp
 constexpr size_t STACK = 64 << 10;    // bytes of a fiber's stack
 constexpr size_t DYN_LIMIT = 232448;  // dynamic shared memory of a block on Hopper (227 KiB)
+constexpr size_t DYN_FREE = 48 << 10; // what a kernel may have without asking (cudaFuncSetAttribute)
 
 struct Fiber {
     void *sp;             // saved stack pointer
@@ -407,6 +411,17 @@ template <class F> void launch(const char *name, dim3 grid, dim3 block, size_t s
     if (device_memory) device_memory(false);
     free(blk.dyn);
     blk.dyn = nullptr;
+}
+
+// What kernels have asked for; the most that this device gives.
+inline std::map<const void *, size_t> asked;
+inline size_t most_shared = DYN_LIMIT;
+// check_shared: a launch with more dynamic shared memory than the kernel has asked for ends the program.
+inline void check_shared(const char *name, const void *kernel, size_t smem) {
+    auto it = asked.find(kernel);
+    if (smem <= DYN_FREE || (it != asked.end() && smem <= it->second)) return;
+    fprintf(stderr, "simt: %s: %zu bytes of shared memory, which were not asked for\n", name, smem);
+    abort();
 }
 
 // issue: run f now, or leave it to what keeps the order of the streams (streams_on_cpu.h), where that is linked.

@@ -67,6 +67,9 @@ void probe_bad_mask(int *y) {
 void probe_same_key(int *y, const int *key) {
     LAUNCH(same_key, dim3(1), dim3(64), 0, 0, y, key);
 }
+void probe_unasked(float *y) {
+    LAUNCH(stale, dim3(1), dim3(32), (48 << 10) + 4, 0, y);
+}
 void probe_stale(float *y) {
     LAUNCH(stale, dim3(2), dim3(32), 0, 0, y);
 }

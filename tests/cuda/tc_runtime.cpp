@@ -100,8 +100,9 @@ cudaError_t cudaGetDevice(int *device) {
 }
 // The compute capability is not told, so that the portable kernels are used unless a test chooses.
 cudaError_t cudaDeviceGetAttribute(int *value, enum cudaDeviceAttr what, int) {
-    if (what != cudaDevAttrMultiProcessorCount) return cudaErrorInvalidValue;
-    *value = multiprocessors;
+    if (what != cudaDevAttrMultiProcessorCount && what != cudaDevAttrMaxSharedMemoryPerBlockOptin)
+        return cudaErrorInvalidValue;
+    *value = what == cudaDevAttrMultiProcessorCount ? multiprocessors : (int)simt::most_shared;
     return cudaSuccess;
 }
 cudaError_t cudaGetDriverEntryPointByVersion(const char *symbol, void **fn, unsigned, unsigned long long,

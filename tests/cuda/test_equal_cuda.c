@@ -354,7 +354,11 @@ static void test_steady(void **state) {
     for (int k = 0; k < 4; k++) free(in[k].p);
 }
 
-// The gated unit's backward, fused and not: the same bits under every schedule, and those of each other.
+// Bytes of shared memory that a block can have with compute capability 8.6, 8.9 or 12.0, and 8.0.
+enum { SMALL_BLOCK = 99 << 10, AMPERE_BLOCK = 163 << 10 };
+
+// The gated unit's backward, fused and not, in large blocks and small ones: the same bits under every schedule, and
+// those of each other.
 static void test_gated(void **state) {
     (void)state;
     enum { M = 300, F = 300, TILES = 3 + 3 };
@@ -364,6 +368,7 @@ static void test_gated(void **state) {
     Mat gate = values(DT_F32, 1, M, 0, false);
     Codes kept = codes(SCALE_E8M0, M, 2 * F, ceil_div(2 * F, TILE), 1, 1), first[5];
     float dgate[2][M] = {0}, single[M] = {0};
+    QuantCount counts[2][5];
     MUST_OK(quant_tile_cuda(&cx, kept.m, gu, tiles_rule, NULL));
     MatQ qg = kept.m, qu = matq_cols(kept.m, 2 * TILE, F, 2);
     qg.cols = F;
@@ -377,7 +382,13 @@ static void test_gated(void **state) {
         for (int k = 0; k < 5; k++)
             out[k] = k < 2 ? codes(SCALE_E8M0, M, F, 3, 1, 1) : codes(SCALE_F32, F, M, TILES, 1, 1);
         SwigluQuantBwd to = {{out[0].m, NULL}, {out[1].m, NULL}, {out[2].m, NULL}, {out[3].m, NULL}, {out[4].m, NULL}};
+        for (int k = 0; k < 5; k++) counts[i % 2][k] = (QuantCount){0};
+        to.dg.n = &counts[i % 2][0], to.du.n = &counts[i % 2][1], to.dg_t.n = &counts[i % 2][2];
+        to.du_t.n = &counts[i % 2][3], to.h_t.n = &counts[i % 2][4];
+        runtime_on_cpu_shared(i % 2 ? SMALL_BLOCK : 0);
         MUST_OK(swiglu_quant_bwd_cuda(&cx, to, dgate[i != 0], dh, qg, qu, gate.p, g));
+        runtime_on_cpu_shared(0);
+        for (int k = 0; k < 5 && i > 0; k++) same_counts(counts[0][k], counts[i % 2][k]);
         MUST_OK(dequant_cuda(&cx, again, qg));
         MUST_OK(dequant_cuda(&cx, other, qu));
         float sums[M];
@@ -397,6 +408,30 @@ static void test_gated(void **state) {
     }
     for (int k = 0; k < 5; k++) free_codes(first[k]);
     free(dh.p), free(gu.p), free(gate.p), free(a.p), free(b.p), free_codes(kept);
+}
+
+// Blocks with less shared memory than Hopper's: the same bits; a row that they cannot hold is refused.
+static void test_small_blocks(void **state) {
+    (void)state;
+    enum { T = 20, D = 7168 };
+    static const size_t most[] = {0, AMPERE_BLOCK, SMALL_BLOCK};
+    Mat x = values(DT_BF16, T, D, 0, false), dy = like(x), first = mat_none();
+    Mat w = values(DT_F32, 1, D, 0, false), rstd = values(DT_F32, 1, T, 0, false);
+    static float dw[3][D];
+    for (int i = 0; i < 3; i++) {
+        Mat dx = like(x);
+        runtime_on_cpu_shared(most[i]);
+        MUST_OK(norm_rms_bwd_cuda(&cx, dx, dw[i], dy, x, w.p, rstd.p, mat_none()));
+        assert_memory_equal(dw[0], dw[i], sizeof dw[0]);
+        if (i == 0) first = dx;
+        else same(first, dx, "norm_rms_bwd"), free(dx.p);
+    }
+#ifndef ON_DEVICE
+    Mat wide = {NULL, DT_BF16, 1, 30000, 30000}; // never touched
+    MUST_FAIL(norm_rms_bwd_cuda(&cx, wide, NULL, wide, wide, NULL, NULL, mat_none()), E_INTERNAL, "this device");
+#endif
+    runtime_on_cpu_shared(0);
+    free(x.p), free(dy.p), free(w.p), free(rstd.p), free(first.p);
 }
 
 // Products of BF16 and of codes on the tensor cores of any GPU: the same bits under every schedule. Their distance from
@@ -504,7 +539,7 @@ int main(int argc, char **argv) {
         cmocka_unit_test(test_elements), cmocka_unit_test(test_rows),         cmocka_unit_test(test_route),
         cmocka_unit_test(test_steady),   cmocka_unit_test(test_xent),         cmocka_unit_test(test_gated),
         cmocka_unit_test(test_refused),  cmocka_unit_test(test_gated_wide),   cmocka_unit_test(test_mma),
-        cmocka_unit_test(test_fp32_sums),
+        cmocka_unit_test(test_fp32_sums), cmocka_unit_test(test_small_blocks),
     };
     int failed = cmocka_run_group_tests(tests, NULL, NULL);
     arena_destroy(&scratch);

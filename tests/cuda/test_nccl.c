@@ -293,6 +293,10 @@ static void refuses(void) {
     MUST(boot_devices(&boot, "auto", 60, why, sizeof why));
     EXPECT(strstr(why, "share one GPU") && !boot.world->on_device && comm_rows(boot.ep) == boot.ep);
     runtime_on_cpu_place("");
+    nccl_on_cpu_version(22512);
+    MUST(boot_devices(&boot, "auto", 60, why, sizeof why));
+    EXPECT(strstr(why, "NCCL is 22512: before 2.26") && !boot.world->on_device);
+    nccl_on_cpu_version(0);
     MUST(boot_devices(&boot, "mpi", 60, why, sizeof why));
     EXPECT(!why[0] && !boot.world->on_device);
     MUST(boot_devices(&boot, "auto", 60, why, sizeof why));

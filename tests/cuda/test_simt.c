@@ -9,6 +9,7 @@ void probe_divergent(float *y);
 void probe_bad_mask(int *y);
 void probe_same_key(int *y, const int *key);
 void probe_stale(float *y);
+void probe_unasked(float *y);
 
 static void test_reverse(void **state) {
     (void)state;
@@ -80,12 +81,18 @@ static void run_bad_mask(const void *unused) {
     static int y[32];
     probe_bad_mask(y);
 }
+static void run_unasked(const void *unused) {
+    (void)unused;
+    static float y[32];
+    probe_unasked(y);
+}
 static void test_reports(void **state) {
     (void)state;
     FOR_SCHEDULES(k) {
         must_die(run_divergent, "divergent block (0,0,0)");
         must_die(run_bad_mask, "lane not in its own mask");
     }
+    must_die(run_unasked, "49156 bytes of shared memory, which were not asked for");
 }
 
 int main(void) {

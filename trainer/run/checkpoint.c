@@ -42,6 +42,9 @@ struct CkWrite {
     ShardInfo *shards; // [world]
     char *snapshot;    // own rows of all tensors, NULL: they are read where they are
     int64_t snapshot_bytes;
+    const Weights *from; // not in memory at all: here they are; NULL: in memory
+    bool is_refused;     // it did not give them
+    Carried carried;     // from it
     // of the save at hand
     char name[32], partial[CKDIR_PATH]; // "step_00000500", dir/step_00000500.partial
     CheckpointInfo info;
@@ -63,22 +66,13 @@ static int64_t block_rows(const CkTensor *t, int64_t rows) {
 }
 
 // The table of hashes by which a reader of another layout checks the part that it reads.
-static Err write_blocks(TensorFile *f, const CkTensor *t, const void *values, int64_t rows, Hash128 *out) {
+static Err write_blocks(TensorFile *f, const CkTensor *t, const Hash128 *table, int64_t n, Hash128 *out) {
     char name[TENSOR_NAME + 16];
-    int64_t step = block_rows(t, rows), n = step ? ceil_div(rows, step) : 0, shape[2] = {n, 2};
-    size_t row_bytes = (size_t)t->cols * dtype_bytes(t->is.dtype);
-    Hash128 *table = NULL;
+    int64_t shape[2] = {n, 2};
     if (n == 0) return OK;
-    MEM_NEW(table, n);
-    for (int64_t b = 0; b < n; b++)
-        table[b] = hash128((const char *)values + (size_t)(b * step) * row_bytes,
-                           (size_t)min_i64(step, rows - b * step) * row_bytes);
     *out = hash128(table, (size_t)n * sizeof *table);
     snprintf(name, sizeof name, "%s%s", MANIFEST_BLOCKS, t->is.name);
-    Err err = tensorfile_write(f, name, DT_U64, 2, shape, table);
-    mem_free(table);
-    TRY(err);
-    return OK;
+    return tensorfile_write(f, name, DT_U64, 2, shape, table);
 }
 
 // The bytes of this rank's rows of tensor i; *at: where they lie in the snapshot, moved on.
@@ -102,9 +96,67 @@ static Err take_snapshot(CkWrite *s) {
     return OK;
 }
 
+// Rows that are hashed and written at a time: whole blocks.
+static int64_t strip_rows(const CkTensor *t, int64_t rows) {
+    int64_t block = tensorfile_chunk_rows(t->is.dtype, t->cols);
+    return min_i64(max_i64(STRIP_NUMBERS / t->cols / block, 1) * block, rows);
+}
+
+static Err make_stage(const CkWrite *s, void **stage) {
+    int64_t first, rows, bytes = 1; // a rank may have nothing
+    for (int64_t i = 0; i < s->table.n; i++) {
+        const CkTensor *t = &s->table.t[i];
+        own_bytes(s, i, &first, &rows);
+        bytes = max_i64(bytes, strip_rows(t, rows) * t->cols * (int64_t)dtype_bytes(t->is.dtype));
+    }
+    return mem_alloc(stage, (size_t)bytes, "checkpoint staging");
+}
+
+// Rows [at, at + n) of this rank's rows of a tensor, from where they are.
+static Err take_rows(CkWrite *s, const CkTensor *t, int64_t at, int64_t n, void *out) {
+    int64_t row_bytes = t->cols * (int64_t)dtype_bytes(t->is.dtype);
+    const char *here = (const char *)t->here.p + at * row_bytes;
+    if (!s->from) return s->cx->dev->to_host(out, here, (size_t)(n * row_bytes));
+    CHECK(t->param || (t->block >= 0 && n == t->here.rows), E_INTERNAL, "checkpoint: no source of %s", t->is.name);
+    Err err = t->param ? s->from->rows(s->from->of, t->param, at, n, out) : s->from->bias(s->from->of, t->block, out);
+    s->is_refused = err != OK;
+    if (err == OK) carried_add(&s->carried, (double)(n * row_bytes));
+    return err;
+}
+
+// All of this rank's rows of a tensor, hashed in memory. kept: where they are in the snapshot; NULL: by way of `stage`.
+static Err write_tensor(CkWrite *s, TensorFile *f, int64_t i, const char *kept, void *stage) {
+    const CkTensor *t = &s->table.t[i];
+    RowsHash *out = s->hashes + (int64_t)s->cx->world->rank * s->table.n + i;
+    int64_t first, rows, row_bytes = t->cols * (int64_t)dtype_bytes(t->is.dtype);
+    own_bytes(s, i, &first, &rows);
+    int64_t step = strip_rows(t, rows), block = block_rows(t, rows), n = block ? ceil_div(rows, block) : 0;
+    int64_t shape[2] = {rows, t->cols};
+    HashStream *all = NULL;
+    Hash128 *blocks = NULL;
+    Err err = OK;
+    TRY_OR(hash_stream_new(&all), done);
+    TRY_OR(mem_alloc((void **)&blocks, (size_t)(n + 1) * sizeof *blocks, "hashes"), done);
+    TRY_OR(tensorfile_declare(f, t->is.name, t->is.dtype, 2, shape), done);
+    for (int64_t at = 0; at < rows; at += step) {
+        int64_t here = min_i64(step, rows - at);
+        const char *values = kept ? kept + at * row_bytes : stage;
+        if (!kept) TRY_OR(take_rows(s, t, at, here, stage), done);
+        hash_stream_add(all, values, (size_t)(here * row_bytes));
+        for (int64_t r = 0; block && r < here; r += block)
+            blocks[(at + r) / block] = hash128(values + r * row_bytes, (size_t)(min_i64(block, here - r) * row_bytes));
+        TRY_OR(tensorfile_write_rows(f, t->is.name, at, here, values), done);
+    }
+    out->all = hash_stream_end(all);
+    TRY_OR(tensorfile_set_int(f, t->is.name, "first_row", first), done);
+    TRY_OR(write_blocks(f, t, blocks, n, &out->blocks), done);
+done:
+    hash_stream_free(&all);
+    mem_free(blocks);
+    return err;
+}
+
 static Err write_rows(CkWrite *s, TensorFile *f, const char *path, void *stage) {
-    Cx *cx = s->cx;
-    RowsHash *mine = s->hashes + (int64_t)cx->world->rank * s->table.n;
     int64_t first, rows, at = 0;
     for (int64_t i = 0; i < s->table.n; i++) {
         const CkTensor *t = &s->table.t[i];
@@ -113,16 +165,10 @@ static Err write_rows(CkWrite *s, TensorFile *f, const char *path, void *stage) 
         CHECK(t->here.p && t->here.rows == rows && t->here.ld == t->cols, E_INTERNAL,
               "checkpoint: %s has %lld rows here, %lld expected", t->is.name,
               (long long)t->here.rows, (long long)rows);
-        const void *values = s->snapshot ? s->snapshot + at : stage;
-        if (!s->snapshot) TRY(cx->dev->to_host(stage, t->here.p, bytes));
-        at += padded(bytes);
-        mine[i].all = hash128(values, bytes);
-        TRY(write_blocks(f, t, values, rows, &mine[i].blocks));
         CHECK(!s->fault.is_disk_full || i < s->table.n / 2, E_OUTPUT, "%s: cannot write tensor %s: %s (injected)", path,
               t->is.name, strerror(ENOSPC));
-        int64_t shape[2] = {rows, t->cols};
-        TRY(tensorfile_write(f, t->is.name, t->is.dtype, 2, shape, values));
-        TRY(tensorfile_set_int(f, t->is.name, "first_row", first));
+        TRY(write_tensor(s, f, i, s->snapshot ? s->snapshot + at : NULL, stage));
+        at += padded(bytes);
     }
     return OK;
 }
@@ -155,7 +201,7 @@ Err ckwrite_shard(CkWrite *s) {
     void *stage = NULL;
     TensorFile *f = NULL;
     Err err = OK;
-    if (!s->snapshot) TRY_OR(mem_alloc(&stage, (size_t)s->table.stage_bytes, "checkpoint staging"), done);
+    if (!s->snapshot) TRY_OR(make_stage(s, &stage), done);
     TRY_OR(tensorfile_create(&f, path), done);
     TRY_OR(write_rows(s, f, path, stage), done);
     TRY_OR(tensorfile_close(&f, true), done);
@@ -433,7 +479,7 @@ Err ckwrite_abandon(CkWrite *s, Err err) {
     struct statvfs disk;
     snprintf(why, sizeof why, "%s", fail_message());
     // Reading what was just written: the fault is the output's.
-    bool is_read = err == E_INPUT, is_output = is_read || err == E_OUTPUT;
+    bool is_read = err == E_INPUT && !s->is_refused, is_output = is_read || err == E_OUTPUT;
     if (is_output && statvfs(s->dir, &disk) == 0 && disk.f_bavail < disk.f_blocks / 20)
         snprintf(room, sizeof room, " (%s of %s are free on the disk of %s)",
                  text_bytes((double)disk.f_bavail * (double)disk.f_frsize).s,
@@ -460,20 +506,33 @@ static Err save_parts(CkWrite *s, const CheckpointInfo *info) {
     TRY(ckwrite_begin(s, info, (InjectSave){false, false}));
     TRY(comm_agree(w, ckwrite_shard(s)));
     TRY(ckwrite_share(s));
+    if (s->from && s->carried.said > s->carried.start) log_line("all is written; now it is read back and compared");
     TRY(comm_agree(w, ckwrite_check(s)));
     return comm_agree(w, ckwrite_commit(s));
 }
 
-Err checkpoint_save(const char *dir, const Params *p, Cx *cx, const CheckpointInfo *info,
+static Err save_all(const char *dir, const Params *p, const Weights *from, Cx *cx, const CheckpointInfo *info,
                     const Config *config, int64_t keep_last, int64_t keep_every) {
     CkWrite *s = NULL;
     prof_enter(PROF_CHECKPOINT);
     Err err = comm_agree(cx->world, ckwrite_create(&s, dir, p, cx, config, keep_last, keep_every, false));
     if (err == OK) {
+        s->from = from;
+        s->carried = carried_begin("imported", (double)s->snapshot_bytes);
         err = save_parts(s, info);
         if (err != OK) err = ckwrite_abandon(s, err);
     }
     prof_leave();
     ckwrite_free(&s);
     return err;
+}
+
+Err checkpoint_save(const char *dir, const Params *p, Cx *cx, const CheckpointInfo *info,
+                    const Config *config, int64_t keep_last, int64_t keep_every) {
+    return save_all(dir, p, NULL, cx, info, config, keep_last, keep_every);
+}
+
+Err checkpoint_save_from(const char *dir, const Params *p, const Weights *from, Cx *cx, const CheckpointInfo *info,
+                         const Config *config) {
+    return save_all(dir, p, from, cx, info, config, 1, 0);
 }

@@ -10,7 +10,7 @@
 // resolved recipe as its text attribute `precision`.
 #pragma once
 #include "loader.h"
-#include "params.h"
+#include "weights.h"
 
 typedef struct CheckpointInfo {
     int64_t step;              // finished optimizer steps
@@ -31,6 +31,10 @@ typedef struct CheckpointInfo {
 // in p (an import) only weights are written. Collective over world.
 Err checkpoint_save(const char *dir, const Params *p, Cx *cx, const CheckpointInfo *info,
                     const Config *config, int64_t keep_last, int64_t keep_every) MUST_CHECK;
+// checkpoint_save_from: the same of weights that are in no memory: p is their table (solo_table), one rank. E_INPUT is
+// the source's. Nothing older is kept. Local.
+Err checkpoint_save_from(const char *dir, const Params *p, const Weights *from, Cx *cx, const CheckpointInfo *info,
+                         const Config *config) MUST_CHECK;
 // checkpoint_find: resolve a checkpoint directory, PATH@STEP, or a run directory (or its
 // checkpoints/). step > 0 asks for that step, else the last saved one whose manifest, file sizes
 // and file hashes verify; others are skipped with a warning that says why. A checkpoint that was
@@ -50,6 +54,14 @@ Err checkpoint_read_config(const char *dir, Config **out) MUST_CHECK;
 // hash, for any layout. The caller publishes. A missing, extra or differently shaped tensor is
 // E_INPUT naming it, expected and found shape. Collective over world.
 Err checkpoint_load(const char *dir, Params *p, Cx *cx, bool with_state) MUST_CHECK;
+// CkReader: the weights of a checkpoint, read and checked by hash where they are asked for.
+typedef struct CkReader CkReader;
+// checkpoint_open: for a table of parameters, which checkpoint_load's rules hold for; all are borrowed. *r must be
+// closed, whatever it returns. checkpoint_weights: as a source, good until checkpoint_close. Local. E_INPUT.
+Err checkpoint_open(CkReader **r, const char *dir, const Params *p, Cx *cx) MUST_CHECK;
+Weights checkpoint_weights(CkReader *r);
+// checkpoint_close: accepts NULL; *r = NULL.
+void checkpoint_close(CkReader **r);
 // checkpoint_verify: every hash of a checkpoint. Local (for `inspect`). E_INPUT names file and
 // tensor.
 Err checkpoint_verify(const char *dir) MUST_CHECK;

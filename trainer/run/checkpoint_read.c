@@ -226,6 +226,189 @@ done:
     return err;
 }
 
+// ---- reading its tensors -----------------------------------------------------------------------
+
+struct CkReader {
+    const char *dir;
+    Cx *cx;
+    CkTable table;
+    Manifest *m;
+    int64_t *tensor;   // [table.n] index in the manifest
+    int64_t *piece0;   // [m->ntensors + 1] first piece of each tensor
+    TensorFile *shard; // that was read last
+    int64_t shard_file;
+};
+
+static Err shape_differs(const CkReader *r, const ManifestTensor *want, const ManifestTensor *have) {
+    char a[96], b[96];
+    cktable_shape_text(a, sizeof a, want);
+    cktable_shape_text(b, sizeof b, have);
+    FAIL(E_INPUT,
+         "%s: tensor %s: expected shape %s (this model), found %s: a checkpoint of another "
+         "architecture",
+         r->dir, want->name, a, b);
+}
+
+// Every tensor of the model is in the checkpoint, with its shape; fills r->tensor.
+static Err match_model(CkReader *r) {
+    bool has_state = false;
+    for (int64_t i = 0; i < r->m->ntensors && !has_state; i++) {
+        const char *part = strrchr(r->m->tensors[i].name, '/');
+        has_state = part && strcmp(part, "/m") == 0;
+    }
+    for (int64_t i = 0; i < r->table.n; i++) {
+        const CkTensor *t = &r->table.t[i];
+        char shape[96];
+        cktable_shape_text(shape, sizeof shape, &t->is);
+        CHECK(has_state || !t->is_state, E_INPUT,
+              "%s holds weights but no optimizer state, so no run can be resumed from it (start "
+              "one from its weights)",
+              r->dir);
+        int64_t at = r->tensor[i] = manifest_tensor(r->m, t->is.name);
+        if (at < 0 && t->is_optional) continue;
+        CHECK(
+            at >= 0, E_INPUT,
+            "%s: tensor %s: expected shape %s (this model), found no such tensor: a checkpoint of "
+            "another architecture",
+            r->dir, t->is.name, shape);
+        const ManifestTensor *have = &r->m->tensors[at];
+        bool is_same = have->ndim == t->is.ndim;
+        for (int d = 0; is_same && d < have->ndim; d++) is_same = have->shape[d] == t->is.shape[d];
+        if (!is_same) return shape_differs(r, &t->is, have);
+        CHECK(t->is_state || have->dtype == DT_F32, E_INPUT,
+              "%s: tensor %s: expected f32, found %s", r->dir, have->name, dtype_name(have->dtype));
+    }
+    return OK;
+}
+
+// The checkpoint holds nothing that the model lacks. Moments are left out if only weights are
+// wanted, a calibration where scales are not static.
+static Err match_extra(const CkReader *r, bool with_state) {
+    bool *is_known = NULL;
+    MEM_NEW(is_known, r->m->ntensors);
+    for (int64_t i = 0; i < r->table.n; i++) {
+        if (r->tensor[i] >= 0) is_known[r->tensor[i]] = true;
+    }
+    int64_t extra = -1;
+    for (int64_t i = 0; i < r->m->ntensors && extra < 0; i++) {
+        const char *part = strrchr(r->m->tensors[i].name, '/');
+        bool is_state = part && (strcmp(part, "/m") == 0 || strcmp(part, "/v") == 0);
+        bool is_left = (is_state && !with_state) || cktable_is_calibration(r->m->tensors[i].name);
+        if (!is_known[i] && !is_left) extra = i;
+    }
+    mem_free(is_known);
+    if (extra < 0) return OK;
+    char shape[96];
+    cktable_shape_text(shape, sizeof shape, &r->m->tensors[extra]);
+    FAIL(E_INPUT,
+         "%s: tensor %s: expected none (this model has no such tensor), found shape %s: a "
+         "checkpoint of "
+         "another architecture",
+         r->dir, r->m->tensors[extra].name, shape);
+}
+
+// The first piece of tensor t that ends behind row `first`.
+static int64_t piece_at(const CkReader *r, int64_t t, int64_t first) {
+    int64_t low = r->piece0[t], high = r->piece0[t + 1];
+    while (low < high) {
+        int64_t mid = (low + high) / 2;
+        if (r->m->pieces[mid].first + r->m->pieces[mid].rows <= first)
+            low = mid + 1;
+        else
+            high = mid;
+    }
+    return low;
+}
+
+static Err open_shard(CkReader *r, int64_t file) {
+    char path[CKDIR_PATH + 80];
+    if (r->shard && r->shard_file == file) return OK;
+    tensorfile_drop(&r->shard);
+    snprintf(path, sizeof path, "%s/%s", r->dir, r->m->files[file].name);
+    TRY(tensorfile_open(&r->shard, path));
+    r->shard_file = file;
+    return OK;
+}
+
+// Rows [first, first + n) of a tensor that piece i holds, checked.
+static Err read_piece(CkReader *r, int64_t i, int64_t first, int64_t n, void *out) {
+    TRY(open_shard(r, r->m->pieces[i].file));
+    return manifest_read_piece(r->m, r->dir, r->shard, i, first, n, out);
+}
+
+static Err reader_open(CkReader *r, const Params *p, bool with_state) {
+    TRY(manifest_read(&r->m, r->dir));
+    TRY(ckdir_expect_step(r->dir, r->m->step));
+    if (r->cx->world->rank == 0) {
+        TRY(manifest_sizes(r->m, r->dir));
+        TRY(check_named(r->m, r->dir, "index.h5"));
+    }
+    TRY(cktable_build(&r->table, p, r->cx->calibration, with_state));
+    MEM_NEW(r->tensor, r->table.n);
+    MEM_NEW(r->piece0, r->m->ntensors + 1);
+    TRY(match_model(r));
+    TRY(match_extra(r, with_state));
+    for (int64_t t = 0, at = 0; t < r->m->ntensors; t++) {
+        while (at < r->m->npieces && r->m->pieces[at].tensor == t) at++;
+        r->piece0[t + 1] = at;
+    }
+    return OK;
+}
+
+static void reader_close(CkReader *r) {
+    tensorfile_drop(&r->shard);
+    manifest_free(&r->m);
+    cktable_free(&r->table);
+    mem_free(r->tensor);
+    mem_free(r->piece0);
+}
+
+Err checkpoint_open(CkReader **out, const char *dir, const Params *p, Cx *cx) {
+    MEM_NEW(*out, 1);
+    (*out)->dir = dir;
+    (*out)->cx = cx;
+    return reader_open(*out, p, false);
+}
+
+void checkpoint_close(CkReader **r) {
+    if (!*r) return;
+    reader_close(*r);
+    mem_free(*r);
+    *r = NULL;
+}
+
+// Rows [first, first + n) of tensor i of the manifest, which is F32, out of all pieces that hold some.
+static Err read_rows(CkReader *r, int64_t i, int64_t first, int64_t n, float *out) {
+    int64_t cols = manifest_cols(r->m, i);
+    for (int64_t p = piece_at(r, i, first); p < r->piece0[i + 1]; p++) {
+        const ManifestPiece *piece = &r->m->pieces[p];
+        int64_t from = max_i64(first, piece->first), to = min_i64(first + n, piece->first + piece->rows);
+        if (from >= to) break;
+        TRY(read_piece(r, p, from, to - from, out + (from - first) * cols));
+    }
+    return OK;
+}
+
+static Err master_rows(void *of, const Param *p, int64_t first, int64_t n, float *out) {
+    CkReader *r = of;
+    for (int64_t i = 0; i < r->table.n; i++) {
+        if (r->table.t[i].param == p) return read_rows(r, r->tensor[i], first, n, out);
+    }
+    FAIL(E_INTERNAL, "checkpoint: %s is of another table", p->name);
+}
+
+static Err bias_of(void *of, int64_t block, float *out) {
+    CkReader *r = of;
+    for (int64_t i = 0; i < r->table.n; i++) {
+        if (r->table.t[i].block == block) return read_rows(r, r->tensor[i], 0, r->table.t[i].is.shape[0], out);
+    }
+    FAIL(E_INTERNAL, "checkpoint: block %lld has no bias", (long long)block);
+}
+
+Weights checkpoint_weights(CkReader *r) {
+    return (Weights){r, master_rows, bias_of};
+}
+
 // ---- loading -----------------------------------------------------------------------------------
 
 // The rows of one piece that this rank holds of tensor `entry` of the table.
@@ -234,86 +417,11 @@ typedef struct Part {
 } Part;
 
 typedef struct Load {
-    const char *dir;
-    Cx *cx;
-    CkTable table;
-    Manifest *m;
-    int64_t *tensor; // [table.n] index in the manifest
-    int64_t *piece0; // [m->ntensors + 1] first piece of each tensor
-    Part *parts;     // what this rank loads, by file
+    CkReader r;
+    Part *parts; // what this rank loads, by file
     int64_t nparts;
-    TensorFile *shard; // of the part at hand
-    int64_t shard_file;
     void *stage, *converted;
 } Load;
-
-static Err shape_differs(const Load *l, const ManifestTensor *want, const ManifestTensor *have) {
-    char a[96], b[96];
-    cktable_shape_text(a, sizeof a, want);
-    cktable_shape_text(b, sizeof b, have);
-    FAIL(E_INPUT,
-         "%s: tensor %s: expected shape %s (this model), found %s: a checkpoint of another "
-         "architecture",
-         l->dir, want->name, a, b);
-}
-
-// Every tensor of the model is in the checkpoint, with its shape; fills l->tensor.
-static Err match_model(Load *l) {
-    bool has_state = false;
-    for (int64_t i = 0; i < l->m->ntensors && !has_state; i++) {
-        const char *part = strrchr(l->m->tensors[i].name, '/');
-        has_state = part && strcmp(part, "/m") == 0;
-    }
-    for (int64_t i = 0; i < l->table.n; i++) {
-        const CkTensor *t = &l->table.t[i];
-        char shape[96];
-        cktable_shape_text(shape, sizeof shape, &t->is);
-        CHECK(has_state || !t->is_state, E_INPUT,
-              "%s holds weights but no optimizer state, so no run can be resumed from it (start "
-              "one from its weights)",
-              l->dir);
-        int64_t at = l->tensor[i] = manifest_tensor(l->m, t->is.name);
-        if (at < 0 && t->is_optional) continue;
-        CHECK(
-            at >= 0, E_INPUT,
-            "%s: tensor %s: expected shape %s (this model), found no such tensor: a checkpoint of "
-            "another architecture",
-            l->dir, t->is.name, shape);
-        const ManifestTensor *have = &l->m->tensors[at];
-        bool is_same = have->ndim == t->is.ndim;
-        for (int d = 0; is_same && d < have->ndim; d++) is_same = have->shape[d] == t->is.shape[d];
-        if (!is_same) return shape_differs(l, &t->is, have);
-        CHECK(t->is_state || have->dtype == DT_F32, E_INPUT,
-              "%s: tensor %s: expected f32, found %s", l->dir, have->name, dtype_name(have->dtype));
-    }
-    return OK;
-}
-
-// The checkpoint holds nothing that the model lacks. Moments are left out if only weights are
-// wanted, a calibration where scales are not static.
-static Err match_extra(const Load *l, bool with_state) {
-    bool *is_known = NULL;
-    MEM_NEW(is_known, l->m->ntensors);
-    for (int64_t i = 0; i < l->table.n; i++) {
-        if (l->tensor[i] >= 0) is_known[l->tensor[i]] = true;
-    }
-    int64_t extra = -1;
-    for (int64_t i = 0; i < l->m->ntensors && extra < 0; i++) {
-        const char *part = strrchr(l->m->tensors[i].name, '/');
-        bool is_state = part && (strcmp(part, "/m") == 0 || strcmp(part, "/v") == 0);
-        bool is_left = (is_state && !with_state) || cktable_is_calibration(l->m->tensors[i].name);
-        if (!is_known[i] && !is_left) extra = i;
-    }
-    mem_free(is_known);
-    if (extra < 0) return OK;
-    char shape[96];
-    cktable_shape_text(shape, sizeof shape, &l->m->tensors[extra]);
-    FAIL(E_INPUT,
-         "%s: tensor %s: expected none (this model has no such tensor), found shape %s: a "
-         "checkpoint of "
-         "another architecture",
-         l->dir, l->m->tensors[extra].name, shape);
-}
 
 // Moments change their type with the precision mode.
 static const void *convert(Load *l, DType to, DType from, int64_t n) {
@@ -336,33 +444,20 @@ static int by_file(const void *a, const void *b) {
     return x->piece < y->piece ? -1 : x->piece > y->piece;
 }
 
-// The first piece of tensor t that ends behind row `first`.
-static int64_t piece_at(const Load *l, int64_t t, int64_t first) {
-    int64_t low = l->piece0[t], high = l->piece0[t + 1];
-    while (low < high) {
-        int64_t mid = (low + high) / 2;
-        if (l->m->pieces[mid].first + l->m->pieces[mid].rows <= first)
-            low = mid + 1;
-        else
-            high = mid;
-    }
-    return low;
-}
-
 // Every piece that holds rows of this rank, file by file, so that each file is opened once. out NULL: only counts.
 static Err list_parts(Load *l, Part *out) {
     l->nparts = 0;
-    for (int64_t i = 0; i < l->table.n; i++) {
-        const CkTensor *t = &l->table.t[i];
-        int64_t first, rows, tensor = l->tensor[i];
+    for (int64_t i = 0; i < l->r.table.n; i++) {
+        const CkTensor *t = &l->r.table.t[i];
+        int64_t first, rows, tensor = l->r.tensor[i];
         // What all ranks have alike, all of them read.
-        cktable_rows(t, &l->cx->mesh, t->param ? l->cx->world->rank : 0, &first, &rows);
+        cktable_rows(t, &l->r.cx->mesh, t->param ? l->r.cx->world->rank : 0, &first, &rows);
         if (tensor < 0 || rows == 0) continue;
         CHECK(t->here.p && t->here.rows == rows && t->here.ld == t->cols, E_INTERNAL,
               "checkpoint: %s has %lld rows here, %lld expected", t->is.name, (long long)t->here.rows,
               (long long)rows);
-        for (int64_t p = piece_at(l, tensor, first); p < l->piece0[tensor + 1]; p++) {
-            const ManifestPiece *piece = &l->m->pieces[p];
+        for (int64_t p = piece_at(&l->r, tensor, first); p < l->r.piece0[tensor + 1]; p++) {
+            const ManifestPiece *piece = &l->r.m->pieces[p];
             int64_t from = max_i64(first, piece->first), to = min_i64(first + rows, piece->first + piece->rows);
             if (from >= to) break;
             if (out) out[l->nparts] = (Part){piece->file, p, i, from, to - from};
@@ -373,54 +468,25 @@ static Err list_parts(Load *l, Part *out) {
     return OK;
 }
 
-static Err open_shard(Load *l, int64_t file) {
-    char path[CKDIR_PATH + 80];
-    if (l->shard && l->shard_file == file) return OK;
-    tensorfile_drop(&l->shard);
-    snprintf(path, sizeof path, "%s/%s", l->dir, l->m->files[file].name);
-    TRY(tensorfile_open(&l->shard, path));
-    l->shard_file = file;
-    return OK;
-}
-
 static Err load_part(Load *l, const Part *part) {
-    const CkTensor *t = &l->table.t[part->entry];
-    const ManifestTensor *have = &l->m->tensors[l->tensor[part->entry]];
+    const CkTensor *t = &l->r.table.t[part->entry];
+    const ManifestTensor *have = &l->r.m->tensors[l->r.tensor[part->entry]];
     int64_t first, rows, n = part->rows * t->cols;
-    TRY(open_shard(l, part->file));
-    TRY(manifest_read_piece(l->m, l->dir, l->shard, part->piece, part->first, part->rows, l->stage));
+    TRY(read_piece(&l->r, part->piece, part->first, part->rows, l->stage));
     const void *values = convert(l, t->is.dtype, have->dtype, n);
-    cktable_rows(t, &l->cx->mesh, t->param ? l->cx->world->rank : 0, &first, &rows);
+    cktable_rows(t, &l->r.cx->mesh, t->param ? l->r.cx->world->rank : 0, &first, &rows);
     size_t item = dtype_bytes(t->is.dtype), at = (size_t)((part->first - first) * t->cols) * item;
-    return l->cx->dev->to_device((char *)t->here.p + at, values, (size_t)n * item);
+    return l->r.cx->dev->to_device((char *)t->here.p + at, values, (size_t)n * item);
 }
 
-static Err prepare_load(Load *l, const Params *p, bool with_state) {
-    TRY(manifest_read(&l->m, l->dir));
-    TRY(ckdir_expect_step(l->dir, l->m->step));
-    if (l->cx->world->rank == 0) {
-        TRY(manifest_sizes(l->m, l->dir));
-        TRY(check_named(l->m, l->dir, "index.h5"));
-    }
-    TRY(cktable_build(&l->table, p, l->cx->calibration, with_state));
-    MEM_NEW(l->tensor, l->table.n);
-    MEM_NEW(l->piece0, l->m->ntensors + 1);
-    TRY(match_model(l));
-    TRY(match_extra(l, with_state));
-    for (int64_t t = 0, at = 0; t < l->m->ntensors; t++) {
-        while (at < l->m->npieces && l->m->pieces[at].tensor == t) at++;
-        l->piece0[t + 1] = at;
-    }
+static Err load_local(Load *l, const Params *p, bool with_state) {
+    TRY(reader_open(&l->r, p, with_state));
     TRY(list_parts(l, NULL));
     MEM_NEW(l->parts, l->nparts);
     TRY(list_parts(l, l->parts));
     // twice the room: the stored type may be the wider one
-    TRY(mem_alloc(&l->stage, (size_t)l->table.stage_bytes * 2, "checkpoint staging"));
-    return mem_alloc(&l->converted, (size_t)l->table.stage_bytes, "checkpoint conversion");
-}
-
-static Err load_local(Load *l, const Params *p, bool with_state) {
-    TRY(prepare_load(l, p, with_state));
+    TRY(mem_alloc(&l->stage, (size_t)l->r.table.stage_bytes * 2, "checkpoint staging"));
+    TRY(mem_alloc(&l->converted, (size_t)l->r.table.stage_bytes, "checkpoint conversion"));
     for (int64_t i = 0; i < l->nparts; i++) TRY(load_part(l, &l->parts[i]));
     return OK;
 }
@@ -428,9 +494,9 @@ static Err load_local(Load *l, const Params *p, bool with_state) {
 // report: what a resumed run was given, for people.
 static void report(const Load *l) {
     int64_t nparts = 0, nothers = 0;
-    for (int64_t i = 0; i < l->table.n; i++) {
-        if (l->tensor[i] < 0) continue;
-        if (l->table.t[i].param) nparts++;
+    for (int64_t i = 0; i < l->r.table.n; i++) {
+        if (l->r.tensor[i] < 0) continue;
+        if (l->r.table.t[i].param) nparts++;
         else nothers++;
     }
     log_line("loaded     %lld parameters x {master, m, v} and %lld tables of biases and scales: 0 missing, 0 "
@@ -439,18 +505,14 @@ static void report(const Load *l) {
 }
 
 Err checkpoint_load(const char *dir, Params *p, Cx *cx, bool with_state) {
-    Load l = {.dir = dir, .cx = cx};
+    Load l = {.r = {.dir = dir, .cx = cx}};
     prof_enter(PROF_CHECKPOINT);
     if (cx->calibration) calibration_reset(cx->calibration); // that of a later step is not the checkpoint's
     Err err = load_local(&l, p, with_state);
-    tensorfile_drop(&l.shard);
     err = comm_agree(cx->world, err);
     if (err == OK && with_state) report(&l);
     prof_leave();
-    manifest_free(&l.m);
-    cktable_free(&l.table);
-    mem_free(l.tensor);
-    mem_free(l.piece0);
+    reader_close(&l.r);
     mem_free(l.parts);
     mem_free(l.stage);
     mem_free(l.converted);

@@ -12,6 +12,7 @@ static void add(CkTable *t, const Param *p, const char *part, Mat here, bool is_
     e->is.shape[e->is.ndim++] = p->rows;
     e->is.shape[e->is.ndim++] = p->cols;
     e->param = p;
+    e->block = -1;
     e->here = here;
     e->cols = p->cols;
     e->is_state = is_state;
@@ -26,6 +27,7 @@ static void add_bias(CkTable *t, int64_t block, float *bias, int64_t nexperts) {
     e->is.dtype = DT_F32;
     e->is.ndim = 1;
     e->is.shape[0] = nexperts;
+    e->block = block;
     e->here = mat(bias, DT_F32, nexperts, 1);
     e->cols = 1;
     t->stage_bytes = max_i64(t->stage_bytes, nexperts * 4);
@@ -42,6 +44,7 @@ static void add_table(CkTable *t, const char *name, float *values, int64_t rows,
     e->is.ndim = cols > 1 ? 2 : 1;
     e->is.shape[0] = rows;
     if (cols > 1) e->is.shape[1] = cols;
+    e->block = -1;
     e->here = mat(values, DT_F32, rows, cols);
     e->cols = cols;
     e->is_optional = true;

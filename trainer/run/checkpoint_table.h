@@ -11,6 +11,7 @@
 typedef struct CkTensor {
     ManifestTensor is;  // name, type, shape
     const Param *param; // NULL for what all ranks have alike: biases, calibration
+    int64_t block;      // of a bias, else -1
     Mat here;           // this rank's rows, in the memory of the device
     int64_t cols;       // of the flat view
     bool is_state;      // m or v: not needed to start from weights alone

@@ -293,6 +293,19 @@ static void put_rope_scaling(Writer *w, const Config *c) {
     fprintf(w->f, "\n%*s}", 2 * w->depth, "");
 }
 
+// How the published FP8 weights of DeepSeek-V3 describe themselves.
+static void put_quantization(Writer *w) {
+    put(w, "quantization_config", "{");
+    w->depth++;
+    w->n = 0;
+    put(w, "activation_scheme", "\"dynamic\"");
+    put(w, "fmt", "\"e4m3\"");
+    put(w, "quant_method", "\"fp8\"");
+    put(w, "weight_block_size", "[%d, %d]", TILE, TILE);
+    w->depth--;
+    fprintf(w->f, "\n%*s}", 2 * w->depth, "");
+}
+
 // warn_rope: some versions of transformers stretch by the ratio of the two lengths, whatever the factor is; those
 // before and after them by the factor, as we do.
 static void warn_rope(const Config *c) {
@@ -329,7 +342,7 @@ static Err write_config(const char *dir, const Config *c, const Shape *s, const 
     TRY(writer_open(w, dir, "config.json", path, sizeof path));
     put(w, "architectures", "[\"%s\"]", is_v2 ? "DeepseekV2ForCausalLM" : "DeepseekV3ForCausalLM");
     put(w, "model_type", "\"%s\"", is_v2 ? "deepseek_v2" : "deepseek_v3");
-    put(w, "torch_dtype", "\"%s\"", how->is_f32 ? "float32" : "bfloat16");
+    put(w, "torch_dtype", "\"%s\"", how->dtype == HF_F32 ? "float32" : "bfloat16");
     put_int(w, "vocab_size", s->V);
     put_int(w, "hidden_size", s->D);
     put_int(w, "intermediate_size", s->Fd);
@@ -372,6 +385,7 @@ static Err write_config(const char *dir, const Config *c, const Shape *s, const 
     put_int(w, "ep_size", 1);
     put_real(w, "aux_loss_alpha", c->balance.seq_alpha);
     put_bool(w, "seq_aux", true);
+    if (how->dtype == HF_FP8) put_quantization(w);
     return writer_close(w);
 }
 

@@ -1,41 +1,40 @@
-// hf_import.c - Hugging Face weights into the masters of this rank.
+// hf_import.c - Hugging Face weights as a source of masters and biases.
+//
+// What is there, and in which shape, is checked before the first number is read; numbers are checked as they are read.
 #include "hf.h"
 
 #include <math.h>
 #include <string.h>
 
-#define CHUNK ((int64_t)1 << 20) // numbers read at a time
+#define CHUNK ((int64_t)1 << 20) // numbers of a copy compared at a time
 #define BLOCK 128                // rows and columns that share one weight_scale_inv
 
-// One import: where from, where to, which tensors were used.
-typedef struct Importer {
+struct HfReader {
     const Safetensors *st;
     const char *dir;
-    Params *p;
+    const Params *p;
     const Shape *s;
-    const Cx *cx;
-    float *buffer; // [CHUNK]
     bool *is_used; // [safetensors_count]
-} Importer;
+};
 
-static void mark_used(Importer *im, const StTensor *t) {
+static void mark_used(HfReader *r, const StTensor *t) {
     // Tensors stand in name order.
-    int64_t lo = 0, hi = safetensors_count(im->st) - 1;
+    int64_t lo = 0, hi = safetensors_count(r->st) - 1;
     while (lo < hi) {
         int64_t mid = (lo + hi) / 2;
-        if (strcmp(safetensors_at(im->st, mid)->name, t->name) < 0)
+        if (strcmp(safetensors_at(r->st, mid)->name, t->name) < 0)
             lo = mid + 1;
         else
             hi = mid;
     }
-    im->is_used[lo] = true;
+    r->is_used[lo] = true;
 }
 
 // The tensor `name`, which must be [rows, cols], or [cols] where rows is 1.
-static Err get_shaped(Importer *im, const char *name, int64_t rows, int64_t cols, bool is_vector,
+static Err get_shaped(HfReader *r, const char *name, int64_t rows, int64_t cols, bool is_vector,
                       const StTensor **out) {
-    const StTensor *t = safetensors_find(im->st, name);
-    CHECK(t, E_INPUT, "%s: tensor %s is missing", im->dir, name);
+    const StTensor *t = safetensors_find(r->st, name);
+    CHECK(t, E_INPUT, "%s: tensor %s is missing", r->dir, name);
     char found[128];
     size_t at = 0;
     for (int i = 0; i < t->ndim && at < sizeof found; i++) {
@@ -48,7 +47,7 @@ static Err get_shaped(Importer *im, const char *name, int64_t rows, int64_t cols
         FAIL(E_INPUT, "%s: %s: expected shape [%lld], found [%s]", t->file, name, (long long)cols, found);
     CHECK(is_right, E_INPUT, "%s: %s: expected shape [%lld, %lld], found [%s]", t->file, name, (long long)rows,
           (long long)cols, found);
-    mark_used(im, t);
+    mark_used(r, t);
     *out = t;
     return OK;
 }
@@ -61,151 +60,163 @@ static void apply_scale(float *x, int64_t row0, int64_t n, int64_t cols, const f
     }
 }
 
-// The scales of an FP8 matrix in memory of their own; NULL for the other types.
-static Err read_scale(Importer *im, const StTensor *t, float **out) {
+// The tensor of scales of an FP8 matrix; NULL for the other types.
+static Err find_scale(HfReader *r, const StTensor *t, const StTensor **out) {
     char name[160];
     *out = NULL;
     snprintf(name, sizeof name, "%s_scale_inv", t->name);
-    const StTensor *found = safetensors_find(im->st, name);
+    const StTensor *found = safetensors_find(r->st, name);
     if (t->dtype != ST_F8_E4M3) {
         CHECK(!found, E_INPUT, "%s: %s is %s but has a scale %s", t->file, t->name, st_type_name(t->dtype), name);
         return OK;
     }
     CHECK(t->ndim == 2, E_INPUT, "%s: %s: F8_E4M3 is only read for matrices", t->file, t->name);
-    const StTensor *scale;
-    TRY(get_shaped(im, name, ceil_div(t->rows, BLOCK), ceil_div(t->cols, BLOCK), false, &scale));
-    TRY(mem_alloc((void **)out, (size_t)(scale->rows * scale->cols) * sizeof(float), "scales"));
-    return safetensors_read_f32(im->st, name, 0, scale->rows, *out);
+    return get_shaped(r, name, ceil_div(t->rows, BLOCK), ceil_div(t->cols, BLOCK), false, out);
 }
 
-// Rows [row0, row0+n) of tensor t into the buffer, checked to be finite.
-static Err read_rows(Importer *im, const StTensor *t, const float *scale, int64_t row0, int64_t n, int64_t cols) {
+static Err scale_rows(HfReader *r, const StTensor *t, int64_t row0, int64_t n, int64_t cols, float *x) {
+    const StTensor *scale;
+    float *numbers = NULL;
+    TRY(find_scale(r, t, &scale));
+    if (!scale) return OK;
+    TRY(mem_alloc((void **)&numbers, (size_t)(scale->rows * scale->cols) * sizeof(float), "scales"));
+    Err err = safetensors_read_f32(r->st, scale->name, 0, scale->rows, numbers);
+    if (err == OK) apply_scale(x, row0, n, cols, numbers, scale->cols);
+    mem_free(numbers);
+    return err;
+}
+
+// Rows [row0, row0+n) of tensor t, checked to be finite.
+static Err read_rows(HfReader *r, const StTensor *t, int64_t row0, int64_t n, int64_t cols, float *out) {
     int64_t per_row = t->ndim == 1 ? cols : 1; // a vector is stored as rows of one number
-    TRY(safetensors_read_f32(im->st, t->name, row0 * per_row, n * per_row, im->buffer));
-    if (scale) apply_scale(im->buffer, row0, n, cols, scale, ceil_div(cols, BLOCK));
+    TRY(safetensors_read_f32(r->st, t->name, row0 * per_row, n * per_row, out));
+    TRY(scale_rows(r, t, row0, n, cols, out));
     for (int64_t i = 0; i < n * cols; i++) {
-        CHECK(isfinite(im->buffer[i]), E_INPUT, "%s: %s: element %lld is not finite", t->file, t->name,
+        CHECK(isfinite(out[i]), E_INPUT, "%s: %s: element %lld is not finite", t->file, t->name,
               (long long)(row0 * cols + i));
     }
     return OK;
 }
 
-// This rank's rows of matrix `mat` (its number on this rank) of p.
-static Err import_matrix(Importer *im, const Param *p, int64_t mat) {
-    int64_t from = max_i64(p->own.row0, mat * p->rows),
-            to = min_i64(p->own.row0 + p->own.nrows, (mat + 1) * p->rows);
-    char name[128];
-    params_hf_name(name, sizeof name, p, p->mat0 + mat);
-    const StTensor *t;
-    TRY(get_shaped(im, name, p->rows, p->cols, p->is_init_one, &t));
-    if (from >= to) return OK;
-    float *scale = NULL;
-    Err err = OK;
-    TRY_OR(read_scale(im, t, &scale), done);
-    int64_t step = max_i64(1, CHUNK / p->cols);
-    for (int64_t row = from; row < to; row += step) {
-        int64_t n = min_i64(step, to - row);
-        TRY_OR(read_rows(im, t, scale, row - mat * p->rows, n, p->cols), done);
-        TRY_OR(im->cx->dev->to_device(mat_at(p->master, row - p->own.row0, 0), im->buffer,
-                                      (size_t)(n * p->cols) * sizeof(float)),
-               done);
-    }
-done:
-    mem_free(scale);
-    return err;
-}
-
-// A second copy of a shared table must hold the same numbers, or training would have to choose.
-static Err check_copy(Importer *im, const char *name, const Param *p) {
-    const StTensor *copy = safetensors_find(im->st, name);
-    if (!copy) return OK; // files without the copies are complete
-    const StTensor *t;
-    TRY(get_shaped(im, p->name, p->rows, p->cols, false, &t));
-    TRY(get_shaped(im, name, p->rows, p->cols, false, &copy));
-    float *other = NULL;
-    int64_t step = max_i64(1, CHUNK / p->cols);
-    TRY(mem_alloc((void **)&other, (size_t)(step * p->cols) * sizeof(float), "copy of a table"));
-    Err err = OK;
-    for (int64_t row = 0; row < p->rows; row += step) {
-        int64_t n = min_i64(step, p->rows - row);
-        TRY_OR(read_rows(im, t, NULL, row, n, p->cols), done);
-        TRY_OR(safetensors_read_f32(im->st, name, row, n, other), done);
-        for (int64_t i = 0; i < n * p->cols; i++) {
-            CHECK_OR(other[i] == im->buffer[i], done, E_INPUT,
-                     "%s: %s must be a copy of %s, but row %lld, column %lld is %.9g there and %.9g here",
-                     copy->file, name, p->name, (long long)(row + i / p->cols), (long long)(i % p->cols),
-                     im->buffer[i], other[i]);
-        }
-    }
-done:
-    mem_free(other);
-    return err;
-}
-
-static Err check_copies(Importer *im) {
-    const Param *embed = params_find(im->p, P_EMBED, -1), *head = params_find(im->p, P_HEAD, -1);
-    char name[128];
-    for (int64_t k = 0; k < im->s->nmtp; k++) {
-        snprintf(name, sizeof name, "model.layers.%lld.embed_tokens.weight", (long long)(im->s->nlayers + k));
-        TRY(check_copy(im, name, embed));
-        snprintf(name, sizeof name, "model.layers.%lld.shared_head.head.weight", (long long)(im->s->nlayers + k));
-        TRY(check_copy(im, name, head ? head : embed));
-    }
-    return head ? OK : check_copy(im, "lm_head.weight", embed);
-}
-
-static Err import_bias(Importer *im, int64_t layer) {
-    if (!im->p->bias[layer]) return OK;
-    char name[128];
-    snprintf(name, sizeof name, "model.layers.%lld.mlp.gate.e_score_correction_bias", (long long)layer);
-    const StTensor *t;
-    TRY(get_shaped(im, name, 1, im->p->E, true, &t));
-    TRY(read_rows(im, t, NULL, 0, 1, im->p->E));
-    return im->cx->dev->to_device(im->p->bias[layer], im->buffer, (size_t)im->p->E * sizeof(float));
-}
-
-// A tensor that nothing used would change the model if it were used: say so instead of ignoring it.
-static Err check_unused(Importer *im) {
-    for (int64_t i = 0; i < safetensors_count(im->st); i++) {
-        const StTensor *t = safetensors_at(im->st, i);
-        bool is_table = strstr(t->name, "rotary_emb.inv_freq") != NULL; // computed from the config
-        CHECK(im->is_used[i] || is_table, E_INPUT,
-              "%s: tensor %s is not part of the model that config.json describes (%lld layers, %lld of them dense, "
-              "%lld "
-              "experts, %lld MTP modules)",
-              t->file, t->name, (long long)im->s->nlayers, (long long)im->s->ndense, (long long)im->s->E,
-              (long long)im->s->nmtp);
+static Err master_rows(void *of, const Param *p, int64_t first, int64_t n, float *out) {
+    HfReader *r = of;
+    for (int64_t row = first; row < first + n;) {
+        char name[128];
+        const StTensor *t;
+        int64_t mat = row / p->rows, here = min_i64((mat + 1) * p->rows, first + n) - row;
+        params_hf_name(name, sizeof name, p, mat);
+        TRY(get_shaped(r, name, p->rows, p->cols, p->is_init_one, &t));
+        TRY(read_rows(r, t, row - mat * p->rows, here, p->cols, out + (row - first) * p->cols));
+        row += here;
     }
     return OK;
 }
 
-Err hf_import_weights(const Safetensors *st, const char *dir, Params *p, const Shape *s, const Cx *cx) {
-    Importer im = {.st = st, .dir = dir, .p = p, .s = s, .cx = cx};
-    int64_t widest = p->E;
-    for (int i = 0; i < p->n; i++) widest = max_i64(widest, p->p[i].cols);
+static Err find_bias(HfReader *r, int64_t block, const StTensor **t) {
+    char name[128];
+    snprintf(name, sizeof name, "model.layers.%lld.mlp.gate.e_score_correction_bias", (long long)block);
+    return get_shaped(r, name, 1, r->p->E, true, t);
+}
+
+static Err bias_of(void *of, int64_t block, float *out) {
+    HfReader *r = of;
+    const StTensor *t;
+    TRY(find_bias(r, block, &t));
+    return read_rows(r, t, 0, 1, r->p->E, out);
+}
+
+// A second copy of a shared table must hold the same numbers, or training would have to choose.
+static Err check_copy(HfReader *r, const char *name, const Param *p) {
+    const StTensor *copy = safetensors_find(r->st, name);
+    if (!copy) return OK; // files without the copies are complete
+    const StTensor *t;
+    TRY(get_shaped(r, p->name, p->rows, p->cols, false, &t));
+    TRY(get_shaped(r, name, p->rows, p->cols, false, &copy));
+    float *here = NULL, *other = NULL;
+    int64_t step = max_i64(1, CHUNK / p->cols);
     Err err = OK;
-    TRY_OR(mem_alloc((void **)&im.buffer, (size_t)max_i64(CHUNK, widest) * sizeof(float), "import buffer"), done);
-    TRY_OR(mem_alloc((void **)&im.is_used, (size_t)safetensors_count(st) + 1, "import marks"), done);
-    for (int i = 0; i < p->n; i++) {
-        const Param *e = &p->p[i];
-        for (int64_t mat = 0; mat < e->nmat; mat++) TRY_OR(import_matrix(&im, e, mat), done);
-        // Experts of other ranks are only looked for, so that every rank finds the same mistakes.
-        for (int64_t mat = 0; mat < e->nmat_all; mat++) {
-            char name[128];
-            const StTensor *t;
-            params_hf_name(name, sizeof name, e, mat);
-            TRY_OR(get_shaped(&im, name, e->rows, e->cols, e->is_init_one, &t), done);
-            char scale[160];
-            snprintf(scale, sizeof scale, "%s_scale_inv", name);
-            const StTensor *found = safetensors_find(st, scale);
-            if (found) mark_used(&im, found);
+    TRY_OR(mem_alloc((void **)&here, (size_t)(step * p->cols) * sizeof(float), "a table"), done);
+    TRY_OR(mem_alloc((void **)&other, (size_t)(step * p->cols) * sizeof(float), "copy of a table"), done);
+    for (int64_t row = 0; row < p->rows; row += step) {
+        int64_t n = min_i64(step, p->rows - row);
+        TRY_OR(read_rows(r, t, row, n, p->cols, here), done);
+        TRY_OR(safetensors_read_f32(r->st, name, row, n, other), done);
+        for (int64_t i = 0; i < n * p->cols; i++) {
+            CHECK_OR(other[i] == here[i], done, E_INPUT,
+                     "%s: %s must be a copy of %s, but row %lld, column %lld is %.9g there and %.9g here",
+                     copy->file, name, p->name, (long long)(row + i / p->cols), (long long)(i % p->cols), here[i],
+                     other[i]);
         }
     }
-    for (int64_t b = 0; b < p->nblocks; b++) TRY_OR(import_bias(&im, b), done);
-    TRY_OR(check_copies(&im), done);
-    TRY_OR(check_unused(&im), done);
 done:
-    mem_free(im.buffer);
-    mem_free(im.is_used);
+    mem_free(here);
+    mem_free(other);
     return err;
+}
+
+static Err check_copies(HfReader *r) {
+    const Param *embed = params_find(r->p, P_EMBED, -1), *head = params_find(r->p, P_HEAD, -1);
+    char name[128];
+    for (int64_t k = 0; k < r->s->nmtp; k++) {
+        snprintf(name, sizeof name, "model.layers.%lld.embed_tokens.weight", (long long)(r->s->nlayers + k));
+        TRY(check_copy(r, name, embed));
+        snprintf(name, sizeof name, "model.layers.%lld.shared_head.head.weight", (long long)(r->s->nlayers + k));
+        TRY(check_copy(r, name, head ? head : embed));
+    }
+    return head ? OK : check_copy(r, "lm_head.weight", embed);
+}
+
+// A tensor that nothing used would change the model if it were used: say so instead of ignoring it.
+static Err check_unused(HfReader *r) {
+    for (int64_t i = 0; i < safetensors_count(r->st); i++) {
+        const StTensor *t = safetensors_at(r->st, i);
+        bool is_table = strstr(t->name, "rotary_emb.inv_freq") != NULL; // computed from the config
+        CHECK(r->is_used[i] || is_table, E_INPUT,
+              "%s: tensor %s is not part of the model that config.json describes (%lld layers, %lld of them dense, "
+              "%lld "
+              "experts, %lld MTP modules)",
+              t->file, t->name, (long long)r->s->nlayers, (long long)r->s->ndense, (long long)r->s->E,
+              (long long)r->s->nmtp);
+    }
+    return OK;
+}
+
+// Every tensor of the model is there, in its shape, and marked as used, its scales too.
+static Err check_tensors(HfReader *r) {
+    const StTensor *t, *scale;
+    char name[128];
+    for (int i = 0; i < r->p->n; i++) {
+        const Param *e = &r->p->p[i];
+        for (int64_t mat = 0; mat < e->nmat_all; mat++) {
+            params_hf_name(name, sizeof name, e, mat);
+            TRY(get_shaped(r, name, e->rows, e->cols, e->is_init_one, &t));
+            TRY(find_scale(r, t, &scale));
+            TRY(safetensors_read_f32(r->st, name, 0, 0, NULL)); // a type that can be read
+        }
+    }
+    for (int64_t b = 0; b < r->p->nblocks; b++) {
+        if (r->p->bias[b]) TRY(find_bias(r, b, &t));
+    }
+    return OK;
+}
+
+Err hf_open(HfReader **out, const Safetensors *st, const char *dir, const Params *p, const Shape *s) {
+    MEM_NEW(*out, 1);
+    HfReader *r = *out;
+    *r = (HfReader){.st = st, .dir = dir, .p = p, .s = s};
+    MEM_NEW(r->is_used, safetensors_count(st) + 1);
+    TRY(check_tensors(r));
+    TRY(check_copies(r));
+    return check_unused(r);
+}
+
+Weights hf_weights(HfReader *r) {
+    return (Weights){r, master_rows, bias_of};
+}
+
+void hf_close(HfReader **r) {
+    if (!*r) return;
+    mem_free((*r)->is_used);
+    mem_free(*r);
+    *r = NULL;
 }

@@ -1,4 +1,5 @@
-// solo.h - a model on one rank without MPI, for commands that look at a checkpoint: dump, import, export, eval.
+// solo.h - a model on one rank without MPI, for commands that look at a checkpoint: dump, eval; or only
+// its table of parameters: import, export.
 #pragma once
 #include "model_memory.h"
 
@@ -8,11 +9,15 @@ typedef struct Solo {
     Shape shape;
     Cx cx;
     Model *model;
+    Params *table; // of solo_table
 } Solo;
 
 // solo_open: memory for passes of c->train.micro_batch sequences of c->train.seq_len tokens, complete or not;
 // gradients if with_grad. c->parallel.ep is ignored. Parameters are undefined: load them, then solo_publish. Local.
 Err solo_open(Solo *s, const Config *c, bool with_grad, int nthreads) MUST_CHECK;
+// solo_table: only s->table, the parameters' names and shapes, with no memory behind them: for what reads Weights.
+// Local.
+Err solo_table(Solo *s, const Config *c, int nthreads) MUST_CHECK;
 // solo_find: the checkpoint directory that PATH, PATH@STEP or a run directory means (newest verified). E_INPUT if
 // there is none.
 Err solo_find(char *out, size_t n, const char *path) MUST_CHECK;

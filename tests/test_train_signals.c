@@ -155,6 +155,7 @@ static void one_case(void **state) {
         snprintf(says, sizeof says, "stopped by %s during the start: nothing was trained or saved",
                  signal_name(c->sig));
         assert_says(&j, says);
+        assert_null(strstr(j.err, "error"));
         assert_false(has_file(dir));
     } else {
         steps = stopped_at(dir);

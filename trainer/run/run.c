@@ -264,8 +264,8 @@ Err run_train(const TrainOptions *o) {
     if (err != OK && err != E_STOPPED) {
         if (r.boot.rank == 0 || is_one_sided(err)) log_error();
         if (r.boot.nranks > 1 && is_one_sided(err)) boot_abort(&r.boot, (int)err);
-        fail_clear(); // printed
     }
+    fail_clear(); // printed; a stop has said so itself
     run_close(&r);
     boot_finish(&r.boot);
     return err;

@@ -158,9 +158,11 @@ static Err failed(Saver *s, Err err) {
     if (mine != OK) log_warn("the failed save is not in events.jsonl: %s", fail_message());
     if (err != E_OUTPUT || s->config->checkpoint.on_error == ON_ERROR_STOP)
         return fail_at(err, __FILE__, __LINE__, "%s", s->why_failed);
-    log_warn("step %lld was not saved: %s; the run goes on (checkpoint.on_error continue), the last checkpoint is that "
-             "of step %lld",
-             (long long)s->at.step, s->why_failed, (long long)s->saved_step);
+    char last[64] = "it has no checkpoint yet";
+    if (s->saved_step >= 0)
+        snprintf(last, sizeof last, "the last checkpoint is that of step %lld", (long long)s->saved_step);
+    log_warn("step %lld was not saved: %s; the run goes on (checkpoint.on_error continue), %s", (long long)s->at.step,
+             s->why_failed, last);
     fail_clear();
     return comm_agree(s->cx->world, OK); // so that a later error of one rank alone is not taken for this one
 }

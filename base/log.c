@@ -7,7 +7,7 @@
 #include <unistd.h>
 
 static int log_rank, log_nranks = 1;
-static FILE *log_file;
+static FILE *log_file, *log_out; // log_out: NULL = standard output
 
 void log_init(int rank, int nranks) {
     log_rank = rank;
@@ -22,6 +22,10 @@ Err log_open(const char *path) {
     return OK;
 }
 
+void log_to(FILE *out) {
+    log_out = out;
+}
+
 void log_close(void) {
     if (log_file) fclose(log_file);
     log_file = NULL;
@@ -31,8 +35,9 @@ static void log_write(const char *prefix, const char *fmt, va_list ap) {
     if (log_rank != 0) return;
     char text[2048];
     vsnprintf(text, sizeof text, fmt, ap);
-    printf("%s%s\n", prefix, text);
-    fflush(stdout);
+    FILE *out = log_out ? log_out : stdout;
+    fprintf(out, "%s%s\n", prefix, text);
+    fflush(out);
     if (log_file) {
         fprintf(log_file, "%s%s\n", prefix, text);
         fflush(log_file);

@@ -10,6 +10,8 @@ void log_init(int rank, int nranks);
 // log_open: from now on rank 0 also appends every line to `path`. Errors: E_OUTPUT. Local.
 Err log_open(const char *path) MUST_CHECK;
 void log_close(void);
+// log_to: where lines go from now on in place of standard output, for commands whose output that is. Local.
+void log_to(FILE *out);
 // log_line: one line on rank 0 (a newline is added). log_warn: the same, prefixed "warning: ".
 void log_line(const char *fmt, ...) PRINTF_LIKE(1, 2);
 void log_warn(const char *fmt, ...) PRINTF_LIKE(1, 2);

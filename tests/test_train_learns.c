@@ -1,5 +1,5 @@
-// test_train_learns.c - training works: the loss falls, a small model learns to copy in context, and FP8 halves the
-// bytes that travel.
+// test_train_learns.c - training works: the loss falls, the program writes text with what it learned, a small model
+// learns to copy in context, and FP8 halves the bytes that travel.
 //
 // The copy task: random strings of symbols, repeated. Nothing can be learned about the symbols themselves, so every
 // right guess on the repeat is attention, positions, masks, experts and the optimizer working together; a first
@@ -123,6 +123,87 @@ static void test_loss_falls(void **state) {
     print_message("held-out loss %.3f, %.3f bits per byte\n", heldout, json_number(text, "bits_per_byte"));
     assert_true(heldout < first - 1.3 && heldout > 1.0);
     free(text);
+}
+
+// generated: standard output of a `generate` of the run of test_loss_falls with these words; copied.
+static char *generated(const char *words) {
+    Job j;
+    assert_int_equal(run(&j, 1, "generate --checkpoint %s --tokenizer %s/data/samples/tiny.tokenizer.json %s",
+                         path_of("falls"), drive_source(), words),
+                     0);
+    return strdup(j.out);
+}
+
+// expect_refused: generate ends with that code and says so.
+static void expect_refused(int code, const char *says, const char *words) {
+    Job j;
+    run(&j, 1, "generate --checkpoint %s %s", path_of("falls"), words);
+    assert_ends(&j, code);
+    assert_says(&j, says);
+}
+
+static void test_generate(void **state) {
+    (void)state;
+    size_t n = 0;
+    char words[512], json[256], prompt[256];
+    snprintf(json, sizeof json, "%s", path_of("sample.json"));
+    snprintf(prompt, sizeof prompt, "%s", path_of("prompt.txt"));
+    write_file(prompt, "He had", 6);
+    // The seed decides, not the threads; greedy, it does not.
+    char *a = generated("--prompt He --max-tokens 90 --seed 3 --threads 1");
+    char *b = generated("--prompt He --max-tokens 90 --seed 3 --threads 2");
+    char *c = generated("--prompt He --max-tokens 90 --seed 4 --threads 2");
+    char *d = generated("--prompt He --max-tokens 90 --seed 4 --temperature 0 --threads 1");
+    char *e = generated("--prompt He --max-tokens 90 --temperature 0 --set precision.mode=fp8 --threads 2");
+    assert_string_equal(a, b);
+    assert_string_not_equal(a, c);
+    assert_string_equal(d, e);
+    assert_true(strlen(a) > 90); // more than a byte a token, but for its end
+    // A text in the middle of it, as a file's prompt; --stop ends before it comes, wherever tokens end.
+    snprintf(words, sizeof words, "--prompt-file %s --max-tokens 60 --top-k 20 --top-p 0.9 --json %s", prompt, json);
+    char *whole = generated(words), *record = read_file(json, &n);
+    assert_non_null(strstr(record, "\"end\":\"length\",\"prompt_tokens\":"));
+    assert_true(json_number(record, "tokens") == 60 && json_number(record, "prompt_tokens") >= 1);
+    char stop[4] = {0};
+    const char *at = whole + strlen(whole) / 2;
+    while (strpbrk(memcpy(stop, at, 3), " \n\"'%\\")) at++;
+    snprintf(words, sizeof words, "--prompt-file %s --max-tokens 60 --top-k 20 --top-p 0.9 --stop %s --json %s", prompt,
+             stop, json);
+    char *part = generated(words), *short_record = read_file(json, &n);
+    assert_non_null(strstr(short_record, "\"end\":\"stop\""));
+    size_t kept = (size_t)(strstr(whole, stop) - whole);
+    assert_int_equal(strlen(part), kept + 1); // and a newline
+    assert_memory_equal(part, whole, kept);
+    // Several samples are those of that many seeds' streams: the first is the same as alone.
+    char *many = generated("--prompt He --max-tokens 20 --seed 3 --num-samples 2 --threads 1");
+    assert_true(!strncmp(many, "== sample 1\n", 12) && strstr(many, "\n== sample 2\n"));
+    assert_memory_equal(many + 12, a, 10);
+    // To the end of the context: 128 positions.
+    Job j;
+    run(&j, 1, "generate --checkpoint %s@60 --tokenizer %s/data/samples/tiny.tokenizer.json --prompt= --temperature 0 "
+               "--max-tokens 5000 --set model.max_position_embeddings=40",
+        path_of("falls"), drive_source());
+    assert_ends(&j, 0);
+    assert_says(&j, "stopped: all 40 positions of the model are filled");
+    assert_says(&j, "cache 480 bytes per token, keys and values would take 1920");
+    expect_refused(64, "give --prompt TEXT or --prompt-file FILE", "");
+    expect_refused(64, "give --prompt TEXT or --prompt-file FILE", "--prompt a --prompt-file b");
+    expect_refused(65, "has no tokenizer.json: give --tokenizer FILE", "--prompt a");
+    expect_refused(64, "--temperature", "--prompt a --temperature -1");
+    expect_refused(64, "--stop", "--prompt a --stop=");
+    run_ok(1, "tokenizer train --vocab-size 300 --out %s %s/configs/tiny.yaml", path_of("other.json"), drive_source());
+    snprintf(words, sizeof words, "--prompt a --tokenizer %s", path_of("other.json"));
+    expect_refused(65, "the checkpoint was trained with a tokenizer of hash", words);
+    snprintf(words, sizeof words, "--tokenizer %s/data/samples/tiny.tokenizer.json --prompt-file ", drive_source());
+    size_t end = strlen(words);
+    snprintf(words + end, sizeof words - end, "%s", path_of("not-there"));
+    expect_refused(65, "cannot open", words);
+    snprintf(words + end, sizeof words - end, "%s/configs/tiny.yaml", drive_source());
+    expect_refused(64, "leaves no room in the 128 positions", words);
+    snprintf(words + end, sizeof words - end, "%s --set model.no_such_key=1", prompt);
+    expect_refused(78, "no_such_key", words);
+    char *all[] = {a, b, c, d, e, whole, record, part, short_record, many};
+    for (size_t i = 0; i < sizeof all / sizeof all[0]; i++) free(all[i]);
 }
 
 // Held-out loss of the run of test_loss_falls after it went through a Hugging Face folder of this type.
@@ -278,6 +359,7 @@ static void test_static(void **state) {
 int main(int argc, char **argv) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_loss_falls),
+        cmocka_unit_test(test_generate), // of its run
         cmocka_unit_test(test_exports), // of its run
         cmocka_unit_test(test_copy),
         cmocka_unit_test(test_copy_untrained),

@@ -10,6 +10,7 @@
 #include "bpe_train.h"
 #include "checkpoint_dir.h"
 #include "log.h"
+#include "read_text.h"
 #include "tokenizer.h"
 
 // folder_make: of the file to write, like the folder that `tessera prepare` writes into.
@@ -50,35 +51,6 @@ static Err run_train(int argc, char **argv) {
              a.noperands, a.noperands == 1 ? "" : "s", now_seconds() - start);
 done:
     args_free(&a);
-    return err;
-}
-
-// A whole file, or standard input for "-".
-static Err read_text(const char *path, char **text, size_t *n) {
-    bool is_stdin = !strcmp(path, "-");
-    FILE *f = is_stdin ? stdin : fopen(path, "rb");
-    CHECK(f, E_INPUT, "%s: cannot open: %s", path, strerror(errno));
-    Err err = OK;
-    char *p = NULL;
-    size_t used = 0;
-    size_t capacity = 0;
-    for (size_t got = 1; got > 0; used += got) {
-        if (used == capacity) {
-            capacity = 2 * capacity + 65536;
-            char *bigger = realloc(p, capacity);
-            CHECK_OR(bigger, failed, E_INTERNAL, "%s: out of memory", path);
-            p = bigger;
-        }
-        got = fread(p + used, 1, capacity - used, f);
-    }
-    CHECK_OR(!ferror(f), failed, E_INPUT, "%s: cannot read: %s", path, strerror(errno));
-    if (!is_stdin) fclose(f);
-    *text = p;
-    *n = used;
-    return OK;
-failed:
-    free(p);
-    if (!is_stdin) fclose(f);
     return err;
 }
 

@@ -11,6 +11,7 @@ Err cmd_doctor(int argc, char **argv) MUST_CHECK;
 Err cmd_dump(int argc, char **argv) MUST_CHECK;
 Err cmd_eval(int argc, char **argv) MUST_CHECK;
 Err cmd_export(int argc, char **argv) MUST_CHECK;
+Err cmd_generate(int argc, char **argv) MUST_CHECK;
 Err cmd_import(int argc, char **argv) MUST_CHECK;
 Err cmd_inspect(int argc, char **argv) MUST_CHECK;
 Err cmd_numerics(int argc, char **argv) MUST_CHECK;

@@ -23,6 +23,7 @@ typedef struct Subcommand {
 static const Subcommand commands[] = {
     {"train", "train a model, alone or under mpirun", cmd_train},
     {"eval", "held-out loss, bits per byte, in-context copy of a checkpoint", cmd_eval},
+    {"generate", "continue a text with a checkpoint", cmd_generate},
     {"tokenizer", "train a byte-level BPE tokenizer, encode and decode with one", cmd_tokenizer},
     {"prepare", "turn text into token shards", cmd_prepare},
     {"dump", "write logits, losses and gradients for given tokens", cmd_dump},

@@ -3,6 +3,7 @@
 // Letters: T tokens, D width, H heads, Dn/Dr/Dv unrotated/rotated/value head widths, Rq/Rkv latent ranks.
 #include "attention.h"
 
+#include "attn_latent.h"
 #include "e5m6.h"
 #include "prof.h"
 
@@ -45,34 +46,40 @@ static Err rotate_key(const Shape *s, Cx *cx, const AttentionSaved *a, Mat kr, b
     return OK;
 }
 
+// query_latent_fwd: the compressed query, raw and normed, if there is one.
+static Err query_latent_fwd(const Shape *s, Cx *cx, const AttentionParams *p, AttentionSaved *a, int64_t T) {
+    if (s->Rq == 0) return OK;
+    TRY(arena_mat(cx->acts, &a->cq_raw, s->act, T, s->Rq, "attn.cq_raw"));
+    TRY(linear_fprop(s, cx, a->cq_raw, &a->n, p->q_a, groups_none()));
+    ARENA_NEW(cx->acts, a->rstd_q, T);
+    return operand_normed(s, cx, &a->cq, a->rstd_q, a->cq_raw, p->q_a_norm, LATENT_EPS, SITE_Q_B_X);
+}
+
 // latents_fwd: the compressed query and key-value, raw and normed, and the rotated shared key.
 static Err latents_fwd(const Shape *s, Cx *cx, const AttentionParams *p, AttentionSaved *a, int64_t T) {
-    Groups all = groups_none();
-    if (s->Rq > 0) {
-        TRY(arena_mat(cx->acts, &a->cq_raw, s->act, T, s->Rq, "attn.cq_raw"));
-        TRY(linear_fprop(s, cx, a->cq_raw, &a->n, p->q_a, all));
-        ARENA_NEW(cx->acts, a->rstd_q, T);
-        TRY(operand_normed(s, cx, &a->cq, a->rstd_q, a->cq_raw, p->q_a_norm, LATENT_EPS,
-                           SITE_Q_B_X));
-    }
+    TRY(query_latent_fwd(s, cx, p, a, T));
     TRY(arena_mat(cx->acts, &a->kva, s->act, T, s->Rkv + s->Dr, "attn.kva"));
-    TRY(linear_fprop(s, cx, a->kva, &a->n, p->kv_a, all));
+    TRY(linear_fprop(s, cx, a->kva, &a->n, p->kv_a, groups_none()));
     ARENA_NEW(cx->acts, a->rstd_kv, T);
     TRY(operand_normed(s, cx, &a->ckv, a->rstd_kv, mat_cols(a->kva, 0, s->Rkv), p->kv_a_norm, LATENT_EPS,
                        SITE_KV_B_X));
     return rotate_key(s, cx, a, mat_cols(a->kva, s->Rkv, s->Dr), false);
 }
 
+// queries_fwd: rotated queries from their latent, or from n, on `arena`.
+static Err queries_fwd(const Shape *s, Cx *cx, const AttentionParams *p, const AttentionSaved *a, Arena *arena,
+                       Mat *q) {
+    TRY(arena_mat(arena, q, s->act, a->x.rows, s->H * (s->Dn + s->Dr), "attn.q"));
+    TRY(linear_fprop(s, cx, *q, s->Rq > 0 ? &a->cq : &a->n, s->Rq > 0 ? p->q_b : p->q, groups_none()));
+    return rotate(s, cx, a, *q, false);
+}
+
 // up_project: rotated queries, keys and values from the latents (queries without a latent from n), on `arena`.
 static Err up_project(const Shape *s, Cx *cx, const AttentionParams *p, const AttentionSaved *a, Arena *arena, Mat *q,
                       Mat *kv) {
-    Groups all = groups_none();
-    int64_t T = a->x.rows;
-    TRY(arena_mat(arena, q, s->act, T, s->H * (s->Dn + s->Dr), "attn.q"));
-    TRY(arena_mat(arena, kv, s->act, T, s->H * (s->Dn + s->Dv), "attn.kv"));
-    TRY(linear_fprop(s, cx, *q, s->Rq > 0 ? &a->cq : &a->n, s->Rq > 0 ? p->q_b : p->q, all));
-    TRY(rotate(s, cx, a, *q, false));
-    return linear_fprop(s, cx, *kv, &a->ckv, p->kv_b, all);
+    TRY(queries_fwd(s, cx, p, a, arena, q));
+    TRY(arena_mat(arena, kv, s->act, a->x.rows, s->H * (s->Dn + s->Dv), "attn.kv"));
+    return linear_fprop(s, cx, *kv, &a->ckv, p->kv_b, groups_none());
 }
 
 // keep_out: o_x and its operand are kept as they are, or 12-bit codes instead (o's tiles with NaN were counted when
@@ -136,12 +143,22 @@ static Err core_fwd(const Shape *s, Cx *cx, const AttentionParams *p, AttentionS
     return OK;
 }
 
+// project_out: y = x + W_O o.
+static Err project_out(const Shape *s, Cx *cx, const AttentionParams *p, Mat y, Mat x, const Operand *o) {
+    Mat out;
+    TRY(arena_mat(cx->scratch, &out, s->act, x.rows, s->D, "attn.out"));
+    TRY(linear_fprop(s, cx, out, o, p->o, groups_none()));
+    prof_enter(PROF_ELEMENTWISE);
+    TRY(cx->ops->add(&cx->op, y, x, out));
+    prof_leave();
+    return OK;
+}
+
 Err attention_fwd(const Shape *s, Cx *cx, const AttentionParams *p, AttentionSaved *a, Mat y, Mat x,
                   int64_t nseq, int64_t S, const float *rope, const int32_t *doc_start) {
     int64_t T = nseq * S;
     AttentionSaved saved = {.nseq = nseq, .S = S, .rope = rope, .doc_start = doc_start, .x = x};
     size_t mark = arena_mark(cx->scratch);
-    Mat out;
     Operand o;
     *a = saved;
     ARENA_NEW(cx->acts, a->rstd, T);
@@ -151,12 +168,44 @@ Err attention_fwd(const Shape *s, Cx *cx, const AttentionParams *p, AttentionSav
     TRY(latents_fwd(s, cx, p, a, T));
     cx_saved(cx, SAVED_LATENT);
     TRY(core_fwd(s, cx, p, a, &o));
-    TRY(arena_mat(cx->scratch, &out, s->act, T, s->D, "attn.out"));
-    TRY(linear_fprop(s, cx, out, &o, p->o, groups_none()));
-    prof_enter(PROF_ELEMENTWISE);
-    TRY(cx->ops->add(&cx->op, y, x, out));
-    prof_leave();
+    TRY(project_out(s, cx, p, y, x, &o));
     arena_release(cx->scratch, mark);
+    return OK;
+}
+
+// remember: the latent, normed, and the rotated shared key of these positions as rows of the cache.
+static Err remember(const Shape *s, Cx *cx, const AttentionParams *p, const AttentionSaved *a, Mat rows) {
+    Mat kva, key = mat_cols(rows, s->Rkv, s->Dr);
+    TRY(arena_mat(cx->scratch, &kva, s->act, rows.rows, s->Rkv + s->Dr, "attn.kva"));
+    TRY(linear_fprop(s, cx, kva, &a->n, p->kv_a, groups_none()));
+    prof_enter(PROF_ELEMENTWISE);
+    TRY(cx->ops->norm_rms_fwd(&cx->op, mat_cols(rows, 0, s->Rkv), NULL, mat_cols(kva, 0, s->Rkv), p->kv_a_norm->w.p,
+                              LATENT_EPS));
+    TRY(cx->ops->cast(&cx->op, key, mat_cols(kva, s->Rkv, s->Dr)));
+    prof_leave();
+    return rotate_key(s, cx, a, key, false);
+}
+
+Err attention_cached(const Shape *s, Cx *cx, const AttentionParams *p, Mat y, Mat x, const LatentCache *c) {
+    int64_t T = x.rows;
+    AttentionSaved a = {.nseq = 1, .S = T, .rope = c->rope + c->n * s->Dr, .x = x};
+    LatentShape shape = {c->n, s->H, s->Dn, s->Dr, s->Dv, s->Rkv, s->softmax_scale};
+    Mat rows = c->row[cx->layer], q, o_x;
+    Operand o;
+    CxMark acts = cx_mark_acts(cx), scratch = cx_mark_scratch(cx);
+    ARENA_NEW(cx->acts, a.rstd, T);
+    TRY(operand_normed(s, cx, &a.n, a.rstd, x, p->norm, s->eps, SITE_ATTN_IN_X));
+    TRY(query_latent_fwd(s, cx, p, &a, T));
+    TRY(remember(s, cx, p, &a, mat_rows(rows, c->n, T)));
+    TRY(queries_fwd(s, cx, p, &a, cx->scratch, &q));
+    TRY(arena_mat(cx->scratch, &o_x, s->act, T, s->H * s->Dv, "attn.o"));
+    prof_enter(PROF_ATTENTION);
+    TRY(attn_latent_fwd_cpu(&cx->op, o_x, q, mat_rows(rows, 0, c->n + T), p->kv_b->w, shape));
+    prof_leave();
+    TRY(operand_make(s, cx, &o, cx->scratch, o_x, SITE_O_X, false));
+    TRY(project_out(s, cx, p, y, x, &o));
+    cx_release_scratch(cx, scratch);
+    cx_release_acts(cx, acts);
     return OK;
 }
 

@@ -1,6 +1,7 @@
 // attention.h - the attention half of a block: x + W_O attention(RMSNorm(x)), multi-head latent attention.
 // DeepSeek-V3 report 2.1.1, eqs. 1-11.
 #pragma once
+#include "latent_cache.h"
 #include "linear.h"
 
 typedef struct AttentionParams {
@@ -31,6 +32,10 @@ AttentionParams attention_params(const Params *p, int64_t layer);
 // attention_fwd: y [T,D] = x + attention(x). Local.
 Err attention_fwd(const Shape *s, Cx *cx, const AttentionParams *p, AttentionSaved *a, Mat y, Mat x,
                   int64_t nseq, int64_t S, const float *rope, const int32_t *doc_start) MUST_CHECK;
+// attention_cached: y [T,D] = x + attention(x) of the positions that follow those in the cache (c->n is not moved), for
+// generation: the block's rows of the cache are written, and read through absorbed projections (attn_latent.h), so that
+// keys and values are never made. Of kv_b that takes the compute copy, in fp8 mode too. Memory of the host. Local.
+Err attention_cached(const Shape *s, Cx *cx, const AttentionParams *p, Mat y, Mat x, const LatentCache *c) MUST_CHECK;
 // attention_bwd_input: dx [T,D] from dy [T,D] (gradient of y; kept until bwd_weight). dx != dy. Adds to the
 // norms' gradients. Local.
 Err attention_bwd_input(const Shape *s, Cx *cx, const AttentionParams *p, AttentionSaved *a, Mat dx, Mat dy) MUST_CHECK;

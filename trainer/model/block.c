@@ -23,7 +23,8 @@ Err block_fwd(const Shape *s, Cx *cx, const Block *b, BlockSaved *a, Mat x, cons
     TRY(arena_mat(cx->acts, &a->y, s->act, x.rows, x.cols, "block.y"));
     TRY(arena_mat(cx->acts, &mid, s->act, x.rows, x.cols, "block.mid"));
     cx_saved(cx, SAVED_RESIDUAL);
-    TRY(attention_fwd(s, cx, &b->attn, &a->attn, mid, x, run->nseq, run->S, run->rope, run->doc_start));
+    if (run->cache) TRY(attention_cached(s, cx, &b->attn, mid, x, run->cache));
+    else TRY(attention_fwd(s, cx, &b->attn, &a->attn, mid, x, run->nseq, run->S, run->rope, run->doc_start));
     if (!b->is_moe) return dense_fwd(s, cx, &b->dense, &a->dense, a->y, mid);
     return moe_fwd(s, cx, &b->moe, &a->moe, a->y, mid, run->nseq, run->S, run->with_balance, balance);
 }

@@ -27,6 +27,7 @@ typedef struct BlockRun {
     const int32_t *doc_start; // [T] or NULL
     bool with_balance;        // compute the balance loss
     double balance_scale;     // its factor in the gradient
+    const LatentCache *cache; // generation: the positions follow those in the cache; forward only. Else NULL
 } BlockRun;
 
 Block block_make(const Params *p, const Shape *s, int64_t layer, int64_t *count);

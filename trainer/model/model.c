@@ -372,3 +372,35 @@ Err model_fwd(Model *m, Cx *cx, const Batch *b, LossSums *sums, const Taps *taps
 Err model_fwd_bwd(Model *m, Cx *cx, const Batch *b, const LossScale *scale, LossSums *sums, const Taps *taps) {
     return pass(m, cx, b, scale, sums, taps);
 }
+
+// extend: embedding and blocks of the tokens, then norm and head of the last rows.
+static Err extend(Model *m, Cx *cx, LatentCache *c, const int32_t *token, int64_t n, Mat logits) {
+    const Shape *s = &m->s;
+    Stage g = {.S = n, .T = n, .run = {.nseq = 1, .S = n, .cache = c}};
+    Mat last, normed;
+    ARENA_NEW(cx->acts, g.token, n);
+    TRY(cx->dev->to_device(g.token, token, (size_t)n * sizeof *token));
+    TRY(main_fwd(m, cx, &g, false, NULL));
+    c->n += n;
+    if (!logits.p) return OK;
+    last = mat_rows(g.x, n - logits.rows, logits.rows);
+    TRY(arena_mat(cx->acts, &normed, s->act, last.rows, s->D, "extend.n"));
+    TRY(cx->ops->norm_rms_fwd(&cx->op, normed, NULL, last, m->norm->w.p, s->eps));
+    prof_enter(PROF_HEAD);
+    TRY(cx->ops->gemm_nt(&cx->op, logits, normed, m->head->w, false));
+    prof_leave();
+    return OK;
+}
+
+Err model_extend(Model *m, Cx *cx, LatentCache *c, const int32_t *token, int64_t n, Mat logits) {
+    CHECK(n >= 1 && n <= m->s.B * m->s.S && logits.rows <= n, E_INTERNAL,
+          "extend: %lld tokens and %lld rows of logits, the model was made for %lld tokens", (long long)n,
+          (long long)logits.rows, (long long)(m->s.B * m->s.S));
+    CHECK(c->n + n <= c->capacity, E_INTERNAL, "extend: %lld tokens behind %lld, the cache has room for %lld",
+          (long long)n, (long long)c->n, (long long)c->capacity);
+    CHECK(staging_is_host(cx) && cx->ep->nranks == 1, E_INTERNAL, "extend: on the host, on one rank");
+    CxMark mark = cx_mark_acts(cx);
+    Err err = extend(m, cx, c, token, n, logits);
+    cx_release_acts(cx, mark);
+    return err;
+}

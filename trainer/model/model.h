@@ -3,6 +3,7 @@
 //
 // Explicit forward and backward per layer, no autograd. DeepSeek-V3 report 2.1, 2.2.
 #pragma once
+#include "latent_cache.h"
 #include "params.h"
 
 #define MTP_MAX 16
@@ -63,6 +64,11 @@ Err model_fwd(Model *m, Cx *cx, const Batch *b, LossSums *sums, const Taps *taps
 // model_fwd_bwd: losses, and gradients added to every parameter's grad. Collective over ep.
 Err model_fwd_bwd(Model *m, Cx *cx, const Batch *b, const LossScale *scale, LossSums *sums,
                   const Taps *taps) MUST_CHECK;
+// model_extend: n more tokens of the text in the cache, at most as many as a micro-batch has; the
+// cache grows by n. logits [k,V] f32, k <= n, out: of the main head after each of the last k of them;
+// mat_none(): none. MTP modules have no part. On the host, with a group of one rank. Errors: E_INPUT:
+// an unknown token; E_INTERNAL: no room in the cache. Local.
+Err model_extend(Model *m, Cx *cx, LatentCache *c, const int32_t *token, int64_t n, Mat logits) MUST_CHECK;
 // model_counts: [nblocks][E] i64 tokens routed to each expert on this rank since model_zero_counts
 // (training passes and model_fwd alike), memory of the device. NULL rows for blocks without experts.
 int64_t **model_counts(Model *m);

@@ -141,8 +141,9 @@ static Err explain_none(const char *what, const char *given, int64_t step) {
     snprintf(path, sizeof path, "%s", given);
     if (step <= 0) step = -1;
     split_step(path, &step);
-    CHECK(access(path, F_OK) == 0, E_INPUT, "%s %s: no such run or checkpoint directory: %s", what, path,
-          strerror(errno));
+    bool is_there = access(path, F_OK) == 0;
+    CHECK(is_there || errno != ENOENT, E_INPUT, "%s %s: no such run or checkpoint directory", what, path);
+    CHECK(is_there, E_INPUT, "%s %s: cannot look into it: %s", what, path, strerror(errno));
     CHECK(is_dir(path), E_INPUT, "%s %s: a file; expected a run directory, or a checkpoint (a folder step_...)", what,
           path);
     snprintf(sub, sizeof sub, "%s/checkpoints", path);

@@ -12,10 +12,8 @@
 #include "generate.h"
 #include "hf_masters.h"
 #include "log.h"
-#include "must.h"
-#include "rng.h"
+#include "model_rig.h"
 
-#define SETS_MAX 48
 #define TOKENS 40
 #define TOKENIZER "data/samples/tiny.tokenizer.json"
 
@@ -36,25 +34,11 @@ typedef struct Rig {
 } Rig;
 
 static void rig_open(Rig *r, const char *const *sets, int nthreads) {
-    const char *all[SETS_MAX];
-    int n = (int)(sizeof base_sets / sizeof base_sets[0]);
-    memcpy(all, base_sets, sizeof base_sets);
-    for (; sets && *sets; sets++) all[n++] = *sets;
-    assert_true(n <= SETS_MAX);
     memset(r, 0, sizeof *r);
-    MUST_OK(config_load(&r->config, NULL, all, n));
+    rig_config(&r->config, base_sets, (int)(sizeof base_sets / sizeof base_sets[0]), sets);
     MUST_OK(solo_open(&r->solo, r->config, false, nthreads));
     Params *p = model_params(r->solo.model);
-    MUST_OK(params_init(p, &r->solo.shape, &r->solo.cx));
-    for (int64_t b = 0; b < p->nblocks; b++) { // biases that decide some selections
-        for (int64_t e = 0; p->bias[b] && e < r->solo.shape.E; e++)
-            p->bias[b][e] = 0.1f * (float)rng_normal(3, (uint64_t)b, (uint64_t)e);
-    }
-    for (int i = 0; i < p->n; i++) { // norm weights away from 1, so that a missing factor shows
-        float *w = p->p[i].master.p;
-        for (int64_t j = 0; p->p[i].is_init_one && j < p->p[i].cols; j++)
-            w[j] += 0.2f * (float)rng_normal(5, (uint64_t)i, (uint64_t)j);
-    }
+    rig_init(p, &r->solo.shape, &r->solo.cx);
     MUST_OK(solo_publish(&r->solo));
     for (int i = 0; i < TOKENS; i++) r->token[i] = (int32_t)(philox(11, 0, (uint64_t)i).v[0] % 500);
 }

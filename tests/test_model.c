@@ -15,12 +15,10 @@
 
 #include "evaluate.h"
 #include "log.h"
-#include "must.h"
-#include "rng.h"
+#include "model_rig.h"
 #include "solo.h"
 #include "step.h"
 
-#define SETS_MAX 48
 #define TRAIN_SHARD "data/samples/tiny.tokens.h5"
 #define HELDOUT_SHARD "data/samples/tiny.heldout.h5"
 
@@ -48,13 +46,8 @@ typedef struct Rig {
 } Rig;
 
 static void rig_open(Rig *r, const char *const *sets, int nthreads) {
-    const char *all[SETS_MAX];
-    int n = (int)(sizeof base_sets / sizeof base_sets[0]);
-    memcpy(all, base_sets, sizeof base_sets);
-    for (; sets && *sets; sets++) all[n++] = *sets;
-    assert_true(n <= SETS_MAX);
     memset(r, 0, sizeof *r);
-    MUST_OK(config_load(&r->config, NULL, all, n));
+    rig_config(&r->config, base_sets, (int)(sizeof base_sets / sizeof base_sets[0]), sets);
     r->boot.nranks = r->boot.local_nranks = 1;
     MUST_OK(comm_self(&r->boot.world, "world"));
     MUST_OK(comm_self(&r->boot.ep, "ep"));
@@ -65,17 +58,7 @@ static void rig_open(Rig *r, const char *const *sets, int nthreads) {
     MUST_OK(cx_create(&r->cx, &r->boot, &r->mesh, &r->shape, &r->plan, nthreads));
     MUST_OK(model_create(&r->model, &r->shape, &r->cx, true, true));
     Params *p = model_params(r->model);
-    MUST_OK(params_init(p, &r->shape, &r->cx));
-    for (int64_t b = 0; b < p->nblocks; b++) { // biases that decide some selections
-        for (int64_t e = 0; p->bias[b] && e < r->shape.E; e++)
-            p->bias[b][e] = 0.1f * (float)rng_normal(3, (uint64_t)b, (uint64_t)e);
-    }
-    // Norm weights away from 1, so that a missing factor shows.
-    for (int i = 0; i < p->n; i++) {
-        float *w = p->p[i].master.p;
-        for (int64_t j = 0; p->p[i].is_init_one && j < p->p[i].cols; j++)
-            w[j] += 0.2f * (float)rng_normal(5, (uint64_t)i, (uint64_t)j);
-    }
+    rig_init(p, &r->shape, &r->cx);
     MUST_OK(params_publish(p, &r->shape, &r->cx));
     const Shape *s = &r->shape;
     int64_t ld = s->S + 1 + s->nmtp;

@@ -138,12 +138,6 @@ static char *text_of(const char *path) {
     return text;
 }
 
-static int times(const char *text, const char *what) {
-    int n = 0;
-    for (; (text = strstr(text, what)); text++) n++;
-    return n;
-}
-
 static void test_plot(void **state) {
     (void)state;
     double x[5] = {1, 10, 100, 1000, 10000}, y[5] = {1e-5, 1e-3, 0, 1e-2, 1e-1};

@@ -101,12 +101,6 @@ static char *text_of(const char *path) {
     return text;
 }
 
-static int times(const char *text, const char *what) {
-    int n = 0;
-    for (; (text = strstr(text, what)); text++) n++;
-    return n;
-}
-
 static void assert_has(const char *text, const char *what) {
     if (!strstr(text, what)) fail_msg("\"%s\" is not in the page", what);
 }

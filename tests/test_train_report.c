@@ -8,12 +8,6 @@
 #include "drive.h"
 #include "xml_check.h"
 
-static int times(const char *text, const char *what) {
-    int n = 0;
-    for (; (text = strstr(text, what)); text++) n++;
-    return n;
-}
-
 static void assert_has(const char *page, const char *what) {
     if (!strstr(page, what)) fail_msg("\"%s\" is not in the page", what);
 }

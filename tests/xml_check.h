@@ -85,3 +85,10 @@ static inline void assert_xml(const char *text) {
     }
     assert_int_equal(depth, 0);
 }
+
+// times: how often `what` stands in the text.
+static inline int times(const char *text, const char *what) {
+    int n = 0;
+    for (; (text = strstr(text, what)); text++) n++;
+    return n;
+}

@@ -37,7 +37,8 @@ static void log_write(const char *prefix, const char *fmt, va_list ap) {
     vsnprintf(text, sizeof text, fmt, ap);
     FILE *out = log_out ? log_out : stdout;
     fprintf(out, "%s%s\n", prefix, text);
-    fflush(out);
+    // A reader that is gone wants no more lines: that they cannot be written is no failure of the run.
+    if (fflush(out) != 0 && errno == EPIPE && !freopen("/dev/null", "we", out)) return;
     if (log_file) {
         fprintf(log_file, "%s%s\n", prefix, text);
         fflush(log_file);

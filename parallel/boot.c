@@ -280,8 +280,8 @@ void boot_end(int code) {
 // ---- signals ----------------------------------------------------------------------------------
 
 static volatile sig_atomic_t signalled;
-static const int stop_signals[] = {SIGUSR1, SIGUSR2, SIGTERM, SIGINT};
-static const char *const signal_names[] = {"SIGUSR1", "SIGUSR2", "SIGTERM", "SIGINT"};
+static const int stop_signals[] = {SIGUSR1, SIGUSR2, SIGTERM, SIGINT, SIGHUP};
+static const char *const signal_names[] = {"SIGUSR1", "SIGUSR2", "SIGTERM", "SIGINT", "SIGHUP"};
 enum { STOP_SIGNALS = sizeof stop_signals / sizeof stop_signals[0] };
 static volatile sig_atomic_t seen[STOP_SIGNALS];
 static volatile sig_atomic_t is_term_repeated; // the batch system repeats SIGTERM
@@ -304,7 +304,12 @@ void boot_signals(void) {
                                   // micro-batches
     sigemptyset(&action.sa_mask);
     for (int i = 0; i < STOP_SIGNALS; i++) sigaddset(&action.sa_mask, stop_signals[i]);
-    for (int i = 0; i < STOP_SIGNALS; i++) sigaction(stop_signals[i], &action, NULL);
+    for (int i = 0; i < STOP_SIGNALS; i++) {
+        struct sigaction was;
+        bool is_kept = stop_signals[i] == SIGHUP && sigaction(SIGHUP, NULL, &was) == 0 && was.sa_handler == SIG_IGN;
+        if (!is_kept) sigaction(stop_signals[i], &action, NULL); // else nohup: the run outlives its terminal
+    }
+    signal(SIGPIPE, SIG_IGN); // who reads the log may end (Ctrl-C takes `tee`, too): its lines are lost, not the save
 }
 
 const char *boot_signal_name(int sig) {

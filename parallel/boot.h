@@ -46,7 +46,8 @@ void boot_abort(Boot *b, int code);
 // return.
 void boot_end(int code);
 
-// boot_signals: from now on SIGUSR1, SIGUSR2, SIGTERM and SIGINT only raise a flag. The same signal
+// boot_signals: from now on SIGUSR1, SIGUSR2, SIGTERM, SIGINT and (unless it was ignored: nohup) SIGHUP
+// only raise a flag, and SIGPIPE is ignored: output that nobody reads any more ends no run. The same signal
 // once more ends this process at once with 128 + its number, unsaved: 75 would promise a save. Other
 // signals may follow the first (Slurm: the early warning, then SIGTERM at the end). Inside a Slurm job
 // a second SIGTERM changes nothing: Slurm repeats it before SIGKILL, and a save may still get done.

@@ -77,6 +77,10 @@ const char *drive_source(void) {
     return drive.source;
 }
 
+const char *drive_program(void) {
+    return drive.program;
+}
+
 const char *tiny(void) {
     static char text[sizeof drive.source + 40];
     snprintf(text, sizeof text, "--config %s/configs/tiny.yaml", drive.source);

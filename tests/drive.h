@@ -34,6 +34,7 @@ int drive_done(int failed);
 // drive_dir / drive_source: the temporary folder; the source folder. drive_program: the program.
 const char *drive_dir(void);
 const char *drive_source(void);
+const char *drive_program(void);
 
 // job_start: start `tessera <words>` on that many ranks (1 = without mpirun). job_start_limited: one rank, and no
 // file may grow beyond max_file bytes (a write then fails as on a full disk; MPI itself would not start).

@@ -129,14 +129,18 @@ static int in_child(int first, int second) {
 
 static void test_signals(void **state) {
     (void)state;
-    static const int all[] = {SIGUSR1, SIGUSR2, SIGTERM, SIGINT};
+    static const int all[] = {SIGUSR1, SIGUSR2, SIGTERM, SIGINT, SIGHUP};
     unsetenv("SLURM_JOB_ID");
     assert_int_equal(in_child(0, 0), 0);
-    for (int i = 0; i < 4; i++) {
+    for (int i = 0; i < 5; i++) {
         assert_int_equal(in_child(all[i], 0), all[i]);
         assert_int_equal(in_child(all[i], all[i]), 128 + all[i]);
-        for (int k = 1; k < 4; k++) assert_int_equal(in_child(all[i], all[(i + k) % 4]), all[i]); // no second one
+        for (int k = 1; k < 5; k++) assert_int_equal(in_child(all[i], all[(i + k) % 5]), all[i]); // no second one
     }
+    assert_int_equal(in_child(SIGPIPE, 0), 0);
+    signal(SIGHUP, SIG_IGN); // nohup
+    assert_int_equal(in_child(SIGHUP, SIGHUP), 0);
+    signal(SIGHUP, SIG_DFL);
     setenv("SLURM_JOB_ID", "17", 1); // Slurm repeats SIGTERM
     assert_int_equal(in_child(SIGTERM, SIGTERM), SIGTERM);
     assert_int_equal(in_child(SIGUSR1, SIGUSR1), 128 + SIGUSR1);

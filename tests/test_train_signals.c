@@ -1,6 +1,6 @@
 // test_train_signals.c - one signal to one rank, whatever the run is doing: all ranks agree, the unfinished step is
 // dropped, the last finished one is on disk and verified, the code is 75, and the resumed run is the undisturbed one to
-// the bit. Time limits, second signals.
+// the bit. Time limits, second signals, output that nobody reads.
 //
 // Alone it runs a case of every phase; with the word "all" behind the source folder every signal in every phase, to one
 // process, to one rank of two and (SIGUSR1, SIGUSR2) to mpirun: launch/reliability signals.
@@ -121,7 +121,8 @@ static void hit(Job *j, const Case *c, const char *dir) {
 }
 
 static const char *signal_name(int sig) {
-    return sig == SIGUSR1 ? "SIGUSR1" : sig == SIGUSR2 ? "SIGUSR2" : sig == SIGTERM ? "SIGTERM" : "SIGINT";
+    return sig == SIGUSR1 ? "SIGUSR1" : sig == SIGUSR2 ? "SIGUSR2" : sig == SIGTERM ? "SIGTERM"
+           : sig == SIGINT ? "SIGINT" : "SIGHUP";
 }
 
 // stopped_at: steps that are finished, and on disk if there are any.
@@ -245,6 +246,25 @@ static void test_second_signal(void **state) {
     assert_int_equal(steps_read(dir).n, 2);
 }
 
+// `tessera train | tee log` and Ctrl-C, which ends tee as well: nobody reads the lines any more, the save is made.
+static void test_reader_gone(void **state) {
+    (void)state;
+    static Job j;
+    char dir[400], line[1600], path[500];
+    snprintf(dir, sizeof dir, "%s", path_of("no-reader"));
+    snprintf(path, sizeof path, "%s", path_of("no-reader-code"));
+    snprintf(line, sizeof line, "{ %s train %s --run-dir %s --steps %d %s; echo $? >%s; } | head -n 1 >%s",
+             drive_program(), tiny(), dir, STEPS, SHORT, path, path_of("first-line"));
+    assert_int_equal(system(line), 0);
+    size_t n;
+    char *code = read_file(path, &n);
+    assert_string_equal(code, "0\n");
+    free(code);
+    run(&j, 1, "inspect %s/checkpoints/step_%08d", dir, STEPS);
+    assert_ends(&j, 0);
+    same_steps(whole_run(1), dir, 1, STEPS, BITS);
+}
+
 // A time limit ends the run by itself, before the limit, with a save; and measures a save after the first step.
 static void test_time_limit(void **state) {
     (void)state;
@@ -291,9 +311,9 @@ static void add_case(Phase phase, int sig, Target target) {
 }
 
 static void add_all(void) {
-    static const int signals[] = {SIGUSR1, SIGUSR2, SIGTERM, SIGINT};
+    static const int signals[] = {SIGUSR1, SIGUSR2, SIGTERM, SIGINT, SIGHUP};
     for (int p = 0; p < PHASES; p++) {
-        for (int s = 0; s < 4; s++) {
+        for (int s = 0; s < 5; s++) {
             add_case((Phase)p, signals[s], ALONE);
             add_case((Phase)p, signals[s], ONE_RANK);
             // mpirun hands only these two on; and before its ranks are there it has nobody to hand them to.
@@ -304,7 +324,7 @@ static void add_all(void) {
 
 int main(int argc, char **argv) {
     const struct CMUnitTest rest[] = {cmocka_unit_test(test_second_signal), cmocka_unit_test(test_time_limit),
-                                      cmocka_unit_test(test_evaluation_given_up)};
+                                      cmocka_unit_test(test_reader_gone), cmocka_unit_test(test_evaluation_given_up)};
     if (argc == 4 && strcmp(argv[3], "all") == 0) {
         argc = 3;
         add_all();
@@ -312,6 +332,7 @@ int main(int argc, char **argv) {
         add_case(STARTUP, SIGTERM, ONE_RANK);
         add_case(DATA, SIGUSR2, ONE_RANK);
         add_case(STEP, SIGINT, ALONE);
+        add_case(DATA, SIGHUP, ALONE);
         add_case(EVAL, SIGTERM, ONE_RANK);
         add_case(SAVE, SIGUSR1, LAUNCHER);
     }

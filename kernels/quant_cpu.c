@@ -45,7 +45,7 @@ const QuantLanes *quant_chosen(void) {
 
 // Codes of more bytes than this are written past the caches. Processors with tile registers have
 // their third-level cache on a mesh, whose lines come hardly faster than those of memory; others
-// keep there what is written until it is read.
+// keep there what is written until it is read, as far as it goes (32 MiB on Zen).
 static int64_t far_bytes = -1;
 
 void quant_far_select(int64_t bytes) {
@@ -54,7 +54,7 @@ void quant_far_select(int64_t bytes) {
 
 bool quant_is_far(const QuantLanes *l, int64_t bytes) {
     if (!l->tiles || !l->tiles->stream) return false;
-    int64_t most = far_bytes >= 0 ? far_bytes : cpu_has_amx() ? (int64_t)1 << 20 : (int64_t)1 << 26;
+    int64_t most = far_bytes >= 0 ? far_bytes : cpu_has_amx() ? (int64_t)1 << 20 : (int64_t)1 << 25;
     return bytes > most;
 }
 

@@ -217,7 +217,9 @@ static Err train_on_ranks(Run *r) {
     TRY(note_start(r));
     if (staging_is_host(&r->cx)) {
         GemmPeak peak = gemm_peak(r->cx.op.nthreads);
-        r->peak_flops = r->shape.mode == MODE_FP32 ? peak.f32 : peak.half;
+        // The fastest sample is that of a rank that has its cores to itself: of shared ones only its part counts.
+        double part = r->boot.cores / (double)min_i64(r->cx.op.nthreads, boot_cores());
+        r->peak_flops = (r->shape.mode == MODE_FP32 ? peak.f32 : peak.half) * (part < 1.0 ? part : 1.0);
     }
     TRY(comm_sum(r->boot.world, &r->peak_flops, 1));
     log_line("peak       %.1f GFLOP/s measured, all ranks together: MFU is a fraction of it",

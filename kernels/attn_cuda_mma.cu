@@ -16,10 +16,8 @@ static bool is_regular(Mat m) {
 }
 bool attn_mma_takes(const AttnCall *c) {
     if (chosen < 0) {
-        int device = 0, major = 0;
-        bool is_known = cudaGetDevice(&device) == cudaSuccess &&
-                        cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device) == cudaSuccess;
-        chosen = !is_known || major < 8 ? 0 : is_hopper(major) ? 2 : 1;
+        int major = device_major();
+        chosen = major < 8 ? 0 : is_hopper(major) ? 2 : 1;
     }
     AttnShape a = c->a;
     bool is_size = a.Dn % 8 == 0 && a.Dr % 8 == 0 && a.Dv % 8 == 0 && a.Dn + a.Dr <= 192 && a.Dv <= 128;

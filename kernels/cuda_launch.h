@@ -30,6 +30,14 @@ extern "C" {
 #include "ops.h"
 }
 
+// device_major: the first number of this device's compute capability, -1 if nothing says it.
+static inline int device_major(void) {
+    int device = 0, major = 0;
+    bool is_known = cudaGetDevice(&device) == cudaSuccess &&
+                    cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device) == cudaSuccess;
+    return is_known ? major : -1;
+}
+
 // is_hopper: a device of this compute capability (its first number) runs Hopper's own instructions, and this program
 // has them: only code of sm_90a does (meson.build); kernels that use them trap in any other.
 static inline bool is_hopper(int major) {

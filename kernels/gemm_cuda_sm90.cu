@@ -57,12 +57,7 @@ static size_t aligned_bytes(MatQ q) {
     return is_regular(codes(q)) ? 0 : (size_t)(q.nmat * q.rows * ceil_div(q.cols, 16) * 16);
 }
 bool gemm_sm90_takes(const OpCx *cx, MatQ a, MatQ b, bool is_turned) {
-    if (chosen < 0) {
-        int device = 0, major = 0;
-        bool is_known = cudaGetDevice(&device) == cudaSuccess &&
-                        cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device) == cudaSuccess;
-        chosen = is_known && is_hopper(major);
-    }
+    if (chosen < 0) chosen = is_hopper(device_major());
     bool is_sum = (cx->accumulate == GEMM_PROMOTE128 || cx->accumulate == GEMM_PROMOTE128_HOPPER14) &&
                   (cx->promote_every == 0 || cx->promote_every == TILE);
     size_t bytes = aligned_bytes(a) + (is_turned ? gemm_sm90_turned_bytes(b) : aligned_bytes(b));

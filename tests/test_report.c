@@ -101,10 +101,6 @@ static char *text_of(const char *path) {
     return text;
 }
 
-static void assert_has(const char *text, const char *what) {
-    if (!strstr(text, what)) fail_msg("\"%s\" is not in the page", what);
-}
-
 static Err report(const char *a, const char *b, const char *out) {
     const char *v[8] = {"report", a};
     int n = 2;

@@ -8,10 +8,6 @@
 #include "drive.h"
 #include "xml_check.h"
 
-static void assert_has(const char *page, const char *what) {
-    if (!strstr(page, what)) fail_msg("\"%s\" is not in the page", what);
-}
-
 static char *page_of(const char *path) {
     size_t n;
     char *page = read_file(path, &n);

@@ -92,3 +92,7 @@ static inline int times(const char *text, const char *what) {
     for (; (text = strstr(text, what)); text++) n++;
     return n;
 }
+
+static inline void assert_has(const char *page, const char *what) {
+    if (!strstr(page, what)) fail_msg("\"%s\" is not in the page", what);
+}

@@ -8,6 +8,7 @@
 #include "checkpoint.h"
 #include "commands.h"
 #include "generate.h"
+#include "json_text.h"
 #include "log.h"
 #include "read_text.h"
 
@@ -49,12 +50,6 @@ typedef struct Request {
     int64_t nsamples, threads;
     int64_t step; // of the checkpoint that was found
 } Request;
-
-// A sample's text: to standard output, and kept for --json.
-typedef struct Out {
-    char *text; // [n]
-    size_t n, capacity;
-} Out;
 
 static Err read_request(Request *r, const Args *a) {
     GenerateSpec *s = &r->spec;
@@ -119,18 +114,10 @@ static Err read_prompt(TokenIds *ids, const Tokenizer *t, const Args *a) {
     return err;
 }
 
-static Err put(void *user, const char *text, size_t n) {
-    Out *o = user;
+// put: a sample's text to standard output, and to a copy if there is one.
+static Err put(void *copy, const char *text, size_t n) {
     CHECK(fwrite(text, 1, n, stdout) == n && fflush(stdout) == 0, E_OUTPUT, "standard output: %s", strerror(errno));
-    if (o->n + n > o->capacity) {
-        size_t capacity = 2 * (o->n + n) + 256;
-        char *bigger = realloc(o->text, capacity);
-        CHECK(bigger, E_INTERNAL, "out of memory: %zu bytes of text", capacity);
-        o->text = bigger;
-        o->capacity = capacity;
-    }
-    memcpy(o->text + o->n, text, n);
-    o->n += n;
+    CHECK(!copy || fwrite(text, 1, n, copy) == n, E_INTERNAL, "out of memory: the text of a sample");
     return OK;
 }
 
@@ -140,19 +127,14 @@ static const char *end_word(GenerateEnd end) {
 }
 
 // put_json: what --json promises of a sample.
-static void put_json(FILE *f, int64_t k, const Sample *s, const Out *o, int64_t nprompt, double prompt_rate,
-                     double rate) {
+static void put_json(FILE *f, int64_t k, const Sample *s, const char *text, size_t n, int64_t nprompt,
+                     double prompt_rate, double rate) {
     fprintf(f, "{\"sample\":%lld,\"end\":\"%s\",\"prompt_tokens\":%lld,\"tokens\":%lld,\"prompt_tokens_per_s\":%.6g,"
                "\"tokens_per_s\":%.6g,\"ids\":[",
             (long long)k, end_word(s->end), (long long)nprompt, (long long)s->n, prompt_rate, rate);
     for (int64_t i = 0; i < s->n; i++) fprintf(f, "%s%d", i ? "," : "", s->ids[i]);
     fprintf(f, "],\"text\":\"");
-    for (size_t i = 0; i < o->n; i++) {
-        unsigned char b = (unsigned char)o->text[i];
-        if (b == '"' || b == '\\') fprintf(f, "\\%c", b);
-        else if (b < 0x20) fprintf(f, "\\u%04x", b);
-        else fputc(b, f);
-    }
+    json_put(f, text, n);
     fprintf(f, "\"}\n");
 }
 
@@ -170,15 +152,19 @@ static Err put_samples(Generator *g, const Solo *solo, const Request *r, int64_t
     generate_prompt(g, &nprompt, &prompt_seconds);
     double prompt_rate = (double)nprompt / (prompt_seconds > 1e-9 ? prompt_seconds : 1e-9);
     for (int64_t k = 0; k < r->nsamples; k++) {
-        Out o = {0};
+        char *text = NULL;
+        size_t n = 0;
+        FILE *copy = json ? open_memstream(&text, &n) : NULL;
+        CHECK(copy || !json, E_INTERNAL, "out of memory: the text of a sample");
         Sample s;
         if (r->nsamples > 1) printf("%s== sample %lld\n", k ? "\n" : "", (long long)(k + 1));
-        Err err = generate_sample(g, k, put, &o, &s);
+        Err err = generate_sample(g, k, put, copy, &s);
         printf("\n");
         fflush(stdout);
         double rate = (double)s.n / (s.seconds > 1e-9 ? s.seconds : 1e-9);
-        if (err == OK && json) put_json(json, k, &s, &o, nprompt, prompt_rate, rate);
-        free(o.text);
+        if (copy) fclose(copy); // text and n are whole now
+        if (err == OK && json) put_json(json, k, &s, text, n, nprompt, prompt_rate, rate);
+        free(text);
         TRY(err);
         say_end(&s, &r->spec);
         ntokens += s.n;

@@ -24,6 +24,7 @@ Err read_text(const char *path, char **text, size_t *n) {
     }
     CHECK_OR(!ferror(f), failed, E_INPUT, "%s: cannot read: %s", path, strerror(errno));
     if (!is_stdin) fclose(f);
+    p[used] = '\0'; // the last round had room and got nothing
     *text = p;
     *n = used;
     return OK;

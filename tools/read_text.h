@@ -2,6 +2,6 @@
 #pragma once
 #include "fail.h"
 
-// read_text: all bytes of a file, or of standard input for "-": *text from malloc, [*n]. Errors: E_INPUT, E_INTERNAL.
-// Local.
+// read_text: all bytes of a file, or of standard input for "-": *text from malloc, [*n] and a zero byte. Errors:
+// E_INPUT, E_INTERNAL. Local.
 Err read_text(const char *path, char **text, size_t *n) MUST_CHECK;

@@ -115,6 +115,8 @@ const char *report_setting(const ReportSettings *s, const char *key);
 Err report_page(Report *p) MUST_CHECK;
 // report_style: the <style> of the page and all its figures, light and dark. Local.
 void report_style(FILE *f);
+// report_legend: what marks and curves of all figures are. Local.
+void report_legend(Report *p);
 // report_curves, report_heats: all figures of their kind, each a <figure>; those without values are left out. Errors:
 // E_INTERNAL. Local.
 Err report_curves(Report *p) MUST_CHECK;

@@ -3,44 +3,28 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
+#include <unistd.h>
 
 #include "arena.h"
 #include "checkpoint_dir.h"
 #include "log.h"
 #include "manifest.h"
+#include "read_text.h"
 #include "report.h"
 
-enum { PATH_CAP = 4300, CONFIG_CAP = 1 << 20 };
+enum { PATH_CAP = 4300 };
 static const char bias_end[] = ".mlp.gate.e_score_correction_bias";
-
-// read_text: a small file, whole; *text NULL: it is not there, or no file of text. From malloc.
-static Err read_text(const char *path, char **text, size_t *n) {
-    *text = NULL;
-    FILE *f = fopen(path, "re");
-    if (!f) return OK;
-    char *t = malloc(CONFIG_CAP + 1);
-    if (!t) fclose(f);
-    CHECK(t, E_INTERNAL, "%s: out of memory", path);
-    *n = fread(t, 1, CONFIG_CAP, f);
-    t[*n] = '\0';
-    bool is_read = !ferror(f);
-    fclose(f);
-    if (is_read) *text = t;
-    if (!is_read) free(t);
-    return OK;
-}
 
 static Err read_config(ReportRun *r) {
     char path[PATH_CAP];
     Mesh mesh;
     Shape shape;
     snprintf(path, sizeof path, "%s/config.yaml", r->dir);
-    TRY(read_text(path, &r->config_text, &r->config_bytes));
-    if (!r->config_text) {
+    if (access(path, F_OK) != 0) {
         log_warn("%s is missing: the model is not shown", path);
         return OK;
     }
+    TRY(read_text(path, &r->config_text, &r->config_bytes));
     TRY(config_load(&r->config, path, NULL, 0));
     TRY(mesh_build(&mesh, 1, 0, 1));
     TRY(shape_from_config(&shape, r->config, &mesh));

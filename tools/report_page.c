@@ -321,36 +321,17 @@ static void table_of_events(Report *p, const char *title, bool is_notable) {
 
 // ---- the page ----------------------------------------------------------------------------------
 
-static void legend_of_marks(Report *p) {
-    static const struct {
-        PlotMarkKind kind;
-        const char *name;
-        Quantity of;
-        bool is_alone;
-    } marks[] = {{MARK_SAVE, "save", Q_SAVES, true},
-                 {MARK_EVAL, "evaluation", Q_EVALS, true},
-                 {MARK_RESTART, "restart", Q_STARTS, false},
-                 {MARK_BAD, "step not finite", Q_BAD, false}};
-    fputs("<p class=\"unit\">", p->f);
-    for (int i = 0; i < 4; i++) {
-        int n = 0;
-        for (int r = 0; r < p->nruns; r++) n += p->run[r].of[marks[i].of].n;
-        if (n == 0 || (marks[i].is_alone && p->nruns > 1)) continue;
-        fputs("<span class=\"key\"><svg width=\"14\" height=\"14\" viewBox=\"0 0 14 14\">", p->f);
-        plot_mark_sample(p->f, &(PlotMark){7, marks[i].kind, p->nruns > 1 ? PLOT_COLOURS : 0}, 13);
-        fprintf(p->f, "</svg>%s%s</span>\n", marks[i].name,
-                p->nruns > 1 ? ", in its run's colour" : "");
-    }
-    fputs("Curves are running means; what is faint behind them are the values, or what lies "
-          "between the least and the "
-          "largest of several steps.</p>\n",
-          p->f);
-}
-
 static bool has_steps(const Report *p) {
     int64_t first, last;
     report_span(p, &first, &last);
     return first <= last;
+}
+
+static void title(Report *p) {
+    for (int r = 0; r < p->nruns; r++) {
+        if (r > 0) fputs(", ", p->f);
+        plot_text(p->f, p->run[r].name);
+    }
 }
 
 Err report_page(Report *p) {
@@ -358,23 +339,17 @@ Err report_page(Report *p) {
     fputs("<!DOCTYPE html>\n<html lang=\"en\"><head><meta charset=\"utf-8\"/>\n"
           "<meta name=\"viewport\" content=\"width=device-width, initial-scale=1\"/>\n<title>",
           f);
-    for (int r = 0; r < p->nruns; r++) {
-        if (r > 0) fputs(", ", f);
-        plot_text(f, p->run[r].name);
-    }
+    title(p);
     fputs("</title>\n", f);
     report_style(f);
     fputs("</head><body>\n<h1>", f);
-    for (int r = 0; r < p->nruns; r++) {
-        if (r > 0) fputs(", ", f);
-        plot_text(f, p->run[r].name);
-    }
+    title(p);
     fputs("</h1>\n", f);
     table_of_runs(p);
     TRY(table_of_settings(p));
     fputs("<h2>Training</h2>\n", f);
     if (has_steps(p)) {
-        legend_of_marks(p);
+        report_legend(p);
         fputs("<div class=\"figures\">\n", f);
         TRY(report_curves(p));
         fputs("</div>\n<h2>Sites and experts</h2>\n<div class=\"figures\">\n", f);

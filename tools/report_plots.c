@@ -248,16 +248,19 @@ static void add_curves(Report *p, Drawing *d, bool is_faint) {
         }
 }
 
+// What is marked in every figure.
+static const struct {
+    Quantity of;
+    PlotMarkKind kind;
+    const char *name;
+    bool is_alone; // only where there is one run
+} kinds[] = {{Q_SAVES, MARK_SAVE, "save", true},
+             {Q_EVALS, MARK_EVAL, "evaluation", true},
+             {Q_STARTS, MARK_RESTART, "restart", false},
+             {Q_BAD, MARK_BAD, "step not finite", false}};
+
 // marks: those of one kind a few pixels apart, so that they can be told apart.
 static int add_marks(const Report *p, PlotMark *out) {
-    static const struct {
-        Quantity of;
-        PlotMarkKind kind;
-        bool is_alone; // only where there is one run
-    } kinds[] = {{Q_SAVES, MARK_SAVE, true},
-                 {Q_EVALS, MARK_EVAL, true},
-                 {Q_STARTS, MARK_RESTART, false},
-                 {Q_BAD, MARK_BAD, false}};
     int64_t first, last;
     int n = 0;
     report_span(p, &first, &last);
@@ -274,6 +277,23 @@ static int add_marks(const Report *p, PlotMark *out) {
             }
         }
     return n;
+}
+
+void report_legend(Report *p) {
+    fputs("<p class=\"unit\">", p->f);
+    for (int i = 0; i < 4; i++) {
+        int n = 0;
+        for (int r = 0; r < p->nruns; r++) n += p->run[r].of[kinds[i].of].n;
+        if (n == 0 || (kinds[i].is_alone && p->nruns > 1)) continue;
+        fputs("<span class=\"key\"><svg width=\"14\" height=\"14\" viewBox=\"0 0 14 14\">", p->f);
+        plot_mark_sample(p->f, &(PlotMark){7, kinds[i].kind, p->nruns > 1 ? PLOT_COLOURS : 0}, 13);
+        fprintf(p->f, "</svg>%s%s</span>\n", kinds[i].name,
+                p->nruns > 1 ? ", in its run's colour" : "");
+    }
+    fputs("Curves are running means; what is faint behind them are the values, or what lies "
+          "between the least and the "
+          "largest of several steps.</p>\n",
+          p->f);
 }
 
 static void sample(FILE *f, const PlotSeries *s, const char *name) {

@@ -12,44 +12,29 @@
 
 enum { PATH_CAP = 4200 };
 
-// Where a quantity stands in a line of metrics.jsonl; NULL: it is made of something else.
-static const struct {
-    const char *key;
-    bool is_sparse;
-} quantities[Q_COUNT] = {
-    // In the order of the line.
-    [Q_BATCH] = {"global_batch", false},
-    [Q_LOSS] = {"loss", false},
-    [Q_LM] = {"lm_loss", false},
-    [Q_MTP] = {"mtp_loss", false},
-    [Q_BALANCE] = {"balance_loss", false},
-    [Q_GRAD_NORM] = {"grad_norm", false},
-    [Q_LR] = {"lr", false},
-    [Q_TOKENS_PER_S] = {"tokens_per_s", false},
-    [Q_STEP_MS] = {"step_ms", false},
-    [Q_MFU] = {"mfu", false},
-    [Q_MAXVIO] = {"maxvio", false},
-    [Q_DEAD] = {"dead_experts", false},
-    [Q_DISPATCH] = {"a2a_dispatch_bytes", false},
-    [Q_COMBINE] = {"a2a_combine_bytes", false},
-    [Q_META] = {"a2a_meta_bytes", false},
-    [Q_SATURATED] = {"fp8_saturated", false},
-    [Q_UNDERFLOW] = {"fp8_underflow", false},
-    [Q_NAN_TILES] = {"fp8_nonfinite_tiles", false},
-    [Q_RSS] = {"rss_bytes", false},
-    [Q_SLOW] = {"slow_factor", false},
-    [Q_WORST_SATURATED] = {NULL, true},
-    [Q_WORST_UNDERFLOW] = {NULL, true},
-    [Q_SHADOW_WORST] = {NULL, true},
-    [Q_SHADOW_MEAN] = {NULL, true},
-    [Q_EVAL] = {NULL, true},
-    [Q_BITS] = {NULL, true},
-    [Q_STALL] = {NULL, true},
-    [Q_SAVE_S] = {NULL, true},
-    [Q_SAVES] = {NULL, true},
-    [Q_STARTS] = {NULL, true},
-    [Q_BAD] = {NULL, true},
-    [Q_EVALS] = {NULL, true},
+// Where a quantity stands in a line of metrics.jsonl, in its order; NULL: it is made of something else, and most steps
+// have none.
+static const char *const keys[Q_COUNT] = {
+    [Q_BATCH] = "global_batch",
+    [Q_LOSS] = "loss",
+    [Q_LM] = "lm_loss",
+    [Q_MTP] = "mtp_loss",
+    [Q_BALANCE] = "balance_loss",
+    [Q_GRAD_NORM] = "grad_norm",
+    [Q_LR] = "lr",
+    [Q_TOKENS_PER_S] = "tokens_per_s",
+    [Q_STEP_MS] = "step_ms",
+    [Q_MFU] = "mfu",
+    [Q_MAXVIO] = "maxvio",
+    [Q_DEAD] = "dead_experts",
+    [Q_DISPATCH] = "a2a_dispatch_bytes",
+    [Q_COMBINE] = "a2a_combine_bytes",
+    [Q_META] = "a2a_meta_bytes",
+    [Q_SATURATED] = "fp8_saturated",
+    [Q_UNDERFLOW] = "fp8_underflow",
+    [Q_NAN_TILES] = "fp8_nonfinite_tiles",
+    [Q_RSS] = "rss_bytes",
+    [Q_SLOW] = "slow_factor",
 };
 
 static double number(JsonLines *j, const char *key) {
@@ -182,7 +167,7 @@ static Err read_metrics(ReportRun *r) {
         }
         double v[Q_COUNT];
         for (int q = 0; q < Q_COUNT; q++) {
-            v[q] = quantities[q].key ? number(j, quantities[q].key) : NAN;
+            v[q] = keys[q] ? number(j, keys[q]) : NAN;
             series_add(&r->of[q], step, v[q]);
         }
         sum_up(r, j, step, v);
@@ -325,7 +310,7 @@ Err report_read(ReportRun *r, const char *dir) {
           strerror(errno));
     name_of(r);
     for (int q = 0; q < Q_COUNT; q++)
-        TRY(series_create(&r->of[q], REPORT_PARTS, quantities[q].is_sparse));
+        TRY(series_create(&r->of[q], REPORT_PARTS, keys[q] == NULL));
     TRY(read_metrics(r));
     TRY(read_events(r));
     return report_read_model(r);

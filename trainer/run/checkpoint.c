@@ -96,10 +96,9 @@ static Err take_snapshot(CkWrite *s) {
     return OK;
 }
 
-// Rows that are hashed and written at a time: whole blocks.
-static int64_t strip_rows(const CkTensor *t, int64_t rows) {
-    int64_t block = tensorfile_chunk_rows(t->is.dtype, t->cols);
-    return min_i64(max_i64(STRIP_NUMBERS / t->cols / block, 1) * block, rows);
+// Rows that are hashed and written at a time.
+static int64_t step_rows(const CkTensor *t, int64_t rows) {
+    return strip_rows(rows, t->cols, tensorfile_chunk_rows(t->is.dtype, t->cols));
 }
 
 static Err make_stage(const CkWrite *s, void **stage) {
@@ -107,7 +106,7 @@ static Err make_stage(const CkWrite *s, void **stage) {
     for (int64_t i = 0; i < s->table.n; i++) {
         const CkTensor *t = &s->table.t[i];
         own_bytes(s, i, &first, &rows);
-        bytes = max_i64(bytes, strip_rows(t, rows) * t->cols * (int64_t)dtype_bytes(t->is.dtype));
+        bytes = max_i64(bytes, step_rows(t, rows) * t->cols * (int64_t)dtype_bytes(t->is.dtype));
     }
     return mem_alloc(stage, (size_t)bytes, "checkpoint staging");
 }
@@ -130,7 +129,7 @@ static Err write_tensor(CkWrite *s, TensorFile *f, int64_t i, const char *kept, 
     RowsHash *out = s->hashes + (int64_t)s->cx->world->rank * s->table.n + i;
     int64_t first, rows, row_bytes = t->cols * (int64_t)dtype_bytes(t->is.dtype);
     own_bytes(s, i, &first, &rows);
-    int64_t step = strip_rows(t, rows), block = block_rows(t, rows), n = block ? ceil_div(rows, block) : 0;
+    int64_t step = step_rows(t, rows), block = block_rows(t, rows), n = block ? ceil_div(rows, block) : 0;
     int64_t shape[2] = {rows, t->cols};
     HashStream *all = NULL;
     Hash128 *blocks = NULL;

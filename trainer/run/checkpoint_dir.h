@@ -4,7 +4,7 @@
 //     step_00000500/          complete, appeared by one rename
 //     step_00001000.partial/  being written or being removed: never looked at, removed when a run starts
 //     latest -> step_00000500
-// Private to checkpoint*.c. Local: one rank calls.
+// For checkpoint*.c, the run directory, and commands that look into one. Local: one rank calls.
 #pragma once
 #include "fail.h"
 

@@ -12,6 +12,7 @@
 
 #include "config_keys.h"
 #include "json_flat.h"
+#include "json_text.h"
 #include "log.h"
 #include "tokenizer.h"
 
@@ -406,15 +407,7 @@ static void put_token(Writer *w, const char *key, const Tokenizer *t, int id) {
         return;
     }
     put(w, key, "\"");
-    for (size_t i = 0; i < n; i++) {
-        unsigned char ch = (unsigned char)text[i];
-        if (ch < 0x20)
-            fprintf(w->f, "\\u%04x", ch);
-        else if (ch == '"' || ch == '\\')
-            fprintf(w->f, "\\%c", ch);
-        else
-            fputc(ch, w->f);
-    }
+    json_put(w->f, text, n);
     fputc('"', w->f);
 }
 

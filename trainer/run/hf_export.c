@@ -49,11 +49,6 @@ static int64_t piece_bytes(const Piece *x) {
     return x->rows * x->cols * (int64_t)st_type_bytes(x->type);
 }
 
-// Rows that are converted together.
-static int64_t strip_rows(const Piece *x) {
-    return min_i64(x->rows, max_i64(STRIP_NUMBERS / x->cols / TILE, 1) * TILE);
-}
-
 static Piece *piece_new(Exporter *ex) {
     Piece *x = &ex->pieces[ex->n++];
     memset(x, 0, sizeof *x);
@@ -151,7 +146,7 @@ static Err make_buffers(Exporter *ex) {
     size_t coded = 0;
     for (int64_t i = 0; i < ex->n; i++) {
         const Piece *x = &ex->pieces[i];
-        int64_t rows = strip_rows(x), n = rows * x->cols;
+        int64_t rows = strip_rows(x->rows, x->cols, TILE), n = rows * x->cols;
         size_t bytes = x->type == ST_F8_E4M3 ? weight_bytes(1, rows, x->cols, SCALE_F32) : (size_t)n * sizeof(uint16_t);
         numbers = max_i64(numbers, n);
         coded = bytes > coded ? bytes : coded;
@@ -189,7 +184,7 @@ static Err put_numbers(Exporter *ex, SafetensorsWriter *w, const Piece *x, int64
 
 static Err put_piece(Exporter *ex, SafetensorsWriter *w, const Piece *x) {
     if (x->is_scale) return OK; // written with its matrix
-    int64_t step = strip_rows(x);
+    int64_t step = strip_rows(x->rows, x->cols, TILE); // rows that are converted together
     for (int64_t row = 0; row < x->rows; row += step) {
         int64_t n = min_i64(step, x->rows - row);
         if (x->p)

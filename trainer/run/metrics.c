@@ -15,6 +15,7 @@
 #include <unistd.h>
 
 #include "arena.h"
+#include "json_text.h"
 #include "log.h"
 #include "tensorboard.h"
 
@@ -438,15 +439,6 @@ bool metrics_eval_is_stopped(const char *run_dir, int64_t step) {
 
 void metrics_escape(char *out, size_t n, const char *text) {
     size_t k = 0;
-    for (const unsigned char *t = (const unsigned char *)text; *t && k + 7 < n; t++) {
-        if (*t == '"' || *t == '\\') {
-            out[k++] = '\\';
-            out[k++] = (char)*t;
-        } else if (*t < 0x20) {
-            k += (size_t)snprintf(out + k, n - k, "\\u%04x", *t);
-        } else {
-            out[k++] = (char)*t;
-        }
-    }
+    for (; *text && k + JSON_BYTE + 1 < n; text++) k += json_byte(out + k, (unsigned char)*text);
     out[k] = '\0';
 }

@@ -5,6 +5,10 @@
 
 // Numbers that are carried at a time, about: whole rows, whole blocks of what is hashed or quantised together.
 #define STRIP_NUMBERS ((int64_t)4 << 20)
+// strip_rows: of a matrix with `rows` rows of `cols`: whole blocks of `block` rows, at least one. Pure.
+static inline int64_t strip_rows(int64_t rows, int64_t cols, int64_t block) {
+    return min_i64(max_i64(STRIP_NUMBERS / cols / block, 1) * block, rows);
+}
 
 // A source. `of` is the source's own and is given back to it.
 typedef struct Weights {
